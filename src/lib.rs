@@ -1,0 +1,6 @@
+//! Contrail: a self-hosted activity tracker for e-commerce. Modules in the data's order.
+
+/// The event: parts, ids, wire record, identity.
+pub mod event;
+/// The log: the only source of truth.
+pub mod eventlog;

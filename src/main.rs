@@ -1,0 +1,3 @@
+//! The `contrail` binary: arguments in, exit code out.
+
+fn main() {}
