@@ -4,3 +4,7 @@
 pub mod event;
 /// The log: the only source of truth.
 pub mod eventlog;
+/// SQLite as both embedded stores use it.
+pub mod sqlite;
+/// Map, merge, live objects, subscribers.
+pub mod sync;

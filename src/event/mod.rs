@@ -1,17 +1,21 @@
 //! The event: its typed parts, ids, wire record, and the fold that decides what counts. Called by every room; imports none,
 //! and never reads a clock or a file.
 
+pub mod change;
 pub mod identity;
 pub mod ids;
 pub mod money;
 pub mod record;
+pub mod rules;
 pub mod time;
 
 use serde::{Deserialize, Serialize};
 
+pub use change::{Change, ObjectKey, ObjectKind};
 pub use ids::{KeyKind, PARTITIONS, SiteId};
 pub use money::{Currency, Money};
 pub use record::{Channel, Flags, Record, RecordKind};
+pub use rules::{RulesOf, SiteRules};
 pub use time::{Clock, Timestamp};
 
 /// The names of the types that Contrail maps; any other name is archived and not mapped.

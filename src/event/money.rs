@@ -123,8 +123,19 @@ mod tests {
     fn decimals_round_half_even() {
         let eur = Currency::parse("EUR").unwrap();
         for (text, minor, rounded) in [
-            ("12.99", 1299, false), ("0.005", 0, true), ("0.015", 2, true), ("0.025", 2, true), ("0.0251", 3, true), ("0.0249", 2, true), ("-1.235", -124, true),
-            ("1", 100, false), ("1.1", 110, false), ("1.100000", 110, false), ("0.059", 6, true), ("-11062.06", -1_106_206, false), ("0.0050000", 0, true),
+            ("12.99", 1299, false),
+            ("0.005", 0, true),
+            ("0.015", 2, true),
+            ("0.025", 2, true),
+            ("0.0251", 3, true),
+            ("0.0249", 2, true),
+            ("-1.235", -124, true),
+            ("1", 100, false),
+            ("1.1", 110, false),
+            ("1.100000", 110, false),
+            ("0.059", 6, true),
+            ("-11062.06", -1_106_206, false),
+            ("0.0050000", 0, true),
         ] {
             assert_eq!(Money::from_decimal(text, eur), Ok((Money { amount_minor: minor, currency: eur }, rounded)), "{text}");
         }

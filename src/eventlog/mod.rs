@@ -174,7 +174,9 @@ pub enum Error {
         what: String,
     },
     /// An offset outside what the log holds.
-    #[error("{topic} partition {partition}: offset {offset} is outside {start}..={next}; its reader's store and this log do not belong together, or the log was cut")]
+    #[error(
+        "{topic} partition {partition}: offset {offset} is outside {start}..={next}; its reader's store and this log do not belong together, or the log was cut"
+    )]
     OutOfRange {
         /// The topic's name.
         topic: &'static str,

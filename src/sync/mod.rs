@@ -1,0 +1,236 @@
+//! Live objects: events become changes (mapping, router), changes become objects (keeper, object, batch), objects reach subscribers (feed).
+//! Reads `events`, writes and reads `changes`; must never read the archive.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::event::identity::{Entry, IdentityKey};
+use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
+
+/// What a router saves of one `events` partition in one transaction.
+#[derive(Clone, Debug, Default)]
+pub struct RouterCommit {
+    /// The partition.
+    pub partition: u16,
+    /// The next offset to read: all below is reflected in durable `changes` records.
+    pub next: u64,
+    /// Greatest `received_at` read of the partition; expires identity entries.
+    pub received_at: Timestamp,
+    /// Identity entries that changed.
+    pub entries: Vec<(IdentityKey, Entry)>,
+    /// Hashes of (site, kind, name) of indexed objects this partition has seen for the first time.
+    pub sighted: Vec<[u8; 16]>,
+}
+
+/// How far a keeper is in one `changes` partition: replay starts at `next` with `seen`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// C: lowest offset not yet written and published.
+    pub next: u64,
+    /// W: by `events` partition the last (source offset, object number) read before C; None where none.
+    pub seen: Vec<Option<(u64, u16)>>,
+}
+
+/// An object's head row: everything but its items' data.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// Number of changes folded in, over all incarnations: the object's last event id.
+    pub event_id: u64,
+    /// Number of changes folded into this incarnation: its revision.
+    pub revision: u64,
+    /// The `changes` offset it includes; changes at or below are skipped.
+    pub upto: u64,
+    /// Greatest `Origin::Archive` version taken.
+    pub version: u64,
+    /// `received_at` of the first change of this incarnation.
+    pub created_at: Timestamp,
+    /// `received_at` of the last change; judges expiry.
+    pub updated_at: Timestamp,
+    /// When it was removed, or None while it lives. A removed object's head is its tombstone.
+    pub removed_at: Option<Timestamp>,
+    /// Write budget: tokens left at `bucket_at`, in thousandths of a write.
+    pub bucket_millis: i64,
+    /// See `bucket_millis`.
+    pub bucket_at: Timestamp,
+    /// Bytes of all rows, for limits.
+    pub bytes: u64,
+}
+
+/// One row of an object: a map item, a list item (its index as 16 hex digits, so that text order is index order), or a document's data (empty name).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Item name.
+    pub item: String,
+    /// Number of changes folded into the item; the REST face shows the first as 0.
+    pub revision: u64,
+    /// The object's event id after the last change of this item.
+    pub event_id: u64,
+    /// `received_at` of that change.
+    pub updated_at: Timestamp,
+    /// Merge state as `sync::object` encodes it; None = the item was removed (a tombstone).
+    pub state: Option<Vec<u8>>,
+}
+
+/// One object to write: head and the rows that changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObjectWrite {
+    /// Which.
+    pub key: ObjectKey,
+    /// Its new head.
+    pub head: Head,
+    /// Rows to put, tombstones included.
+    pub rows: Vec<Row>,
+    /// Rows to delete for good: tombstones past their age or number.
+    pub purge: Vec<String>,
+    /// Whether all rows not in `rows` are deleted first (a new incarnation, a removal).
+    pub clear: bool,
+}
+
+/// One object as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredObject {
+    /// Which.
+    pub key: ObjectKey,
+    /// Its head.
+    pub head: Head,
+    /// Its rows in item order, tombstones included.
+    pub rows: Vec<Row>,
+}
+
+/// Objects, with the state of router and keeper beside them. Whatever is written is a function of the log, so that commits may be lost to power loss as
+/// long as they are lost in order; [`ObjectStore::durable`] says what can no longer be.
+#[async_trait]
+pub trait ObjectStore: Send + Sync + 'static {
+    /// The next offset of `events` a router reads of a partition; 0 where it never ran.
+    async fn router_next(&self, partition: u16) -> Result<u64, Error>;
+
+    /// The identity entries of a partition known under these keys.
+    async fn identities(&self, partition: u16, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry)>, Error>;
+
+    /// Which of these hashes a partition has sighted before.
+    async fn sighted(&self, partition: u16, hashes: &[[u8; 16]]) -> Result<Vec<[u8; 16]>, Error>;
+
+    /// Saves several partitions' router state, each partition whole or not at all.
+    async fn commit_router(&self, commits: Vec<RouterCommit>) -> Result<(), Error>;
+
+    /// A keeper's checkpoint of a `changes` partition; the default where it never ran.
+    async fn checkpoint(&self, partition: u16) -> Result<Checkpoint, Error>;
+
+    /// Objects by key, in the order asked for; None where none is (a tombstone is one). At most 10,000 keys a call.
+    async fn load(&self, keys: &[ObjectKey]) -> Result<Vec<Option<StoredObject>>, Error>;
+
+    /// Writes objects and the checkpoints that follow from them. No checkpoint is stored before the objects written in the same call.
+    /// Visible to [`ObjectStore::load`] when it returns.
+    async fn commit_objects(&self, objects: Vec<ObjectWrite>, checkpoints: Vec<(u16, Checkpoint)>) -> Result<(), Error>;
+
+    /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, heads only.
+    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+
+    /// Living objects and tombstones last changed before `before`, oldest first, whose name starts with `prefix`: what expiry looks at.
+    async fn stale(&self, prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+
+    /// Deletes tombstones for good.
+    async fn purge(&self, keys: &[ObjectKey]) -> Result<(), Error>;
+
+    /// The offsets that survive power loss now: by `events` partition the router's next, by `changes` partition the keeper's. Makes
+    /// what is committed durable first where that is cheap (a WAL checkpoint), so call it seldom: retention follows it.
+    async fn durable(&self) -> Result<(Vec<u64>, Vec<u64>), Error>;
+
+    /// Finishes writes and closes.
+    async fn close(&self) -> Result<(), Error>;
+}
+
+/// A write as subscribers see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its event id after the write.
+    pub event_id: u64,
+    /// Its revision after the write.
+    pub revision: u64,
+    /// Rows that changed; data is None for a removed item.
+    pub rows: Vec<AppliedRow>,
+    /// Whether the object itself was removed.
+    pub removed: bool,
+}
+
+/// One changed row of [`Applied`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppliedRow {
+    /// Item name; empty for a document.
+    pub item: String,
+    /// The item's revision.
+    pub revision: u64,
+    /// Rendered JSON text, or None where the item was removed.
+    pub data: Option<Arc<str>>,
+}
+
+/// Carries applied changes to every node's subscribers, in order per object. Loses nothing it accepted, but a subscriber that lags is told so instead of served.
+#[async_trait]
+pub trait Feed: Send + Sync + 'static {
+    /// Whether anybody may be subscribed to the object, so that rendering for nobody is spared. May say true wrongly, never false.
+    fn wanted(&self, key: &ObjectKey) -> bool;
+
+    /// Hands writes to the subscribers. Never waits for a subscriber.
+    async fn publish(&self, writes: Vec<Applied>) -> Result<(), Error>;
+
+    /// Attaches to an object: everything published after this returns is delivered. Attach first, then read the snapshot, then drop
+    /// event ids at or below it.
+    async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error>;
+}
+
+/// One subscriber's end of the feed. Dropping it detaches.
+#[async_trait]
+pub trait Subscription: Send {
+    /// The next write. Cancel-safe.
+    async fn next(&mut self) -> Update;
+}
+
+/// What a subscriber gets.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// The next write, in order.
+    Write(Arc<Applied>),
+    /// Writes were missed because this subscriber was slow: read a fresh snapshot. Later writes follow.
+    Lagged,
+    /// The feed has stopped.
+    Closed,
+}
+
+/// What can go wrong with objects.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The store refused or failed.
+    #[error("object store: {0}")]
+    Store(String),
+    /// What is stored cannot be read.
+    #[error("object {kind:?} {name} cannot be read: {what}")]
+    Corrupt {
+        /// The object's kind.
+        kind: ObjectKind,
+        /// The object's name.
+        name: String,
+        /// What was found.
+        what: String,
+    },
+    /// The log failed underneath.
+    #[error(transparent)]
+    Log(#[from] crate::eventlog::Error),
+    /// The store is closed.
+    #[error("object store is closed")]
+    Closed,
+}
+
+impl Error {
+    /// Whether the same call may succeed later.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_retryable(),
+            Self::Store(_) => true,
+            Self::Corrupt { .. } | Self::Closed => false,
+        }
+    }
+}
