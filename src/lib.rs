@@ -1,5 +1,7 @@
 //! Contrail: a self-hosted activity tracker for e-commerce. Modules in the data's order.
 
+/// Archive and answers.
+pub mod archive;
 /// The event: parts, ids, wire record, identity.
 pub mod event;
 /// The log: the only source of truth.
