@@ -2,11 +2,19 @@
 
 /// Archive and answers.
 pub mod archive;
+/// Settings.
+pub mod config;
 /// The event: parts, ids, wire record, identity.
 pub mod event;
 /// The log: the only source of truth.
 pub mod eventlog;
+/// The HTTP listener.
+pub mod server;
+/// Starting and stopping as one.
+pub mod shutdown;
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.
 pub mod sync;
+/// Log lines and metrics.
+pub mod telemetry;

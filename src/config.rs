@@ -1,0 +1,329 @@
+//! Settings: compiled-in defaults < configuration file < environment < flags. Read once at the start by the command line; no room sees it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use toml::{Table, Value};
+
+use crate::telemetry::LogFormat;
+
+/// Every key with its default and a sentence: the manual.
+pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// Environment variables that are not settings: secrets and the like, read where they are used.
+const NOT_SETTINGS: [&str; 7] = [
+    "CONTRAIL_CONFIG",
+    "CONTRAIL_BOOTSTRAP_INGEST_KEY",
+    "CONTRAIL_BOOTSTRAP_READ_TOKEN",
+    "CONTRAIL_BOOTSTRAP_ACCOUNT_SID",
+    "CONTRAIL_BOOTSTRAP_AUTH_TOKEN",
+    "CONTRAIL_SECRET_KEY",
+    "CONTRAIL_TEST_DATA",
+];
+
+/// Why the settings cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{path}: {error}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Not TOML.
+    #[error("{origin}: {error}")]
+    Syntax {
+        /// File or variable.
+        origin: String,
+        /// Where and why.
+        error: Box<toml::de::Error>,
+    },
+    /// No such key.
+    #[error("{origin}: unknown key `{key}`; the nearest is `{nearest}`")]
+    UnknownKey {
+        /// File or variable.
+        origin: String,
+        /// What was written.
+        key: String,
+        /// What may be meant.
+        nearest: String,
+    },
+    /// A value of the wrong kind or range.
+    #[error("settings: {0}")]
+    Value(Box<toml::de::Error>),
+}
+
+/// A size in bytes, written `"8MiB"`, `"64KiB"`, `"1GiB"` or a plain number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let shift = match unit.trim() {
+            "" | "B" => Some(0),
+            "KiB" => Some(10),
+            "MiB" => Some(20),
+            "GiB" => Some(30),
+            "TiB" => Some(40),
+            _ => None,
+        };
+        let bytes = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_shl(shift));
+        bytes.map(Self).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a size such as \"8MiB\"")))
+    }
+}
+
+/// A span of time, written `"250ms"`, `"10s"`, `"7days"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map(Self).map_err(|e| serde::de::Error::custom(format!("`{text}` is not a span of time: {e}")))
+    }
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Takes events.
+    Ingest,
+    /// Keeps live objects.
+    Sync,
+    /// Fills the archive.
+    Archive,
+    /// Answers readers.
+    Web,
+}
+
+/// All settings. Each field is a key of `defaults.toml`, which says what it means.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "defaults.toml is the manual; a test holds both together")]
+pub struct Config {
+    pub data: PathBuf,
+    pub listen: String,
+    pub roles: Vec<Role>,
+    pub log: String,
+    pub store: String,
+    pub archive: String,
+    pub public_url: String,
+    pub server: Server,
+    pub eventlog: Eventlog,
+    pub ingest: Ingest,
+    pub sync: Sync,
+    pub live: Live,
+    pub archiver: Archiver,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Server {
+    pub max_connections: usize,
+    pub header_timeout: Span,
+    pub drain: Span,
+    pub worker_threads: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Eventlog {
+    pub max_bytes: Bytes,
+    pub segment_bytes: Bytes,
+    pub retention: Span,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Ingest {
+    pub in_flight_bytes: Bytes,
+    pub requests_per_second: u32,
+    pub body_timeout: Span,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Sync {
+    pub pending_bytes: Bytes,
+    pub cache_bytes: Bytes,
+    pub expire_customers: Span,
+    pub expire_trails: Span,
+    pub expire_pages: Span,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Live {
+    pub max_subscribers: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Archiver {
+    pub retention: Span,
+    pub batch_events: usize,
+    pub batch_wait: Span,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Telemetry {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// Adds up defaults, the file (where one is given), variables and flags (`key.path = value`), and checks every key.
+    ///
+    /// # Errors
+    /// See [`Error`]; each names where the value came from.
+    pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Self, Error> {
+        let mut all = parse("defaults", DEFAULTS)?;
+        let known = keys(&all);
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
+            let origin = path.display().to_string();
+            let table = parse(&origin, &text)?;
+            check(&origin, &keys(&table), &known)?;
+            merge(&mut all, table);
+        }
+        for (name, text) in variables {
+            if !name.starts_with("CONTRAIL_") || NOT_SETTINGS.contains(&name.trim_end_matches("_FILE")) {
+                continue;
+            }
+            let key = known.iter().find(|key| variable(key) == name).ok_or_else(|| Error::UnknownKey {
+                origin: "environment".into(),
+                key: name.clone(),
+                nearest: nearest(&name, known.iter().map(|key| variable(key))),
+            })?;
+            // A value that is TOML (a number, a list, true) is that; anything else is a string.
+            let value = text.parse::<Value>().unwrap_or_else(|_| Value::String(text.clone()));
+            set(&mut all, key, value);
+        }
+        check("flags", &keys(&flags), &known)?;
+        merge(&mut all, flags);
+        Value::Table(all).try_into().map_err(|error| Error::Value(Box::new(error)))
+    }
+}
+
+fn parse(origin: &str, text: &str) -> Result<Table, Error> {
+    text.parse().map_err(|error| Error::Syntax { origin: origin.to_owned(), error: Box::new(error) })
+}
+
+/// The variable that sets a key: `ingest.max_body` is `CONTRAIL_INGEST_MAX_BODY`.
+fn variable(key: &str) -> String {
+    format!("CONTRAIL_{}", key.replace('.', "_").to_ascii_uppercase())
+}
+
+fn keys(table: &Table) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, value) in table {
+        match value {
+            Value::Table(inner) => found.extend(keys(inner).into_iter().map(|rest| format!("{name}.{rest}"))),
+            _ => found.push(name.clone()),
+        }
+    }
+    found
+}
+
+fn check(origin: &str, written: &[String], known: &[String]) -> Result<(), Error> {
+    match written.iter().find(|key| !known.contains(key)) {
+        Some(key) => Err(Error::UnknownKey { origin: origin.to_owned(), key: key.clone(), nearest: nearest(key, known.iter().cloned()) }),
+        None => Ok(()),
+    }
+}
+
+fn nearest(key: &str, known: impl Iterator<Item = String>) -> String {
+    known.min_by_key(|candidate| strsim::levenshtein(key, candidate)).unwrap_or_default()
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (name, value) in from {
+        match (into.get_mut(&name), value) {
+            (Some(Value::Table(inner)), Value::Table(more)) => merge(inner, more),
+            (_, value) => {
+                into.insert(name, value);
+            }
+        }
+    }
+}
+
+fn set(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        Some((section, rest)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(section) {
+                set(inner, rest, value);
+            }
+        }
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: Option<&Path>, variables: &[(&str, &str)], flags: &str) -> Result<Config, Error> {
+        Config::load(file, variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())), flags.parse().unwrap())
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("contrail.toml");
+        std::fs::write(&file, "listen = \"127.0.0.1:1\"\n[eventlog]\nretention = \"2days\"\nmax_bytes = \"2GiB\"\n").unwrap();
+        let config = load(
+            Some(&file),
+            &[("CONTRAIL_LISTEN", "127.0.0.1:2"), ("CONTRAIL_EVENTLOG_MAX_BYTES", "3GiB"), ("PATH", "/")],
+            "listen = \"127.0.0.1:3\"",
+        )
+        .unwrap();
+        assert_eq!(config.listen, "127.0.0.1:3");
+        assert_eq!(config.eventlog.retention.0, Duration::from_secs(2 * 86_400));
+        assert_eq!(config.eventlog.max_bytes, Bytes(3 << 30));
+        assert_eq!(config.roles.len(), 4, "untouched keys keep their default");
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        let told = |result: Result<Config, Error>| result.unwrap_err().to_string();
+        assert_eq!(
+            told(load(None, &[("CONTRAIL_LISTENN", "x")], "")),
+            "environment: unknown key `CONTRAIL_LISTENN`; the nearest is `CONTRAIL_LISTEN`"
+        );
+        assert_eq!(
+            told(load(None, &[], "[eventlog]\nretension = \"1day\"")),
+            "flags: unknown key `eventlog.retension`; the nearest is `eventlog.retention`"
+        );
+        assert!(told(load(None, &[], "[eventlog]\nmax_bytes = \"lots\"")).contains("`lots` is not a size"));
+        assert!(told(load(None, &[], "[server]\ndrain = \"soon\"")).contains("`soon` is not a span of time"));
+    }
+
+    #[test]
+    fn every_default_has_its_sentence() {
+        let mut sentence = false;
+        for line in DEFAULTS.lines() {
+            if line.contains(" = ") && !line.starts_with('#') {
+                assert!(sentence, "no comment above: {line}");
+            }
+            sentence = line.starts_with("# [reload]") || line.starts_with("# [restart]") || line.starts_with("# [migration]");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The HTTP listener: accepts connections, bounds their number and the time a request's head may take, and drains them. Called by `app`
+//! with one router of all rooms; knows no room.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// Bounds of the listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Connections held at once; further ones wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long a request's head may take, idle keep-alive included.
+    pub header_timeout: Duration,
+    /// How long running requests may take to finish once the server stops.
+    pub drain: Duration,
+}
+
+/// Serves until `stop`, then lets running requests finish (new ones on kept connections are not taken) for at most the drain time.
+///
+/// # Errors
+/// When connections were still open at the end of the drain time.
+pub async fn serve(listener: TcpListener, router: Router, settings: Settings, stop: CancellationToken) -> Result<(), crate::shutdown::Failure> {
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(settings.max_connections));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let place = tokio::select! {
+            () = stop.cancelled() => break,
+            place = Arc::clone(&places).acquire_owned() => place?,
+        };
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors and the like: the connection waits, others end and free them.
+                    tracing::warn!(error = %error, "connection not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        while connections.try_join_next().is_some() {}
+        if let Some(connection) = connection(stream, &router, settings.header_timeout, &graceful) {
+            connections.spawn(async move {
+                connection.await;
+                drop(place);
+            });
+        }
+    }
+    drop(listener);
+    let open = connections.len();
+    if tokio::time::timeout(settings.drain, graceful.shutdown()).await.is_err() {
+        return Err(format!("{open} connections at the stop, some still busy after {:?}", settings.drain).into());
+    }
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn connection(
+    stream: TcpStream,
+    router: &Router,
+    header_timeout: Duration,
+    graceful: &GracefulShutdown,
+) -> Option<impl Future<Output = ()> + Send + use<>> {
+    let peer = stream.peer_addr().ok()?;
+    // Answers are written whole; waiting for more to send would only delay them.
+    stream.set_nodelay(true).ok()?;
+    let service = router.clone().map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request.map(axum::body::Body::new)
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let watched = graceful.watch(served);
+    Some(async move {
+        if let Err(error) = watched.await {
+            tracing::debug!(error = %error, "connection ended early");
+        }
+    })
+}
