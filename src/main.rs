@@ -1,3 +1,7 @@
-//! The `contrail` binary: arguments in, exit code out.
+//! The `contrail` binary: arguments in, exit code out. Everything else is the library's.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    contrail::cli::main()
+}

@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+# contrail alone: small, non-root, everything it writes under /data.
+FROM rust:1.95-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY src ./src
+COPY schemas ./schemas
+COPY loadtest ./loadtest
+RUN cargo build --release --locked --bin contrail && strip target/release/contrail && mkdir /data
+
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /build/target/release/contrail /usr/local/bin/contrail
+COPY --from=build --chown=nonroot:nonroot /data /data
+USER nonroot
+ENV CONTRAIL_DATA=/data CONTRAIL_LISTEN=0.0.0.0:8080 CONTRAIL_TELEMETRY_FORMAT=json
+VOLUME /data
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/contrail"]
+CMD ["serve"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["/usr/local/bin/contrail", "healthy"]

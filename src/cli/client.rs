@@ -1,0 +1,105 @@
+//! How commands reach a data directory: over HTTP, to the process that runs on it, or to one started for the command alone. Called by every
+//! command that reads or writes events; so each command has one way, tested by the server's own tests.
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use crate::app::{self, Running, data};
+use crate::config::{Config, Role};
+
+/// A way to the server.
+pub struct Client {
+    http: hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>,
+    address: String,
+    token: String,
+    site: Option<String>,
+    own: Option<Running>,
+}
+
+/// Who serves a command when nobody runs on the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alone {
+    /// Everything: events sent are mapped and archived before the command ends.
+    All,
+    /// Readers only; nothing is written.
+    Readers,
+}
+
+impl Client {
+    /// Finds the server of `config.data`, or starts one on a free loopback port for as long as this client lives.
+    ///
+    /// # Errors
+    /// When the directory is held by a process whose token cannot be read, or a server cannot start.
+    pub async fn connect(config: &Config, site: Option<String>, alone: Alone) -> anyhow::Result<Self> {
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
+        if let Some(found) = data::running(&config.data)? {
+            return Ok(Self { http, address: found.address, token: found.admin_token, site, own: None });
+        }
+        if alone == Alone::Readers && !config.data.exists() {
+            bail!("{}: no such data directory; start a server first, or name another with --data", config.data.display());
+        }
+        let roles = match alone {
+            Alone::All => vec![Role::Ingest, Role::Sync, Role::Archive, Role::Web],
+            Alone::Readers => vec![Role::Web],
+        };
+        let own = app::start(Config { listen: "127.0.0.1:0".into(), roles, ..config.clone() }, app::Options::default()).await?;
+        Ok(Self { http, address: own.address().to_string(), token: own.admin_token().to_owned(), site, own: Some(own) })
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends a request and gives the answer as it arrives.
+    pub async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Response<Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", "application/json");
+        if let Some(site) = &self.site {
+            request = request.header("x-contrail-site", site);
+        }
+        let answer = self.http.request(request.body(Full::new(body.into()))?).await;
+        answer.with_context(|| format!("asking the server at {}", self.address))
+    }
+
+    /// GET, the whole answer; a refusal becomes an error in the server's own words.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Bytes> {
+        whole(self.send(Method::GET, path, Bytes::new()).await?).await
+    }
+
+    /// POST, likewise.
+    pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Bytes> {
+        whole(self.send(Method::POST, path, body).await?).await
+    }
+
+    /// Stops a server started for this command, after what was sent has reached the archive.
+    ///
+    /// # Errors
+    /// When it does not stop cleanly.
+    pub async fn close(self) -> anyhow::Result<()> {
+        match self.own {
+            Some(own) => own.stop().await.map_err(Into::into),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Collects an answer; a refusal becomes an error in the server's own words.
+pub async fn whole(answer: Response<Incoming>) -> anyhow::Result<Bytes> {
+    let status = answer.status();
+    let body = answer.into_body().collect().await?.to_bytes();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let told = problem.get("detail").or_else(|| problem.get("title")).and_then(|t| t.as_str()).unwrap_or("no reason given");
+    bail!("{status}: {told}")
+}

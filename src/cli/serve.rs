@@ -1,0 +1,60 @@
+//! `contrail serve`: runs until a signal, then drains.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use crate::app;
+use crate::config::Config;
+use crate::shutdown;
+
+/// Serves until SIGTERM or SIGINT, or until a part fails.
+pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let mut running = app::start(config, app::Options::from_environment()?).await?;
+    greet(&running);
+    let ended = tokio::select! {
+        signal = shutdown::signal() => {
+            tracing::info!(signal = signal?, "stopping");
+            None
+        }
+        failed = running.failed() => Some(failed),
+    };
+    let stopped = running.stop().await;
+    if let Some(failed) = ended {
+        bail!("stopped because a part failed: {failed}");
+    }
+    stopped?;
+    tracing::info!("stopped; everything accepted is in the log");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says where it serves and, once, with which keys.
+pub(super) fn greet(running: &app::Running) {
+    println!("contrail serves on {}", running.public_url());
+    if let Some(keys) = running.first_keys() {
+        println!("\nThese keys of site `{}` are shown once; only their hashes are kept:", keys.site);
+        println!("  ingest key  {}\n  read token  {}", keys.ingest_key, keys.read_token);
+        println!("\nSend a first event:\n\n{}\n", curl(running.public_url(), &keys.ingest_key));
+        println!("and ask for it:\n\ncurl -H 'Authorization: Bearer {}' '{}/v1/reports/top-viewed'\n", keys.read_token, running.public_url());
+    }
+}
+
+/// A line that works when pasted.
+pub(super) fn curl(url: &str, key: &str) -> String {
+    format!(
+        "curl '{url}/v1/events' -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n  -d '{{\"type\":\"product_viewed\",\"customer\":{{\"id\":\"c1\"}},\"product\":{{\"id\":\"sku-1\",\"name\":\"Mug\"}}}}'"
+    )
+}
+
+/// `contrail healthy`: 0 when the server of the data directory is ready.
+pub(super) async fn healthy(config: Config) -> anyhow::Result<ExitCode> {
+    let Some(found) = app::data::running(&config.data)? else { bail!("nothing runs on {}", config.data.display()) };
+    // A wildcard listener is reached by loopback.
+    let port = found.address.rsplit(':').next().unwrap_or_default().to_owned();
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http::<http_body_util::Empty<bytes::Bytes>>();
+    let answer = client.get(format!("http://127.0.0.1:{port}/readyz").parse()?).await?;
+    if !answer.status().is_success() {
+        bail!("not ready: {}", answer.status());
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,176 @@
+//! Starts, asks, stops and kills the shipped binary.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::http::{Answer, Connection};
+
+pub const KEY: &str = "ck_demo_00000000000000000000000000000000test";
+pub const READ: &str = "cr_demo_00000000000000000000000000000000test";
+
+/// A running server. Dropped, it is stopped by SIGTERM and must end cleanly.
+pub struct Server {
+    child: Child,
+    pub address: String,
+    pub data: PathBuf,
+    _dir: Option<tempfile::TempDir>,
+}
+
+pub fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
+    command.env("CONTRAIL_BOOTSTRAP_INGEST_KEY", KEY).env("CONTRAIL_BOOTSTRAP_READ_TOKEN", READ);
+    command
+}
+
+impl Server {
+    /// On a fresh directory that goes with the server.
+    pub fn fresh() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = Self::on(&dir.path().join("data"), &[]);
+        server._dir = Some(dir);
+        server
+    }
+
+    /// On a directory that stays.
+    pub fn on(data: &Path, arguments: &[&str]) -> Self {
+        Self::try_on(data, arguments).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
+    }
+
+    /// The exit status where it ends at its start.
+    pub fn try_on(data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
+        // A former process's announcement must not be taken for this one's.
+        drop(std::fs::remove_file(data.join("admin.token")));
+        let log = std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").map_or_else(Stdio::null, |_| Stdio::inherit());
+        let mut child = binary()
+            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+            .arg(data)
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let asked = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Err(status);
+            }
+            let told = std::fs::read_to_string(data.join("contrail.lock")).unwrap_or_default();
+            if let Some((pid, address)) = told.trim().split_once(' ')
+                && pid == child.id().to_string()
+                && let Ok(mut connection) = Connection::open(address)
+                && connection.call("GET", "/readyz", &[], b"").is_ok_and(|answer| answer.status == 200)
+            {
+                return Ok(Self { child, address: address.to_owned(), data: data.to_owned(), _dir: None });
+            }
+            assert!(asked.elapsed() < Duration::from_secs(60), "not ready after 60 s");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::open(&self.address).unwrap()
+    }
+
+    pub fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        self.connect().call(method, path, headers, body).unwrap()
+    }
+
+    /// POST /v1/events with the server key.
+    pub fn post(&self, body: &[u8]) -> Answer {
+        self.call("POST", "/v1/events", &[("authorization", &format!("Bearer {KEY}")), ("content-type", "application/json")], body)
+    }
+
+    /// Events that must all be accepted.
+    pub fn accept(&self, events: &[Value]) {
+        for chunk in events.chunks(1000) {
+            let answer = self.post(&serde_json::to_vec(chunk).unwrap());
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_eq!(answer.json()["rejected"], Value::Array(vec![]), "{}", answer.text());
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, &[("authorization", &format!("Bearer {READ}"))], b"")
+    }
+
+    /// GET that must succeed.
+    pub fn read(&self, path: &str) -> Value {
+        let answer = self.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        answer.json()
+    }
+
+    pub fn admin(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let token = std::fs::read_to_string(self.data.join("admin.token")).unwrap();
+        self.call(method, path, &[("authorization", &format!("Bearer {token}")), ("content-type", "application/json")], body)
+    }
+
+    /// Waits until router, keeper and archiver have passed all that was accepted before this call.
+    pub fn settle(&self) {
+        let asked = Instant::now();
+        loop {
+            let progress = self.admin("GET", "/admin/progress", b"");
+            assert_eq!(progress.status, 200, "{}", progress.text());
+            if progress.json()["caught_up"] == Value::Bool(true) {
+                return;
+            }
+            assert!(asked.elapsed() < Duration::from_secs(120), "not settled after 120 s: {}", progress.text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs the audit and gives its exit status and output.
+    pub fn audit(&self) -> (bool, String) {
+        let out = binary().args(["audit", "--data"]).arg(&self.data).output().unwrap();
+        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    }
+
+    pub fn assert_audit(&self) {
+        let (clean, told) = self.audit();
+        assert!(clean, "{told}");
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; the exit status.
+    pub fn stop(mut self) -> ExitStatus {
+        self.terminate()
+    }
+
+    fn terminate(&mut self) -> ExitStatus {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        let asked = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(asked.elapsed() < Duration::from_secs(60), "not stopped after 60 s");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            if std::thread::panicking() {
+                drop(self.child.kill());
+                drop(self.child.wait());
+            } else {
+                let status = self.terminate();
+                assert!(status.success(), "the server must end cleanly: {status}");
+            }
+        }
+    }
+}

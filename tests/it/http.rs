@@ -1,0 +1,144 @@
+//! A plain blocking HTTP/1.1 client, so that the tests speak the wire and share no code with the server.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+}
+
+/// A kept connection.
+pub struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    pub fn open(address: &str) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// One request; an error means that the connection broke before a whole answer came.
+    pub fn call(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Answer> {
+        self.send(method, path, headers, body)?;
+        let (status, headers) = self.head()?;
+        let find = |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone());
+        let mut body = Vec::new();
+        if let Some(length) = find("content-length") {
+            body.resize(length.parse().unwrap(), 0);
+            self.0.read_exact(&mut body)?;
+        } else if find("transfer-encoding").is_some() {
+            while let Some(mut chunk) = self.chunk()? {
+                body.append(&mut chunk);
+            }
+        }
+        Ok(Answer { status, headers, body })
+    }
+
+    /// Sends a request whose answer is read by [`Connection::head`] and [`Connection::line`].
+    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<()> {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        let stream = self.0.get_mut();
+        stream.write_all(request.as_bytes())?;
+        stream.write_all(body)
+    }
+
+    pub fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {
+        let first = self.line()?;
+        let status = first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other(format!("no status line: {first:?}")))?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                return Ok((status, headers));
+            }
+            let (name, value) = line.split_once(':').unwrap();
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+    }
+
+    fn chunk(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let size = usize::from_str_radix(&self.line()?, 16).map_err(std::io::Error::other)?;
+        let mut chunk = vec![0; size];
+        self.0.read_exact(&mut chunk)?;
+        self.line()?;
+        Ok((size > 0).then_some(chunk))
+    }
+
+    /// A line without its end; an error at the end of the stream.
+    pub fn line(&mut self) -> std::io::Result<String> {
+        let mut line = String::new();
+        if self.0.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+/// Server-Sent Events of one subscription.
+pub struct Events(Connection);
+
+/// One message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    pub event: String,
+    pub id: Option<u64>,
+    pub data: Value,
+}
+
+impl Events {
+    pub fn open(address: &str, path: &str, token: &str, last_event_id: Option<u64>) -> Self {
+        let mut connection = Connection::open(address).unwrap();
+        let (bearer, last) = (format!("Bearer {token}"), last_event_id.unwrap_or_default().to_string());
+        let mut headers = vec![("authorization", bearer.as_str()), ("accept", "text/event-stream")];
+        if last_event_id.is_some() {
+            headers.push(("last-event-id", &last));
+        }
+        connection.send("GET", path, &headers, b"").unwrap();
+        let (status, _) = connection.head().unwrap();
+        assert_eq!(status, 200, "{path}");
+        Self(connection)
+    }
+
+    /// The next message; comments are passed over.
+    pub fn next(&mut self) -> Message {
+        let (mut event, mut id, mut data) = (String::new(), None, String::new());
+        loop {
+            let line = self.0.line().expect("the stream goes on");
+            if let Some(rest) = line.strip_prefix("event:") {
+                rest.trim().clone_into(&mut event);
+            } else if let Some(rest) = line.strip_prefix("id:") {
+                id = rest.trim().parse().ok();
+            } else if let Some(rest) = line.strip_prefix("data:") {
+                data.push_str(rest.trim_start());
+            } else if line.is_empty() && !event.is_empty() {
+                return Message { event, id, data: serde_json::from_str(&data).unwrap_or(Value::Null) };
+            }
+        }
+    }
+}
