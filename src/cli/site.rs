@@ -1,0 +1,87 @@
+//! `contrail site`: makes and lists sites, rotates their keys, mints tokens for one object.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::client::{Alone, Client};
+use crate::config::Config;
+
+#[derive(Subcommand, Debug)]
+pub(super) enum SiteCommand {
+    /// Make a site; prints its keys once.
+    Add(AddArguments),
+    /// List the sites.
+    List,
+    /// Replace a key; the old one stops working at once.
+    Rotate(RotateArguments),
+    /// Mint a token that opens one object for reading.
+    Token(TokenArguments),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct AddArguments {
+    /// 1 to 64 of a-z, 0-9 and -.
+    site: String,
+    /// IANA time zone of the shop's days.
+    #[arg(long, default_value = "UTC")]
+    time_zone: String,
+    /// Origin of a browser page that may send and watch, such as https://shop.example; repeatable.
+    #[arg(long = "origin")]
+    origins: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RotateArguments {
+    /// The site.
+    site: String,
+    /// Which key.
+    #[arg(long, value_enum, default_value = "ingest")]
+    key: Key,
+}
+
+/// The keys a site has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Key {
+    /// Servers send with it.
+    Ingest,
+    /// Browser pages send with it.
+    Browser,
+    /// Analysts and services read with it.
+    Read,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct TokenArguments {
+    /// The site.
+    site: String,
+    /// The object, as in /v1/live: documents/page.:about, maps/product.sku-1.
+    #[arg(long)]
+    object: String,
+    /// How long it works, such as 1h.
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    ttl: std::time::Duration,
+}
+
+pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<ExitCode> {
+    let client = Client::connect(&config, None, Alone::All).await?;
+    let answer = match command {
+        SiteCommand::Add(a) => {
+            let asked = json!({"site": a.site, "time_zone": a.time_zone, "origins": a.origins});
+            client.post("/admin/sites", asked.to_string()).await?
+        }
+        SiteCommand::List => client.get("/admin/sites").await?,
+        SiteCommand::Rotate(a) => {
+            let asked = json!({"key": format!("{:?}", a.key).to_lowercase()});
+            client.post(&format!("/admin/sites/{}/rotate", a.site), asked.to_string()).await?
+        }
+        SiteCommand::Token(a) => {
+            let asked = json!({"object": a.object, "ttl_seconds": a.ttl.as_secs()});
+            client.post(&format!("/admin/sites/{}/tokens", a.site), asked.to_string()).await?
+        }
+    };
+    println!("{}", serde_json::to_string_pretty(&serde_json::from_slice::<Value>(&answer)?)?);
+    client.close().await?;
+    Ok(ExitCode::SUCCESS)
+}

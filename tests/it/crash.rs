@@ -1,0 +1,151 @@
+//! kill -9 at random moments under load: nothing acknowledged is lost, nothing counts twice, revisions equal changes, budgets hold.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+use crate::harness::{KEY, READ, Server};
+use crate::http::Connection;
+use crate::{inspect, shop};
+
+const ROUNDS: usize = 100;
+const SENDERS: usize = 4;
+
+/// What the senders share with the killer.
+struct Shared {
+    address: RwLock<String>,
+    batches: Mutex<VecDeque<Vec<Value>>>,
+    /// Batches that may be sent so far; each round adds some.
+    unlocked: AtomicUsize,
+    sent: AtomicUsize,
+    /// Set once every batch is acknowledged.
+    done: AtomicBool,
+}
+
+/// Posts batches until each has its 200, whatever dies meanwhile, always with the same ids.
+fn sender(shared: &Shared) {
+    let mut connection = None;
+    loop {
+        if shared.sent.load(Ordering::SeqCst) >= shared.unlocked.load(Ordering::SeqCst) {
+            if shared.batches.lock().unwrap().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let Some(batch) = shared.batches.lock().unwrap().pop_front() else { return };
+        shared.sent.fetch_add(1, Ordering::SeqCst);
+        let body = serde_json::to_vec(&batch).unwrap();
+        loop {
+            if connection.is_none() {
+                connection = Connection::open(&shared.address.read().unwrap()).ok();
+            }
+            let bearer = format!("Bearer {KEY}");
+            let answer = connection.as_mut().and_then(|c| c.call("POST", "/v1/events", &[("authorization", &bearer)], &body).ok());
+            match answer {
+                Some(answer) if answer.status == 200 => {
+                    assert_eq!(answer.json()["rejected"], Value::Array(vec![]));
+                    break;
+                }
+                Some(answer) => assert!(matches!(answer.status, 429 | 503), "{}: {}", answer.status, answer.text()),
+                None => connection = None,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Watches an object through every crash and notes when each new event id was seen: at most as often as it was written.
+fn watcher(shared: &Shared, path: &str) -> Vec<Instant> {
+    let (mut seen, mut times) = (0, Vec::new());
+    let bearer = format!("Bearer {READ}");
+    while !shared.done.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(3));
+        let address = shared.address.read().unwrap().clone();
+        let Ok(mut connection) = Connection::open(&address) else { continue };
+        while let Ok(answer) = connection.call("GET", path, &[("authorization", &bearer)], b"") {
+            let id = if answer.status == 200 { answer.json()["event_id"].as_u64().unwrap() } else { 0 };
+            if id > seen {
+                seen = id;
+                times.push(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(3));
+            if shared.done.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+    }
+    times
+}
+
+/// In any t seconds at most 200 + 20 t.
+fn assert_budget(times: &[Instant]) {
+    for (i, from) in times.iter().enumerate() {
+        for (j, to) in times.iter().enumerate().skip(i) {
+            let allowed = 200.0 + 20.0 * to.duration_since(*from).as_secs_f64();
+            // One more, since what is seen in the window may have been written just before it.
+            assert!((j - i) as f64 <= allowed + 1.0, "{} writes in {:?}", j - i + 1, to.duration_since(*from));
+        }
+    }
+}
+
+#[test]
+fn slow_killed_a_hundred_times_under_load() {
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let day = shop::day(seed, 20_000);
+    let mut batches = VecDeque::new();
+    let mut rest = day.events.as_slice();
+    while !rest.is_empty() {
+        let (batch, more) = rest.split_at(rng.random_range(1..=40).min(rest.len()));
+        batches.push_back(batch.to_vec());
+        rest = more;
+    }
+    let total = batches.len();
+    let shared = Arc::new(Shared {
+        address: RwLock::new(String::new()),
+        batches: Mutex::new(batches),
+        unlocked: AtomicUsize::new(0),
+        sent: AtomicUsize::new(0),
+        done: AtomicBool::new(false),
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut server = Server::on(&data, &[]);
+    server.address.clone_into(&mut shared.address.write().unwrap());
+    let senders: Vec<_> = (0..SENDERS).map(|_| std::thread::spawn({ let shared = Arc::clone(&shared); move || sender(&shared) })).collect();
+    let hot = [format!("/v1/live/maps/product.{}", day.hottest_product), "/v1/live/documents/checkout.contact".to_owned()];
+    let watchers: Vec<_> = hot.into_iter().map(|path| std::thread::spawn({ let shared = Arc::clone(&shared); move || watcher(&shared, &path) })).collect();
+    for _ in 0..ROUNDS {
+        shared.unlocked.fetch_add(total / ROUNDS + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(rng.random_range(5..150)));
+        server.kill();
+        server = Server::on(&data, &[]);
+        server.address.clone_into(&mut shared.address.write().unwrap());
+    }
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    server.settle();
+    shared.done.store(true, Ordering::SeqCst);
+    for watcher in watchers {
+        assert_budget(&watcher.join().unwrap());
+    }
+    let mut rows = BTreeMap::<String, usize>::new();
+    for line in server.get(&format!("/v1/export?format=ndjson&from={}&to={}", day.from, day.to)).text().lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        *rows.entry(row["event_id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
+    assert_eq!(rows.len(), sent.len(), "every acknowledged event is archived");
+    assert_eq!(rows, sent, "exactly once");
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+    inspect::assert_revisions_equal_changes(&data);
+}

@@ -1,0 +1,108 @@
+//! Looks into a stopped server's files through the library: what the log holds against what the stores made of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::Duration;
+
+use contrail::event::change::Origin;
+use contrail::event::{Change, Clock, ObjectKey, ObjectKind, PARTITIONS, SiteId};
+use contrail::eventlog::{self, Topic};
+use contrail::sync::ObjectStore;
+use contrail::sync::embedded::EmbeddedStore;
+use contrail::sync::object::Object;
+use serde_json::{Map, Value};
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(future)
+}
+
+async fn objects(data: &Path) -> Vec<Object> {
+    let store = EmbeddedStore::open(&data.join("objects.db"), Duration::ZERO).unwrap();
+    let site = SiteId::parse("demo").unwrap();
+    let mut found = Vec::new();
+    for kind in [ObjectKind::Document, ObjectKind::List, ObjectKind::Map] {
+        let mut after = None;
+        loop {
+            let page = store.list(&site, kind, "", after.as_deref(), 1000).await.unwrap();
+            let keys: Vec<ObjectKey> = page.into_iter().map(|(key, _)| key).collect();
+            let Some(last) = keys.last() else { break };
+            after = Some(last.name.clone());
+            let stored = store.load(&keys).await.unwrap();
+            found.extend(stored.into_iter().map(|object| Object::from_stored(object.unwrap()).unwrap()));
+        }
+    }
+    store.close().await.unwrap();
+    found
+}
+
+/// Every object's event id is the number of distinct changes the log holds for it.
+pub fn assert_revisions_equal_changes(data: &Path) {
+    block_on(async {
+        let log = eventlog::open("embedded", &data.join("log"), eventlog::embedded::Settings::default(), Clock::system()).await.unwrap();
+        let mut changes = HashMap::<ObjectKey, u64>::new();
+        let mut versions = HashMap::<ObjectKey, u64>::new();
+        for (partition, bounds) in (0..PARTITIONS).zip(log.bounds(Topic::Changes).await.unwrap()) {
+            let mut seen = BTreeMap::<u16, (u64, u16)>::new();
+            let mut at = bounds.start;
+            while at < bounds.next {
+                for record in log.read(Topic::Changes, partition, at, 1 << 20).await.unwrap() {
+                    at = record.offset + 1;
+                    let change = Change::decode(&record.value).unwrap();
+                    let fresh = match change.origin {
+                        Origin::Event { partition, offset, number } => {
+                            let last = seen.get(&partition);
+                            let fresh = last.is_none_or(|last| (offset, number) > *last);
+                            if fresh {
+                                seen.insert(partition, (offset, number));
+                            }
+                            fresh
+                        }
+                        Origin::Archive { version } => {
+                            let last = versions.entry(change.key.clone()).or_default();
+                            let fresh = version > *last;
+                            *last = version.max(*last);
+                            fresh
+                        }
+                        Origin::Expiry { .. } => panic!("nothing expires in this test"),
+                    };
+                    *changes.entry(change.key).or_default() += u64::from(fresh);
+                }
+            }
+        }
+        log.close().await.unwrap();
+        drop(log);
+        let objects = objects(data).await;
+        assert!(objects.len() > 10, "the test made objects: {}", objects.len());
+        for object in &objects {
+            assert_eq!(Some(&object.head().event_id), changes.get(object.key()), "{:?}", object.key());
+            assert_eq!(object.head().revision, object.head().event_id, "{:?}: one incarnation", object.key());
+        }
+        assert_eq!(objects.len(), changes.len(), "every object that was changed is there");
+    });
+}
+
+/// The data of every object, without the archiver's own documents; with revisions where asked.
+pub fn objects_of(data: &Path, revisions: bool) -> Map<String, Value> {
+    let objects = block_on(objects(data));
+    let mut all = Map::new();
+    for object in objects {
+        let name = &object.key().name;
+        if name.starts_with("top.") || name == "funnel" {
+            continue;
+        }
+        let snapshot = object.snapshot().unwrap();
+        let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let mut told = Map::new();
+        if let Some(data) = &snapshot.data {
+            told.insert("data".into(), parse(data));
+        }
+        for item in &snapshot.items {
+            told.insert(format!("item {}", item.item), parse(&item.data));
+        }
+        if revisions {
+            told.insert("revision".into(), snapshot.revision.into());
+        }
+        all.insert(format!("{:?} {name}", object.kind()), told.into());
+    }
+    all
+}

@@ -1,0 +1,92 @@
+//! What a new user meets: the first start, its keys and its curl line, and the refusals that keep data safe.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::harness::{Server, binary};
+
+#[test]
+fn the_first_start_prints_keys_once_and_a_curl_line_that_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let started = |lines: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let told: Vec<String> = out.lines().map_while(Result::ok).take(lines).collect();
+        (child, told)
+    };
+    let (mut child, told) = started(12);
+    let text = told.join("\n");
+    assert!(text.contains("ingest key  ck_"), "{text}");
+    let from = text.find("curl ").unwrap();
+    let line: String = text[from..].split("\n\n").next().unwrap().to_owned();
+    let out = Command::new("sh").args(["-c", &format!("{line} -sS")]).output().unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    assert_eq!(answer["accepted"], 1, "{answer}");
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(child.wait().unwrap().success());
+    let (mut child, told) = started(1);
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!told.join("\n").contains("ck_"), "keys are shown once");
+}
+
+#[test]
+fn beyond_loopback_it_wants_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
+    let out = command.args(["serve", "--listen", "0.0.0.0:0", "--data"]).arg(dir.path().join("data")).output().unwrap();
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("CONTRAIL_BOOTSTRAP_INGEST_KEY"), "{out:?}");
+}
+
+#[test]
+fn a_second_process_is_refused_and_commands_find_the_first() {
+    let server = Server::fresh();
+    let out = binary().args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&server.data).output().unwrap();
+    assert!(!out.status.success());
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(told.contains(&format!("process {}", server.pid())), "{told}");
+    server.accept(&[json!({"type": "product_viewed", "event_id": "e1", "product": {"id": "p1", "name": "Mug"}, "customer": {"id": "c1"}})]);
+    server.settle();
+    let run = |arguments: &[&str]| {
+        let out = binary().args(arguments).arg("--data").arg(&server.data).output().unwrap();
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    assert!(run(&["report", "top-viewed"]).contains("Mug"));
+    assert!(run(&["trace", "e1"]).contains("product.p1"));
+    assert!(run(&["export", "--format", "csv"]).contains("e1"));
+    assert!(run(&["audit"]).contains("\"clean\": true"));
+    let added: serde_json::Value = serde_json::from_str(&run(&["site", "add", "second-shop"])).unwrap();
+    assert_eq!(added["site"], "second-shop");
+    assert!(run(&["site", "list"]).contains("second-shop"));
+    assert!(run(&["site", "rotate", "second-shop"]).contains("ck_second-shop_"));
+}
+
+#[test]
+fn reading_commands_work_when_nothing_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let server = Server::on(&data, &[]);
+    server.accept(&[json!({"type": "product_searched", "event_id": "s1", "search": {"query": "Mug", "results": 2}, "customer": {"id": "c1"}})]);
+    server.settle();
+    assert!(server.stop().success());
+    let out = binary().args(["report", "top-searches", "--data"]).arg(&data).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("Mug"), "{out:?}");
+    let out = binary().args(["audit", "--data"]).arg(&data).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+}
+
+#[test]
+fn an_unknown_setting_stops_the_start_and_names_the_nearest() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = binary().env("CONTRAIL_LISTENN", "x").args(["serve", "--data"]).arg(dir.path()).output().unwrap();
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("nearest is `CONTRAIL_LISTEN`"), "{out:?}");
+}
