@@ -324,17 +324,20 @@ impl TopicLog {
     /// for each block: beside reading and verifying 256 KiB that is nothing, and no file stays open per segment. `None`: retention took the segment.
     async fn load(self: &Arc<Self>, block: Block) -> Result<Option<Arc<Chunk>>, Error> {
         let log = Arc::clone(self);
-        let read = tokio::task::spawn_blocking(move || -> io::Result<Vec<u8>> {
-            let file = log.disk.open(&log.dir.join(segment_name(block.seq)), Mode::Read)?;
-            read_range(&*file, block.start.at, (block.end - block.start.at) as usize)
-        });
-        let bytes = match read.await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound && self.oldest_segment() > Some(block.seq) => return Ok(None),
-            Ok(Err(error)) => return Err(Error::Unavailable(format!("a segment of {} cannot be read: {error}", self.topic.name()))),
-            Err(error) => return Err(Error::Unavailable(format!("reading a segment stopped: {error}"))),
-        };
-        let short = bytes.len() as u64 != block.end - block.start.at;
+        match tokio::task::spawn_blocking(move || log.load_blocking(block)).await {
+            Ok(Ok(chunk)) => Ok(Some(chunk)),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound && self.oldest_segment() > Some(block.seq) => Ok(None),
+            Ok(Err(error)) => Err(Error::Unavailable(format!("a segment of {} cannot be read: {error}", self.topic.name()))),
+            Err(error) => Err(Error::Unavailable(format!("reading a segment stopped: {error}"))),
+        }
+    }
+
+    /// Reads, checks and keeps a block, so that even a reader that was dropped meanwhile finds it the next time.
+    fn load_blocking(&self, block: Block) -> io::Result<Arc<Chunk>> {
+        let file = self.disk.open(&self.dir.join(segment_name(block.seq)), Mode::Read)?;
+        let len = (block.end - block.start.at) as usize;
+        let bytes = read_range(&*file, block.start.at, len)?;
+        let short = bytes.len() < len;
         let (chunk, whole) = Chunk::of_block(bytes, block.salt, block.start.starts);
         let mut state = self.state();
         if short || !whole {
@@ -344,7 +347,7 @@ impl TopicLog {
         }
         let chunk = Arc::new(chunk);
         state.keep_block(block, &chunk);
-        Ok(Some(chunk))
+        Ok(chunk)
     }
 
     fn oldest_segment(&self) -> Option<u64> {
