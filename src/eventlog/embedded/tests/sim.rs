@@ -105,7 +105,15 @@ fn apply(names: &mut BTreeMap<PathBuf, usize>, entry: &Entry) {
 impl SimDisk {
     pub(super) fn new(seed: u64) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self(Arc::new(Mutex::new(World { files: vec![], names: BTreeMap::new(), synced_names: BTreeMap::new(), unsynced: vec![], left: None, life: 0, random })))
+        Self(Arc::new(Mutex::new(World {
+            files: vec![],
+            names: BTreeMap::new(),
+            synced_names: BTreeMap::new(),
+            unsynced: vec![],
+            left: None,
+            life: 0,
+            random,
+        })))
     }
 
     /// The power goes after so many further changes of the disk.
@@ -120,6 +128,48 @@ impl SimDisk {
         world.left = None;
         world.lose_content();
         world.lose_names();
+    }
+}
+
+impl SimDisk {
+    /// Another disk with the same files, all of it synced.
+    pub(super) fn copy(&self) -> Self {
+        let world = self.0.lock().unwrap();
+        let copy = Self::new(0);
+        {
+            let mut other = copy.0.lock().unwrap();
+            other.files = world.files.iter().map(|file| Content { now: file.now.clone(), synced: file.now.clone() }).collect();
+            other.names.clone_from(&world.names);
+            other.synced_names.clone_from(&world.names);
+        }
+        copy
+    }
+
+    /// Looks at or changes a file's bytes behind its users' back.
+    pub(super) fn edit<T>(&self, path: &Path, edit: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let mut world = self.0.lock().unwrap();
+        let file = world.names[path];
+        let done = edit(&mut world.files[file].now);
+        world.files[file].synced = world.files[file].now.clone();
+        done
+    }
+
+    /// The lengths of the files in a directory.
+    pub(super) fn lengths(&self, dir: &Path) -> Vec<usize> {
+        let world = self.0.lock().unwrap();
+        world.names.iter().filter(|(path, _)| path.parent() == Some(dir)).map(|(_, file)| world.files[*file].now.len()).collect()
+    }
+
+    /// Puts a file there.
+    pub(super) fn put(&self, path: &Path, bytes: Vec<u8>) {
+        drop(self.open(path, Mode::Create).unwrap());
+        self.edit(path, |now| *now = bytes);
+    }
+
+    /// Holds every use of the disk up until `work` is done.
+    pub(super) fn while_stuck<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _held = self.0.lock().unwrap();
+        work()
     }
 }
 
