@@ -3,10 +3,12 @@
 
 pub mod batch;
 pub mod distinct;
+pub mod expiry;
 pub mod item;
 pub mod mapping;
 pub mod naming;
 pub mod object;
+pub mod tombstones;
 
 use std::sync::Arc;
 
