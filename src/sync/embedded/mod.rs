@@ -165,6 +165,10 @@ impl ObjectStore for EmbeddedStore {
         self.readers.read(move |conn| queries::stale(conn, &prefix, before, limit)).await
     }
 
+    async fn tombstones(&self, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        self.readers.read(move |conn| queries::tombstones(conn, before, limit)).await
+    }
+
     async fn purge(&self, keys: &[ObjectKey]) -> Result<(), Error> {
         let keys = keys.to_vec();
         self.ask(|answer| What::Purge(keys, answer)).await

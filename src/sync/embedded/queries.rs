@@ -99,20 +99,34 @@ pub(super) fn list(conn: &Connection, site: &SiteId, kind: ObjectKind, prefix: &
     Ok(out)
 }
 
-/// Objects and tombstones last changed before `before`, oldest hour first, oldest first within the hour. An object whose head cannot be read is passed over.
+/// Living objects last changed before `before`, oldest first.
 pub(super) fn stale(conn: &Connection, prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
+    // A prefix without a dot may stand for several families.
+    let (least, greatest) = match prefix.split_once('.') {
+        Some(_) => (rows::family_of(prefix), rows::family_of(prefix)),
+        None => (rows::family_of(""), char::MAX.to_string()),
+    };
+    filed(conn, (&least, &greatest), prefix, before, limit)
+}
+
+/// Tombstones last changed before `before`, oldest first.
+pub(super) fn tombstones(conn: &Connection, before: Timestamp, limit: usize) -> Result<Heads, Error> {
+    filed(conn, (rows::REMOVED, rows::REMOVED), "", before, limit)
+}
+
+/// What is filed under the families `least..=greatest`, hour by hour, sorted within the hour. An object whose head cannot be read is passed over.
+fn filed(conn: &Connection, families: (&str, &str), prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
     let snapshot = conn.unchecked_transaction().map_err(failed)?;
-    let family = prefix.split_once('.').map(|(family, _)| family);
     let hours: Vec<i64> = snapshot
-        .prepare_cached("SELECT DISTINCT hour FROM expiry WHERE (?1 IS NULL OR family = ?1) AND hour <= ?2 ORDER BY hour")
-        .and_then(|mut statement| statement.query_map(params![family, rows::hour_of(before)], |row| row.get(0))?.collect())
+        .prepare_cached("SELECT DISTINCT hour FROM expiry WHERE family BETWEEN ?1 AND ?2 AND hour <= ?3 ORDER BY hour")
+        .and_then(|mut statement| statement.query_map(params![families.0, families.1, rows::hour_of(before)], |row| row.get(0))?.collect())
         .map_err(failed)?;
     let mut out: Heads = Vec::new();
     for hour in hours {
         if out.len() >= limit {
             break;
         }
-        let mut within = stale_in_hour(&snapshot, family, hour, prefix, before)?;
+        let mut within = filed_in_hour(&snapshot, families, hour, prefix, before)?;
         within.sort_by_key(|(_, head)| head.updated_at);
         within.truncate(limit - out.len());
         out.append(&mut within);
@@ -120,14 +134,14 @@ pub(super) fn stale(conn: &Connection, prefix: &str, before: Timestamp, limit: u
     Ok(out)
 }
 
-/// The part of [`stale`] that is filed under one hour.
-fn stale_in_hour(conn: &Connection, family: Option<&str>, hour: i64, prefix: &str, before: Timestamp) -> Result<Heads, Error> {
-    let mut filed = conn
+fn filed_in_hour(conn: &Connection, families: (&str, &str), hour: i64, prefix: &str, before: Timestamp) -> Result<Heads, Error> {
+    let mut statement = conn
         .prepare_cached(
-            "SELECT e.object, r.value FROM expiry e JOIN rows r ON r.object = e.object AND r.item = x'' WHERE (?1 IS NULL OR e.family = ?1) AND e.hour = ?2",
+            "SELECT e.object, r.value FROM expiry e CROSS JOIN rows r ON r.object = e.object AND r.item = x''
+             WHERE e.family BETWEEN ?1 AND ?2 AND e.hour = ?3",
         )
         .map_err(failed)?;
-    let mut cursor = filed.query(params![family, hour]).map_err(failed)?;
+    let mut cursor = statement.query(params![families.0, families.1, hour]).map_err(failed)?;
     let mut out = Vec::new();
     while let Some(row) = cursor.next().map_err(failed)? {
         let Some(key) = rows::key_of(row.get_ref(0).map_err(failed)?.as_blob().unwrap_or_default()) else { continue };

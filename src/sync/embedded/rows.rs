@@ -51,9 +51,18 @@ pub(super) fn item_bytes(item: &str) -> Vec<u8> {
     out
 }
 
-/// What expiry sorts objects by: the name up to its first dot, or nothing where it has none.
-pub(super) fn family_of(name: &str) -> &str {
-    name.split_once('.').map_or("", |(family, _)| family)
+/// What tombstones are filed under for purging; sorts before every [`family_of`].
+pub(super) const REMOVED: &str = "-";
+
+/// What a living object is filed under for expiry: `=` and the name up to its first dot, `=` alone where it has none.
+pub(super) fn family_of(name: &str) -> String {
+    format!("={}", name.split_once('.').map_or("", |(family, _)| family))
+}
+
+/// Where an object is filed in the `expiry` table: family and hour of its last change.
+pub(super) fn filing_of(name: &str, head: &Head) -> (String, i64) {
+    let family = if head.removed_at.is_some() { REMOVED.to_owned() } else { family_of(name) };
+    (family, hour_of(head.updated_at))
 }
 
 /// The hour an object is filed under for expiry.
@@ -160,7 +169,8 @@ mod tests {
 
     #[test]
     fn families_are_what_stands_before_the_first_dot() {
-        assert_eq!(family_of("trail.customer.c1"), "trail");
-        assert_eq!(family_of("funnel"), "");
+        assert_eq!(family_of("trail.customer.c1"), "=trail");
+        assert_eq!(family_of("funnel"), "=");
+        assert!(*REMOVED < *family_of(""));
     }
 }

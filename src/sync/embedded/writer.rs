@@ -182,8 +182,8 @@ fn put_objects(tx: &Transaction<'_>, objects: Vec<ObjectWrite>) -> rusqlite::Res
     let mut clear = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item > x''")?;
     for (object, write) in &mut keyed {
         let before: Option<Vec<u8>> = head_of.query_row([&*object], |row| row.get(0)).optional()?;
-        let filed = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::hour_of(head.updated_at));
-        refile(tx, &write.key.name, object, filed, Some(rows::hour_of(write.head.updated_at)))?;
+        let filed = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::filing_of(&write.key.name, &head));
+        refile(tx, object, filed, Some(rows::filing_of(&write.key.name, &write.head)))?;
         put.execute(params![&*object, rows::HEAD, rows::head_to_bytes(&write.head)])?;
         if write.clear {
             clear.execute([&*object])?;
@@ -199,16 +199,15 @@ fn put_objects(tx: &Transaction<'_>, objects: Vec<ObjectWrite>) -> rusqlite::Res
     Ok(())
 }
 
-/// Moves an object's expiry entry to another hour; nothing while it stays in its hour, so that a busy object costs no page here.
-fn refile(tx: &Transaction<'_>, name: &str, object: &[u8], from: Option<i64>, to: Option<i64>) -> rusqlite::Result<()> {
+/// Moves an object's expiry entry; nothing while it stays in its hour, so that a busy object costs no page here.
+fn refile(tx: &Transaction<'_>, object: &[u8], from: Option<(String, i64)>, to: Option<(String, i64)>) -> rusqlite::Result<()> {
     if from == to {
         return Ok(());
     }
-    let family = rows::family_of(name);
-    if let Some(hour) = from {
+    if let Some((family, hour)) = from {
         tx.prepare_cached("DELETE FROM expiry WHERE family = ?1 AND hour = ?2 AND object = ?3")?.execute(params![family, hour, object])?;
     }
-    if let Some(hour) = to {
+    if let Some((family, hour)) = to {
         tx.prepare_cached("INSERT OR IGNORE INTO expiry (family, hour, object) VALUES (?1, ?2, ?3)")?.execute(params![family, hour, object])?;
     }
     Ok(())
@@ -233,7 +232,7 @@ fn purge(tx: &Transaction<'_>, keys: &[ObjectKey]) -> rusqlite::Result<()> {
         let Some(head) = before.and_then(|bytes| rows::head_from_bytes(key, &bytes).ok()) else { continue };
         if head.removed_at.is_some() {
             delete.execute([&object])?;
-            refile(tx, &key.name, &object, Some(rows::hour_of(head.updated_at)), None)?;
+            refile(tx, &object, Some(rows::filing_of(&key.name, &head)), None)?;
         }
     }
     Ok(())
@@ -241,7 +240,9 @@ fn purge(tx: &Transaction<'_>, keys: &[ObjectKey]) -> rusqlite::Result<()> {
 
 fn put_router(tx: &Transaction<'_>, identity: &SharedIdentity, commits: Vec<RouterCommit>) -> rusqlite::Result<()> {
     let mut by_hour: BTreeMap<i64, (Timestamp, BTreeMap<IdentityKey, Entry>)> = BTreeMap::new();
-    let mut next = tx.prepare_cached("INSERT OR REPLACE INTO router (partition, next, received_at) VALUES (?1, ?2, ?3)")?;
+    let mut next = tx.prepare_cached("INSERT INTO router (partition, next, received_at) VALUES (?1, ?2, ?3)
+         ON CONFLICT DO UPDATE SET next = excluded.next, received_at = max(received_at, excluded.received_at)",
+    )?;
     let mut sight = tx.prepare_cached("INSERT OR IGNORE INTO sighted (partition, hash) VALUES (?1, ?2)")?;
     for commit in commits {
         next.execute(params![commit.partition, commit.next.cast_signed(), commit.received_at.micros()])?;
