@@ -5,6 +5,7 @@ pub mod batch;
 pub mod distinct;
 pub mod embedded;
 pub mod feed;
+pub mod expiry;
 pub mod item;
 pub mod keeper;
 pub mod mapping;
@@ -14,6 +15,7 @@ pub mod reader;
 mod recent;
 pub mod router;
 pub mod status;
+pub mod tombstones;
 
 use std::sync::Arc;
 

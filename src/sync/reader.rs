@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::object::{Expiry, Object, Snapshot};
+use super::expiry::Expiry;
+use super::object::{Object, Snapshot};
 use super::{AppliedRow, Error, Head, ObjectStore};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 

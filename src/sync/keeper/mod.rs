@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::state::{Batch, Flight, KeeperState};
-use super::object::{Expiry, Object};
+use super::expiry::Expiry;
+use super::object::Object;
 use super::status::Status;
 use super::{Applied, AppliedRow, Error, Feed, ObjectStore, StoredObject};
 use crate::event::{Clock, ObjectKey};

@@ -9,7 +9,8 @@ use crate::event::change::{ChangeError, Origin};
 use crate::event::{Change, ObjectKey, PARTITIONS, Timestamp};
 use crate::eventlog::Stored;
 use crate::sync::batch::{Due, Scheduler};
-use crate::sync::object::{Expiry, Fold, Object};
+use crate::sync::expiry::Expiry;
+use crate::sync::object::{Fold, Object};
 use crate::sync::{Applied, Checkpoint, ObjectWrite};
 
 /// Bytes an object in memory is reckoned to take beside its rows.
