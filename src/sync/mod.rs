@@ -3,11 +3,18 @@
 
 pub mod batch;
 pub mod distinct;
+pub mod embedded;
+pub mod feed;
 pub mod expiry;
 pub mod item;
+pub mod keeper;
 pub mod mapping;
 pub mod naming;
 pub mod object;
+pub mod reader;
+mod recent;
+pub mod router;
+pub mod status;
 pub mod tombstones;
 
 use std::sync::Arc;
@@ -139,10 +146,13 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, heads only.
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Living objects and tombstones last changed before `before`, oldest first, whose name starts with `prefix`: what expiry looks at.
+    /// Living objects last changed before `before`, oldest first, whose name starts with `prefix`: what expiry looks at.
     async fn stale(&self, prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Deletes tombstones for good.
+    /// Tombstones last changed before `before`, oldest first: what [`ObjectStore::purge`] may be asked to delete.
+    async fn tombstones(&self, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+
+    /// Deletes tombstones for good; objects that live are left alone.
     async fn purge(&self, keys: &[ObjectKey]) -> Result<(), Error>;
 
     /// The offsets that survive power loss now: by `events` partition the router's next, by `changes` partition the keeper's. Makes

@@ -1,0 +1,383 @@
+//! The keeper: owns the objects of its partitions of `changes`, folds changes in, writes objects within their budget and hands the writes to the feed.
+//! Run by the composition root, one per process. Must never store a checkpoint above what is written and published, nor write an object more often
+//! than its budget allows.
+//!
+//! [`state`] is the pure machine; this file is its loop: read, load what is missing, fold, write what is due (one commit at a time, while reading goes
+//! on), publish, and now and then sweep what has expired ([`sweep`]).
+
+pub mod state;
+mod sweep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use rand::Rng;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use self::state::{Batch, Flight, KeeperState};
+use super::expiry::Expiry;
+use super::object::Object;
+use super::status::Status;
+use super::{Applied, AppliedRow, Error, Feed, ObjectStore, StoredObject};
+use crate::event::{Clock, ObjectKey};
+use crate::eventlog::{Consumer, Delivery, EventLog, Topic};
+
+/// The keeper's consumer group on `changes`.
+pub const GROUP: &str = "keeper";
+
+/// Most keys of one load.
+const LOAD: usize = 2_000;
+
+/// How a keeper works.
+#[derive(Clone, Debug)]
+pub struct KeeperSettings {
+    /// How long a first change waits for others of its object.
+    pub gather: Duration,
+    /// How long writes are gathered at most while `changes` has a backlog.
+    pub gather_most: Duration,
+    /// Bytes of changes not yet written at which reading stops.
+    pub max_pending_bytes: usize,
+    /// Bytes of objects kept in memory.
+    pub max_cached_bytes: usize,
+    /// Bytes of changes read at a time.
+    pub read_bytes: usize,
+    /// Most objects of one write.
+    pub write_objects: usize,
+    /// After how long objects expire.
+    pub expiry: Expiry,
+    /// How often expired objects and old tombstones are looked for.
+    pub sweep_every: Duration,
+    /// How long a removed object's tombstone is kept at least.
+    pub tombstones: Duration,
+    /// How often the store is asked what is durable, so that retention may follow.
+    pub commit_every: Duration,
+    /// How long a checkpoint alone waits for a write to go with.
+    pub checkpoint_every: Duration,
+    /// Least and most wait before beginning again after an error.
+    pub backoff: (Duration, Duration),
+}
+
+impl Default for KeeperSettings {
+    fn default() -> Self {
+        Self {
+            gather: Duration::from_millis(10),
+            gather_most: Duration::from_millis(250),
+            max_pending_bytes: 32 << 20,
+            max_cached_bytes: 64 << 20,
+            read_bytes: 1 << 20,
+            write_objects: 20_000,
+            expiry: Expiry::default(),
+            sweep_every: Duration::from_secs(60),
+            tombstones: Duration::from_secs(30 * 86_400),
+            commit_every: Duration::from_secs(30),
+            checkpoint_every: Duration::from_secs(1),
+            backoff: (Duration::from_millis(100), Duration::from_secs(10)),
+        }
+    }
+}
+
+/// Reads `changes`, writes objects.
+pub struct Keeper {
+    /// Both topics: `changes` is read, and removals of expired objects are appended to it.
+    pub log: Arc<dyn EventLog>,
+    /// Where objects and checkpoints are kept.
+    pub store: Arc<dyn ObjectStore>,
+    /// Where writes are told.
+    pub feed: Arc<dyn Feed>,
+    /// Judges budget and expiry.
+    pub clock: Clock,
+    /// How it works.
+    pub settings: KeeperSettings,
+    /// Where it tells how far it is.
+    pub status: Arc<Status>,
+}
+
+impl Keeper {
+    /// Keeps objects until `stop`, then writes what the budgets allow; the rest stays in the log for the next start. Begins again after an error that
+    /// may pass.
+    ///
+    /// # Errors
+    /// One that will not pass: the log or the store is closed or unreadable.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        let mut wait = self.settings.backoff.0;
+        loop {
+            let began = Instant::now();
+            match self.keep(&stop).await {
+                Ok(()) => return Ok(()),
+                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) => tracing::warn!(%error, "keeper begins again from its stored checkpoints"),
+            }
+            metrics::counter!("contrail_keeper_restarts_total").increment(1);
+            if began.elapsed() > Duration::from_secs(60) {
+                wait = self.settings.backoff.0;
+            }
+            let jitter = rand::rng().random_range(0.5..1.0);
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = sleep(wait.mul_f64(jitter)) => {}
+            }
+            wait = (wait * 2).min(self.settings.backoff.1);
+        }
+    }
+
+    async fn keep(&self, stop: &CancellationToken) -> Result<(), Error> {
+        let settings = &self.settings;
+        let consumer = self.log.subscribe(Topic::Changes, GROUP).await?;
+        let state = KeeperState::new(settings.expiry, settings.gather, settings.max_pending_bytes, settings.max_cached_bytes);
+        let mut run = Run { keeper: self, consumer, state, flight: None, sweep: None, paused: false, window: settings.gather, not_before: Instant::now() };
+        let outcome = run.until(stop).await;
+        match outcome {
+            Ok(()) => run.drain().await,
+            // A commit under way is awaited, so that the next start reads whole state.
+            Err(error) => {
+                if let Some(flight) = run.flight.take() {
+                    flight.await.ok();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The keeper between one start and the next error.
+struct Run<'a> {
+    keeper: &'a Keeper,
+    consumer: Box<dyn Consumer>,
+    state: KeeperState,
+    flight: Option<BoxFuture<'static, Result<Flight, Error>>>,
+    sweep: Option<BoxFuture<'static, Result<(), Error>>>,
+    paused: bool,
+    /// How long writes are gathered now: longer while there is a backlog.
+    window: Duration,
+    /// Before this no write begins.
+    not_before: Instant,
+}
+
+impl Run<'_> {
+    async fn until(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        let settings = &self.keeper.settings;
+        let (mut commit_at, mut sweep_at) = (Instant::now() + settings.commit_every, Instant::now() + settings.sweep_every);
+        let mut checkpoint_at = Instant::now() + settings.checkpoint_every;
+        loop {
+            let write_at = self.write_at();
+            let idle = self.flight.is_none();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                flown = running(&mut self.flight) => {
+                    self.flight = None;
+                    self.landed(&flown?);
+                }
+                swept = running(&mut self.sweep) => {
+                    self.sweep = None;
+                    if let Err(error) = swept {
+                        tracing::warn!(%error, "keeper's sweep of expired objects failed");
+                    }
+                }
+                () = sleep_until(write_at.unwrap_or_else(Instant::now)), if idle && write_at.is_some() => {
+                    self.depart();
+                    checkpoint_at = Instant::now() + settings.checkpoint_every;
+                }
+                () = sleep_until(checkpoint_at), if idle => {
+                    let checkpoints = self.state.checkpoints();
+                    self.fly(Flight::of_checkpoints(checkpoints));
+                    checkpoint_at = Instant::now() + settings.checkpoint_every;
+                }
+                () = sleep_until(commit_at) => {
+                    let (_, changes) = self.keeper.store.durable().await?;
+                    for (partition, next) in (0..).zip(changes) {
+                        self.consumer.commit(partition, next);
+                    }
+                    commit_at = Instant::now() + settings.commit_every;
+                }
+                () = sleep_until(sweep_at) => {
+                    if self.sweep.is_none() {
+                        self.sweep = Some(Box::pin(sweep::once(self.keeper, self.state.owned())));
+                    }
+                    sweep_at = Instant::now() + settings.sweep_every;
+                }
+                delivery = self.consumer.next(settings.read_bytes), if !self.paused => self.take(delivery?).await?,
+            }
+        }
+    }
+
+    /// When the next write may begin; None where nothing waits.
+    fn write_at(&self) -> Option<Instant> {
+        let due = self.state.next_due()?;
+        let wait = due.micros().saturating_sub(self.keeper.clock.now().micros());
+        let at = Instant::now() + Duration::from_micros(u64::try_from(wait).unwrap_or(0));
+        Some(at.max(self.not_before))
+    }
+
+    async fn take(&mut self, delivery: Delivery) -> Result<(), Error> {
+        match delivery {
+            Delivery::Assigned(partitions) => {
+                for partition in partitions {
+                    let from = self.keeper.store.checkpoint(partition).await?;
+                    self.keeper.status.set_kept(partition, from.next);
+                    self.consumer.seek(partition, from.next);
+                    self.state.assign(partition, from);
+                }
+                Ok(())
+            }
+            Delivery::Revoked(partitions) => {
+                // What is unwritten of them belongs to their next owner: begin again.
+                Err(Error::Log(crate::eventlog::Error::Unavailable(format!("partitions {partitions:?} went to another reader"))))
+            }
+            Delivery::Failed { partition, error } => {
+                tracing::error!(%error, partition, "keeper stops reading a partition of changes");
+                self.keeper.status.fail(Topic::Changes, partition, error.to_string());
+                Ok(())
+            }
+            Delivery::Records { partition, records, next } => {
+                let behind = records.last().map_or(0, |last| next.saturating_sub(last.offset + 1));
+                metrics::gauge!("contrail_keeper_lag_records", "partition" => partition.to_string()).set(behind as f64);
+                let settings = &self.keeper.settings;
+                self.window = if behind > 0 { (self.window * 2).min(settings.gather_most) } else { (self.window / 2).max(settings.gather) };
+                self.fold(Batch::decode(partition, &records)).await
+            }
+        }
+    }
+
+    /// Loads what a batch needs and folds it in.
+    async fn fold(&mut self, batch: Batch) -> Result<(), Error> {
+        let missing = self.state.missing(&batch);
+        for keys in missing.chunks(LOAD) {
+            for (key, found) in load(self.keeper.store.as_ref(), keys).await? {
+                let object = found.and_then(|stored| stored.map_or_else(|| Ok(Object::empty(key.clone())), Object::from_stored));
+                match object {
+                    Ok(object) => self.state.insert(object),
+                    Err(error) => self.freeze(key, &error),
+                }
+            }
+        }
+        let counts = self.state.read(batch, self.keeper.clock.now());
+        metrics::counter!("contrail_keeper_changes_total", "result" => "applied").increment(counts.applied);
+        metrics::counter!("contrail_keeper_changes_total", "result" => "repeat").increment(counts.repeats);
+        metrics::counter!("contrail_keeper_changes_total", "result" => "refused").increment(counts.refused);
+        metrics::counter!("contrail_keeper_changes_total", "result" => "frozen").increment(counts.frozen);
+        metrics::counter!("contrail_keeper_changes_total", "result" => "malformed").increment(counts.malformed);
+        self.pace();
+        Ok(())
+    }
+
+    fn freeze(&mut self, key: ObjectKey, error: &Error) {
+        tracing::error!(%error, site.id = %key.site, "keeper freezes an object that cannot be read; rebuild it");
+        self.keeper.status.froze();
+        self.state.freeze(key);
+    }
+
+    /// Stops reading while too much waits to be written, and takes it up again at half of that.
+    fn pace(&mut self) {
+        let pending = self.state.pending_bytes();
+        metrics::gauge!("contrail_keeper_pending_bytes").set(pending as f64);
+        metrics::gauge!("contrail_keeper_cached_bytes").set(self.state.cached_bytes() as f64);
+        self.paused = self.state.is_full() || (self.paused && pending > self.keeper.settings.max_pending_bytes / 2);
+    }
+
+    /// Begins writing what is due.
+    fn depart(&mut self) {
+        let feed = &self.keeper.feed;
+        let flight = self.state.due(self.keeper.clock.now(), self.keeper.settings.write_objects, |key| feed.wanted(key));
+        self.not_before = Instant::now() + self.window;
+        self.fly(flight);
+    }
+
+    fn fly(&mut self, flight: Flight) {
+        if !flight.is_empty() {
+            metrics::counter!("contrail_keeper_writes_total").increment(flight.writes.len() as u64);
+            self.flight = Some(Box::pin(write(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flight)));
+        }
+    }
+
+    fn landed(&mut self, flight: &Flight) {
+        self.state.written(flight);
+        for (partition, next) in self.state.lowest() {
+            self.keeper.status.set_kept(partition, next);
+        }
+        self.pace();
+    }
+
+    /// Writes what the budgets allow now and the checkpoints that follow. The rest stays in the log.
+    async fn drain(&mut self) -> Result<(), Error> {
+        if let Some(flight) = self.flight.take() {
+            let flown = flight.await?;
+            self.landed(&flown);
+        }
+        let feed = &self.keeper.feed;
+        let last = self.keeper.clock.now().plus_micros(i64::try_from(self.keeper.settings.gather.as_micros()).unwrap_or(0));
+        let flight = self.state.due(last, usize::MAX, |key| feed.wanted(key));
+        let flown = write(Arc::clone(&self.keeper.store), Arc::clone(feed), flight).await?;
+        self.landed(&flown);
+        self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await
+    }
+}
+
+async fn running<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Loads objects; one that cannot be read comes as an error of its own and fails no other.
+async fn load(store: &dyn ObjectStore, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, Result<Option<StoredObject>, Error>)>, Error> {
+    match store.load(keys).await {
+        Ok(found) => Ok(keys.iter().cloned().zip(found.into_iter().map(Ok)).collect()),
+        Err(Error::Corrupt { .. }) => {
+            let mut out = Vec::with_capacity(keys.len());
+            for key in keys {
+                let one = match store.load(std::slice::from_ref(key)).await {
+                    Ok(mut found) => Ok(found.pop().flatten()),
+                    Err(error @ Error::Corrupt { .. }) => Err(error),
+                    Err(error) => return Err(error),
+                };
+                out.push((key.clone(), one));
+            }
+            Ok(out)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Commits a flight, then tells the subscribers.
+async fn write(store: Arc<dyn ObjectStore>, feed: Arc<dyn Feed>, mut flight: Flight) -> Result<Flight, Error> {
+    let began = Instant::now();
+    store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
+    metrics::histogram!("contrail_keeper_write_seconds").record(began.elapsed().as_secs_f64());
+    let (mut publish, mut late) = (Vec::new(), Vec::new());
+    for (applied, rendered) in std::mem::take(&mut flight.applied) {
+        if rendered {
+            publish.push(applied);
+        } else if feed.wanted(&applied.key) {
+            late.push(applied);
+        }
+    }
+    publish.extend(rendered_late(store.as_ref(), late).await?);
+    feed.publish(publish).await?;
+    Ok(flight)
+}
+
+/// Renders from the store what had no subscriber when it was taken but has one now, who may have read the object before the commit.
+async fn rendered_late(store: &dyn ObjectStore, late: Vec<Applied>) -> Result<Vec<Applied>, Error> {
+    let mut out = Vec::with_capacity(late.len());
+    for mut applied in late {
+        let stored = load(store, std::slice::from_ref(&applied.key)).await?.pop();
+        if let Some((_, Ok(Some(stored)))) = stored
+            && let Ok(object) = Object::from_stored(stored)
+        {
+            let head = object.head();
+            let oldest = head.purged.max(head.event_id.saturating_sub(head.revision));
+            let rows = object.since(oldest).unwrap_or_default();
+            applied.rows = rows.into_iter().map(|(_, row): (u64, AppliedRow)| row).collect();
+            (applied.event_id, applied.revision) = (head.event_id, head.revision);
+        }
+        out.push(applied);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests;

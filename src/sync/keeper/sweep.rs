@@ -1,0 +1,65 @@
+//! Finds what has expired and what is long gone: called by the keeper's loop on a timer. Removal is itself a change, appended to `changes`; must never
+//! remove an object behind the keeper's back.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use super::Keeper;
+use crate::event::change::{Op, Origin, Stamp};
+use crate::event::{Change, ObjectKey, Timestamp};
+use crate::eventlog::{Append, Topic};
+use crate::sync::{Error, Head};
+
+/// The names that may expire.
+const EXPIRING: [&str; 4] = ["customer.", "visitor.", "trail.", "page."];
+/// Most objects of one sweep and name.
+const LIMIT: usize = 2_000;
+
+/// One sweep over the partitions owned: appends a removal for each object that has expired and deletes tombstones that nobody needs.
+pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+    let (log, store, settings, now) = (Arc::clone(&keeper.log), Arc::clone(&keeper.store), keeper.settings.clone(), keeper.clock.now());
+    async move {
+        let mut removals = Vec::new();
+        for prefix in EXPIRING {
+            let Some(ttl) = settings.expiry.ttl_of(prefix) else { continue };
+            let stale = store.stale(prefix, before(now, ttl), LIMIT).await?;
+            let expired = stale.into_iter().filter(|(key, _)| owned.contains(&key.partition()));
+            removals.extend(expired.map(|(key, head)| removal(key, &head, now)));
+        }
+        if !removals.is_empty() {
+            metrics::counter!("contrail_keeper_expired_total").increment(removals.len() as u64);
+            log.append(Topic::Changes, removals).await?;
+        }
+        let starts: Vec<u64> = log.bounds(Topic::Changes).await?.into_iter().map(|bounds| bounds.start).collect();
+        let mut gone = Vec::new();
+        for (key, head) in store.tombstones(before(now, settings.tombstones), LIMIT).await? {
+            let partition = key.partition();
+            if !owned.contains(&partition) {
+                continue;
+            }
+            let kept = store.checkpoint(partition).await?.next;
+            let start = starts.get(usize::from(partition)).copied().unwrap_or(0);
+            if head.upto < kept.min(start) {
+                gone.push(key);
+            }
+        }
+        if gone.is_empty() { Ok(()) } else { store.purge(&gone).await }
+    }
+}
+
+fn before(now: Timestamp, age: std::time::Duration) -> Timestamp {
+    now.plus_micros(-i64::try_from(age.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The change that removes an object unless something changed it since it was found expired.
+fn removal(key: ObjectKey, head: &Head, now: Timestamp) -> Append {
+    let partition = key.partition();
+    let change = Change {
+        key,
+        origin: Origin::Expiry { unchanged_since: head.upto },
+        received_at: now,
+        stamp: Stamp { at: now, id: String::new() },
+        ops: vec![Op::Remove],
+    };
+    Append { partition, value: change.to_bytes() }
+}

@@ -1,0 +1,91 @@
+//! Reads objects as everybody but the keeper sees them: what is committed, expired ones as if they were not. Called by the web. Must never write.
+
+use std::sync::Arc;
+
+use super::expiry::Expiry;
+use super::object::{Object, Snapshot};
+use super::{AppliedRow, Error, Head, ObjectStore};
+use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
+
+/// Most objects of one listing.
+pub const MAX_LISTED: usize = 1_000;
+
+/// Read side of the sync room. Cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    store: Arc<dyn ObjectStore>,
+    expiry: Expiry,
+}
+
+/// What a reader that comes back is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resumed {
+    /// What it missed, with event ids, in order; nothing where it missed nothing.
+    Rows {
+        /// The object's event id: what is published at or below it is included.
+        event_id: u64,
+        /// Rows with the event id of their last change; data is None for removed items.
+        rows: Vec<(u64, AppliedRow)>,
+    },
+    /// Too much has passed: everything anew.
+    Snapshot(Snapshot),
+}
+
+impl Reader {
+    /// Reads `store`; `expiry` must be the keeper's.
+    pub fn new(store: Arc<dyn ObjectStore>, expiry: Expiry) -> Self {
+        Self { store, expiry }
+    }
+
+    /// The object as committed; None where it does not exist, was removed or has expired.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the object cannot be read: the keeper has frozen it or will.
+    pub async fn get(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Snapshot>, Error> {
+        Ok(self.object(key, now).await?.and_then(|object| object.snapshot()))
+    }
+
+    /// What a reader that has seen `since` missed; None as in [`Reader::get`].
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub async fn resume(&self, key: &ObjectKey, since: u64, now: Timestamp) -> Result<Option<Resumed>, Error> {
+        let Some(object) = self.object(key, now).await? else { return Ok(None) };
+        let Some(snapshot) = object.snapshot() else { return Ok(None) };
+        let event_id = object.head().event_id;
+        if since > event_id {
+            // An id of another life of the store.
+            return Ok(Some(Resumed::Snapshot(snapshot)));
+        }
+        Ok(Some(object.since(since).map_or(Resumed::Snapshot(snapshot), |rows| Resumed::Rows { event_id, rows })))
+    }
+
+    /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, at most [`MAX_LISTED`]. A full
+    /// page may be followed by more; an emptied one (all expired) too: go on after the last name, which is returned beside them.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list(
+        &self,
+        (site, kind): (&SiteId, ObjectKind),
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<(Vec<(ObjectKey, Head)>, Option<String>), Error> {
+        let limit = limit.min(MAX_LISTED);
+        let mut found = self.store.list(site, kind, prefix, after, limit).await?;
+        let more = (found.len() == limit).then(|| found.last().map(|(key, _)| key.name.clone())).flatten();
+        found.retain(|(key, head)| !self.expiry.expired(&key.name, head.updated_at, now));
+        Ok((found, more))
+    }
+
+    async fn object(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Object>, Error> {
+        let stored = self.store.load(std::slice::from_ref(key)).await?.pop().flatten();
+        let Some(stored) = stored else { return Ok(None) };
+        if stored.head.removed_at.is_some() || self.expiry.expired(&key.name, stored.head.updated_at, now) {
+            return Ok(None);
+        }
+        Object::from_stored(stored).map(Some)
+    }
+}
