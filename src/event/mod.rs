@@ -5,6 +5,7 @@ pub mod change;
 pub mod identity;
 pub mod ids;
 pub mod money;
+pub mod naming;
 pub mod record;
 pub mod rules;
 pub mod time;

@@ -1,6 +1,13 @@
 //! Live objects: events become changes (mapping, router), changes become objects (keeper, object, batch), objects reach subscribers (feed).
 //! Reads `events`, writes and reads `changes`; must never read the archive.
 
+pub mod batch;
+pub mod distinct;
+pub mod item;
+pub mod mapping;
+pub mod naming;
+pub mod object;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -50,6 +57,8 @@ pub struct Head {
     pub updated_at: Timestamp,
     /// When it was removed, or None while it lives. A removed object's head is its tombstone.
     pub removed_at: Option<Timestamp>,
+    /// Greatest event id of a change whose removals are no longer among the rows: a reader that has seen less needs a fresh snapshot.
+    pub purged: u64,
     /// Write budget: tokens left at `bucket_at`, in thousandths of a write.
     pub bucket_millis: i64,
     /// See `bucket_millis`.

@@ -12,12 +12,30 @@
 //!   as the archive: each (event id, fingerprint) is one report; what a record adds = f(reports up to it) - f(reports before it), where f
 //!   takes the best report of each fact. Best: channel webhook, then server, then pixel; then the smaller fingerprint; then
 //!   the smaller event id. Arrival order therefore does not matter, and a replay gives the same verdict.
+//!
+//! Two records of one report may still differ in what stands outside the fingerprint: the channel, and what arrival filled in (`occurred_at`,
+//! the crawler flag). The better channel, then the smaller `occurred_at`, then "no crawler" decides, so that here too the order
+//! does not matter. A [`Verdict::Duplicate`] can therefore have effects: whoever keeps sums or rows applies [`Effects`] whatever the verdict.
+//!
+//! **Replay.** A reader starts at its stored offset with its stored memory. Both are stored at once, or the memory after the sums and before
+//! the offset; so the memory is never older than the offset, and it may be newer. A newer memory meets records it holds already: each is told by
+//! the offset of its first appearance and gets the verdict it got then; its effects, which stand in the sums since before the memory was
+//! stored, are not given again. (A conflict of an event id, and a repeat, read as a duplicate: their rows stand already.)
+
+mod checkouts;
+mod orders;
+mod reports;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{KeyKind, first_16, sha256};
-use super::record::{Channel, Record, RecordKind};
+use super::ids::{first_16, sha256};
+use super::record::{Record, RecordKind};
 use super::{Currency, Event, Timestamp, kind};
+
+pub use checkouts::CheckoutEntry;
+pub use orders::OrderEntry;
 
 /// 16 bytes that name an entry of a partition's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,8 +44,11 @@ pub struct IdentityKey(pub [u8; 16]);
 /// How long an event entry is kept, counted back from its partition's greatest `received_at`. Longer than every sender's retries.
 pub const EVENT_MEMORY_SECONDS: i64 = 7 * 86_400;
 
-/// Most reports an order, refund or step remembers; a further new one is a [`Verdict::Conflict`].
+/// Most reports an order, refund or step remembers (and most fingerprints an event id); a further new one is a [`Verdict::Conflict`].
 pub const MAX_REPORTS: usize = 1_000;
+
+/// Most refunds of one order, and most (step, status) pairs of one checkout; the report of a further one is a [`Verdict::Conflict`].
+pub const MAX_FACTS: usize = 1_000;
 
 /// What a partition remembers under one [`IdentityKey`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,9 +69,10 @@ pub enum Verdict {
     Counted = 0,
     /// A further report of a known order, refund or step: archived; its [`Effects`] are the difference it makes, often none.
     Report = 1,
-    /// A repeat: no row, no count, no effect (but a step's `last_at`, which takes every report).
+    /// A repeat: no row, no count, and no effect but a step's `last_at`, which takes every report, and what a repeat by a better channel
+    /// puts right.
     Duplicate = 2,
-    /// A known event id with new content: archived and flagged, no effect.
+    /// A known event id with new content, or a report past [`MAX_REPORTS`] or [`MAX_FACTS`]: archived and flagged, no effect.
     Conflict = 3,
 }
 
@@ -120,14 +142,6 @@ pub struct EventEntry {
     pub fingerprints: Vec<u64>,
 }
 
-/// Memory of an order and its refunds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct OrderEntry {}
-
-/// Memory of a checkout.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CheckoutEntry {}
-
 /// An order as its reports stand: what the archive keeps a row of and `customer.<id>` shows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OrderView {
@@ -186,11 +200,39 @@ pub fn key_of(record: &Record, event: &Event) -> IdentityKey {
     ])))
 }
 
-/// Folds one record into the entry found under its [`key_of`] (None = unknown) and says what it adds. `offset` is the record's.
-/// Records of one partition are folded in offset order; a fold repeated from a saved memory gives the same outcomes.
+/// Folds one record of kind [`RecordKind::Event`] or [`RecordKind::Completion`] into the entry found under its [`key_of`] (None = unknown)
+/// and says what it adds. `offset` is the record's. Records of one partition are folded in offset order; see "Replay" above.
 pub fn fold(entry: &mut Option<Entry>, record: &Record, event: &Event, offset: u64) -> Outcome {
-    let _ = (entry, record, event, offset, KeyKind::Event, Channel::Pixel);
-    Outcome { verdict: Verdict::Counted, effects: Effects::default() }
+    let known = entry.get_or_insert_with(|| match (record.kind, event.kind.as_str()) {
+        (RecordKind::Completion, _) | (_, kind::CHECKOUT_STEP) => Entry::Checkout(CheckoutEntry::default()),
+        (_, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED) => Entry::Order(OrderEntry::default()),
+        _ => Entry::Event(EventEntry { first: offset, fingerprints: vec![record.fingerprint] }),
+    });
+    match known {
+        Entry::Event(entry) => Outcome { verdict: entry.fold(record, offset), effects: Effects::default() },
+        Entry::Order(entry) => entry.fold(record, event, offset),
+        Entry::Checkout(entry) => entry.fold(record, event, offset),
+    }
+}
+
+impl EventEntry {
+    /// The entry of an unknown id already names this record as its first report.
+    fn fold(&mut self, record: &Record, offset: u64) -> Verdict {
+        if self.first == offset {
+            return Verdict::Counted;
+        }
+        let Some((first, rest)) = self.fingerprints.split_first() else { return Verdict::Conflict };
+        match rest.binary_search(&record.fingerprint) {
+            _ if *first == record.fingerprint => Verdict::Duplicate,
+            Ok(_) => Verdict::Duplicate,
+            Err(at) => {
+                if self.fingerprints.len() < MAX_REPORTS {
+                    self.fingerprints.insert(at + 1, record.fingerprint);
+                }
+                Verdict::Conflict
+            }
+        }
+    }
 }
 
 impl Entry {
@@ -209,11 +251,17 @@ impl Entry {
 
     /// The order, if it is one.
     pub fn order(&self) -> Option<OrderView> {
-        None
+        match self {
+            Self::Order(entry) => Some(entry.view()),
+            Self::Event(_) | Self::Checkout(_) => None,
+        }
     }
 
     /// The checkout, if it is one.
     pub fn checkout(&self) -> Option<CheckoutView> {
-        None
+        match self {
+            Self::Checkout(entry) => Some(entry.view()),
+            Self::Event(_) | Self::Order(_) => None,
+        }
     }
 }

@@ -1,0 +1,432 @@
+//! The fold against its promises: any order and any repetition of the same reports gives the same sums and views.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::super::{Channel, Checkout, Client, Currency, Customer, Flags, Item, KeyKind, Money, Order, Refund, SiteId, StepStatus};
+use super::*;
+
+const DAY: &str = "2026-11-20T10:00:00Z";
+
+fn at(minute: i64) -> Timestamp {
+    Timestamp::parse(DAY).unwrap().plus_seconds(minute * 60)
+}
+
+fn eur(amount_minor: i64) -> Money {
+    Money { amount_minor, currency: Currency::parse("EUR").unwrap() }
+}
+
+fn usd(amount_minor: i64) -> Money {
+    Money { amount_minor, currency: Currency::parse("USD").unwrap() }
+}
+
+fn item(product: &str, quantity: i64, price: Option<Money>) -> Item {
+    Item { product_id: product.into(), quantity, price, name: None }
+}
+
+fn blank(kind: &str, minute: i64) -> Event {
+    serde_json::from_value(serde_json::json!({ "type": kind, "occurred_at": at(minute) })).unwrap()
+}
+
+fn order(minute: i64, items: &[Item]) -> Event {
+    Event { order: Some(Order { id: "o1".into(), items: Some(items.to_vec()), total: None }), ..blank(kind::ORDER_COMPLETED, minute) }
+}
+
+fn refund(id: Option<&str>, minute: i64, items: Option<&[Item]>) -> Event {
+    Event {
+        order: Some(Order { id: "o1".into(), items: items.map(<[Item]>::to_vec), total: None }),
+        refund: id.map(|id| Refund { id: Some(id.into()) }),
+        ..blank(kind::ORDER_REFUNDED, minute)
+    }
+}
+
+fn step(name: &str, status: StepStatus, minute: i64, value: Option<Money>) -> Event {
+    Event {
+        checkout: Some(Checkout { id: Some("ch1".into()), step: Some(name.into()), status: Some(status), value }),
+        ..blank(kind::CHECKOUT_STEP, minute)
+    }
+}
+
+/// An event as ingest would store it. `defaulted`: its `occurred_at` was filled in at arrival and is no part of the fingerprint.
+fn record(event: &Event, id: &str, channel: Channel, defaulted: bool) -> Record {
+    let mut fingerprinted = event.clone();
+    let mut flags = Flags::default();
+    if defaulted {
+        fingerprinted.occurred_at = Timestamp::ZERO;
+        flags.set(Flags::NO_OCCURRED_AT);
+    }
+    let (key_kind, key) = event.partition_key(id);
+    if event.client.as_ref().is_some_and(|client| client.user_agent.is_some()) {
+        flags.set(Flags::CRAWLER);
+    }
+    Record {
+        kind: RecordKind::Event,
+        body_key: 0,
+        site: SiteId::parse("demo").unwrap(),
+        event_id: id.into(),
+        fingerprint: super::super::ids::fingerprint(&serde_json::to_vec(&fingerprinted).unwrap()),
+        received_at: event.occurred_at,
+        key_kind,
+        key: key.to_owned(),
+        flags,
+        channel,
+        body: serde_json::to_vec(event).unwrap().into(),
+    }
+}
+
+type Reports = Vec<(Record, Event)>;
+
+/// Folds reports that share one entry, from offset 0 on.
+fn run(reports: &Reports) -> (Option<Entry>, Vec<Outcome>) {
+    let mut entry = None;
+    let outcomes = reports.iter().zip(0..).map(|((record, event), offset)| fold(&mut entry, record, event, offset)).collect();
+    (entry, outcomes)
+}
+
+type SaleKey = (String, Timestamp, bool);
+type SaleSum = (i64, i64, BTreeMap<Currency, i64>);
+
+fn sum_sales<'a>(sales: impl IntoIterator<Item = &'a Sale>) -> BTreeMap<SaleKey, SaleSum> {
+    let mut sums: BTreeMap<SaleKey, SaleSum> = BTreeMap::new();
+    for sale in sales {
+        let sum = sums.entry((sale.product_id.clone(), sale.at, sale.crawler)).or_default();
+        sum.0 += sale.units;
+        sum.1 += sale.orders;
+        sale.revenue.iter().for_each(|(currency, amount)| *sum.2.entry(*currency).or_default() += amount);
+        sum.2.retain(|_, amount| *amount != 0);
+    }
+    sums.retain(|_, sum| *sum != (0, 0, BTreeMap::new()));
+    sums
+}
+
+fn sum_steps<'a>(steps: impl IntoIterator<Item = &'a StepCount>) -> BTreeMap<(String, StepStatus, Timestamp, bool), i64> {
+    let mut sums = BTreeMap::new();
+    for step in steps {
+        *sums.entry((step.step.clone(), step.status, step.at, step.crawler)).or_default() += step.count;
+    }
+    sums.retain(|_, count| *count != 0);
+    sums
+}
+
+/// What the reports of one entry come to, whatever their order. Checks on the way what holds for every order.
+fn come_to(reports: &Reports) -> (Option<OrderView>, Option<CheckoutView>, BTreeMap<SaleKey, SaleSum>, usize) {
+    let (entry, outcomes) = run(reports);
+    let entry = entry.unwrap();
+    let sales = sum_sales(outcomes.iter().flat_map(|outcome| &outcome.effects.sales));
+    let steps = sum_steps(outcomes.iter().flat_map(|outcome| &outcome.effects.steps));
+    for outcome in &outcomes {
+        assert!(outcome.effects.sales.is_sorted_by_key(|sale| (&sale.product_id, sale.at)));
+        assert!(outcome.effects.sales.iter().all(|sale| (sale.units, sale.orders) != (0, 0) || !sale.revenue.is_empty()));
+        assert!(outcome.effects.order_changed || outcome.effects.sales.is_empty());
+        assert!(outcome.effects.checkout_changed || outcome.effects.steps.is_empty());
+    }
+    if let Some(view) = entry.order() {
+        assert_eq!(sales, sum_sales(&view.sales), "sum of effects is not what stands");
+        if view.at.is_some() {
+            let mut by_product: BTreeMap<&str, (i64, BTreeMap<Currency, i64>)> = BTreeMap::new();
+            for sale in &view.sales {
+                let sum = by_product.entry(&sale.product_id).or_default();
+                sum.0 += sale.units;
+                sale.revenue.iter().for_each(|(currency, amount)| *sum.1.entry(*currency).or_default() += amount);
+            }
+            assert!(by_product.values().all(|(units, money)| *units >= 0 && money.values().all(|m| *m >= 0)), "refunds exceed the order: {view:?}");
+        }
+    }
+    if let Some(view) = entry.checkout() {
+        let mut stands = sum_steps(&view.steps);
+        stands.extend(steps.iter().filter(|(key, _)| key.0 == ORDER_STEP).map(|(key, n)| (key.clone(), *n)));
+        assert_eq!(steps, stands, "sum of effects is not what stands");
+        assert_eq!(view.completed_at, steps.keys().find(|key| key.0 == ORDER_STEP).map(|key| key.2));
+    }
+    assert_eq!(Entry::from_bytes(&entry.to_bytes()).as_ref(), Some(&entry));
+    let distinct: BTreeSet<(&str, u64)> = reports.iter().map(|(record, _)| (record.event_id.as_str(), record.fingerprint)).collect();
+    let kept = outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Counted | Verdict::Report)).count();
+    assert_eq!(kept, distinct.len());
+    (entry.order(), entry.checkout(), sales, outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Counted).count())
+}
+
+fn any_channel() -> impl Strategy<Value = Channel> {
+    prop_oneof![Just(Channel::Pixel), Just(Channel::Server), Just(Channel::Webhook)]
+}
+
+fn any_items() -> impl Strategy<Value = Vec<Item>> {
+    let price = prop_oneof![2 => (1i64..400).prop_map(|n| Some(eur(n))), 1 => (1i64..400).prop_map(|n| Some(usd(n))), 1 => Just(None)];
+    let one = (prop_oneof![Just("a"), Just("b"), Just("c")], 1i64..5, price).prop_map(|(product, quantity, price)| item(product, quantity, price));
+    proptest::collection::vec(one, 0..4)
+}
+
+fn with_party(mut event: Event, person: Option<u8>, crawler: bool) -> Event {
+    event.customer = person.map(|n| Customer { id: Some(format!("c{n}")), ..Customer::default() });
+    event.client = crawler.then(|| Client { user_agent: Some("Googlebot/2.1".into()), ..Client::default() });
+    event
+}
+
+/// Reports of one order and its refunds; few ids, so that they meet.
+fn any_order_report() -> impl Strategy<Value = (Record, Event)> {
+    let event = prop_oneof![
+        3 => (0i64..4, any_items()).prop_map(|(minute, items)| order(minute, &items)),
+        3 => (proptest::option::of(0u8..3), 0i64..4, proptest::option::weighted(0.8, any_items()))
+            .prop_map(|(id, minute, items)| refund(id.map(|n| format!("r{n}")).as_deref(), minute, items.as_deref())),
+    ];
+    (event, proptest::option::of(0u8..2), any::<bool>(), 0u8..3, any_channel(), proptest::bool::weighted(0.2)).prop_map(
+        |(event, person, crawler, id, channel, defaulted)| {
+            let event = with_party(event, person, crawler);
+            (record(&event, &format!("e{id}"), channel, defaulted), event)
+        },
+    )
+}
+
+fn any_checkout_report() -> impl Strategy<Value = (Record, Event)> {
+    let status = prop_oneof![Just(StepStatus::Entered), Just(StepStatus::Completed)];
+    let name = prop_oneof![3 => Just("contact"), 2 => Just("payment"), 1 => Just(ORDER_STEP)];
+    let value = proptest::option::of((1i64..3).prop_map(eur));
+    (name, status, 0i64..4, value, proptest::option::of(0u8..2), any::<bool>(), 0u8..3, any_channel(), proptest::bool::weighted(0.2)).prop_map(
+        |(name, status, minute, value, person, crawler, id, channel, defaulted)| {
+            let completion = name == ORDER_STEP;
+            let event = if completion {
+                Event { checkout: Some(Checkout { id: Some("ch1".into()), ..Checkout::default() }), ..order(minute, &[item("a", 1, value)]) }
+            } else {
+                step(name, status, minute, value)
+            };
+            let event = with_party(event, person, crawler);
+            let mut record = record(&event, &format!("e{id}"), channel, defaulted);
+            if completion {
+                record.kind = RecordKind::Completion;
+            }
+            (record, event)
+        },
+    )
+}
+
+/// The same report come again: by any channel, and where `occurred_at` was defaulted, at another time.
+fn come_again((record, event): &(Record, Event), channel: Channel, minute: i64) -> (Record, Event) {
+    let mut again = (record.clone(), event.clone());
+    again.0.channel = channel;
+    if record.flags.has(Flags::NO_OCCURRED_AT) {
+        again.1.occurred_at = at(minute);
+    }
+    again
+}
+
+/// A list, and the same list with some of it repeated, in another order.
+fn and_disturbed(one: impl Strategy<Value = (Record, Event)>) -> impl Strategy<Value = (Reports, Reports)> {
+    let again = proptest::option::weighted(0.3, (any_channel(), 0i64..4));
+    proptest::collection::vec((one, again), 1..12)
+        .prop_map(|reports| {
+            let appearances = |(one, again): &((Record, Event), Option<(Channel, i64)>)| {
+                std::iter::once(one.clone()).chain(again.map(|(channel, minute)| come_again(one, channel, minute))).collect::<Reports>()
+            };
+            reports.iter().flat_map(appearances).collect::<Reports>()
+        })
+        .prop_flat_map(|reports| {
+            let repeated = proptest::collection::vec(proptest::sample::select(reports.clone()), 0..8);
+            (Just(reports), repeated)
+        })
+        .prop_flat_map(|(reports, repeated)| {
+            let all: Reports = reports.iter().cloned().chain(repeated).collect();
+            (Just(reports), Just(all).prop_shuffle())
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn orders_come_to_the_same_in_any_order((reports, disturbed) in and_disturbed(any_order_report())) {
+        prop_assert_eq!(come_to(&reports), come_to(&disturbed));
+    }
+
+    #[test]
+    fn checkouts_come_to_the_same_in_any_order((reports, disturbed) in and_disturbed(any_checkout_report())) {
+        let (found, again) = (come_to(&reports), come_to(&disturbed));
+        prop_assert_eq!(&found, &again);
+        let view = found.1.unwrap();
+        prop_assert_eq!(Some(view.last_at), reports.iter().map(|(_, event)| event.occurred_at).max());
+    }
+
+    #[test]
+    fn a_newer_memory_tells_replayed_records_by_their_offset(reports in proptest::collection::vec(any_order_report(), 1..12)) {
+        let (mut entry, outcomes) = run(&reports);
+        let newest = entry.clone();
+        for (((record, event), offset), first_time) in reports.iter().zip(0..).zip(outcomes) {
+            let again = fold(&mut entry, record, event, offset);
+            prop_assert_eq!(again, Outcome { verdict: first_time.verdict, effects: Effects::default() });
+        }
+        prop_assert_eq!(entry, newest);
+    }
+
+    #[test]
+    fn a_memory_saved_at_any_point_goes_on_the_same(reports in proptest::collection::vec(any_order_report(), 1..10), cut in 0usize..10) {
+        let (whole, outcomes) = run(&reports);
+        let cut = cut.min(reports.len());
+        let (before, _) = run(&reports[..cut].to_vec());
+        let mut entry = before.and_then(|entry| Entry::from_bytes(&entry.to_bytes()));
+        for (((record, event), offset), outcome) in reports.iter().zip(0..).zip(outcomes).skip(cut) {
+            prop_assert_eq!(fold(&mut entry, record, event, offset), outcome);
+        }
+        prop_assert_eq!(entry, whole);
+    }
+
+    #[test]
+    fn any_bytes_are_an_entry_or_none(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        let _entry = Entry::from_bytes(&bytes);
+    }
+}
+
+fn verdicts(reports: &Reports) -> Vec<Verdict> {
+    run(reports).1.into_iter().map(|outcome| outcome.verdict).collect()
+}
+
+fn report(event: Event, id: &str, channel: Channel) -> (Record, Event) {
+    (record(&event, id, channel, false), event)
+}
+
+fn sale(product: &str, minute: i64, units: i64, orders: i64, revenue: &[Money]) -> Sale {
+    let revenue = revenue.iter().map(|money| (money.currency, money.amount_minor)).collect();
+    Sale { product_id: product.into(), at: at(minute), crawler: false, units, orders, revenue }
+}
+
+#[test]
+fn events_count_once_and_their_contents_are_remembered() {
+    let view = |minute| blank(kind::PAGE_VIEWED, minute);
+    let reports: Reports = [5, 5, 6, 5, 6, 4, 6, 4].into_iter().map(|minute| report(view(minute), "e", Channel::Server)).collect();
+    use Verdict::{Conflict, Counted, Duplicate};
+    assert_eq!(verdicts(&reports), [Counted, Duplicate, Conflict, Duplicate, Duplicate, Conflict, Duplicate, Duplicate]);
+    let (mut entry, _) = run(&reports);
+    assert_eq!(fold(&mut entry, &reports[0].0, &reports[0].1, 0).verdict, Counted, "the record at its own offset is itself");
+    assert_eq!(fold(&mut entry, &reports[0].0, &reports[0].1, 9).verdict, Duplicate);
+}
+
+#[test]
+fn the_webhook_wins_over_server_and_pixel() {
+    let says = |price| order(0, &[item("a", 1, Some(eur(price)))]);
+    let reports = vec![report(says(100), "p", Channel::Pixel), report(says(300), "w", Channel::Webhook), report(says(200), "s", Channel::Server)];
+    let (entry, outcomes) = run(&reports);
+    assert_eq!(outcomes[0].effects.sales, [sale("a", 0, 1, 1, &[eur(100)])]);
+    assert_eq!(outcomes[1].effects.sales, [sale("a", 0, 0, 0, &[eur(200)])]);
+    assert_eq!(outcomes[2], Outcome { verdict: Verdict::Report, effects: Effects::default() });
+    let view = entry.unwrap().order().unwrap();
+    assert_eq!((view.order_id.as_str(), view.total, view.units, view.sales), ("o1", Some(eur(300)), 1, vec![sale("a", 0, 1, 1, &[eur(300)])]));
+}
+
+#[test]
+fn refunds_take_what_the_order_holds() {
+    let sold = order(0, &[item("a", 3, Some(eur(100))), item("b", 1, Some(usd(50))), item("a", 1, Some(eur(60)))]);
+    let reports = vec![
+        report(sold, "o", Channel::Server),
+        report(refund(Some("whole"), 1, None), "w", Channel::Server),
+        report(refund(Some("part"), 2, Some(&[item("a", 2, None)])), "p", Channel::Server),
+        report(refund(Some("later"), 3, Some(&[item("a", 9, Some(eur(1000))), item("z", 1, Some(eur(5)))])), "l", Channel::Server),
+    ];
+    let (entry, outcomes) = run(&reports);
+    assert_eq!(outcomes[1].effects.sales, [sale("a", 1, -4, 0, &[eur(-360)]), sale("b", 1, -1, 0, &[usd(-50)])]);
+    // 2 of 4 pieces at the average price; the whole refund is left that much less.
+    assert_eq!(outcomes[2].effects.sales, [sale("a", 1, 2, 0, &[eur(180)]), sale("a", 2, -2, 0, &[eur(-180)])]);
+    assert_eq!(outcomes[3].effects.sales, [sale("a", 1, 2, 0, &[eur(180)]), sale("a", 3, -2, 0, &[eur(-180)])]);
+    let view = entry.unwrap().order().unwrap();
+    assert_eq!(view.refunded, [(eur(0).currency, 360), (usd(0).currency, 50)]);
+    let stands = [("a", 0, 4), ("b", 0, 1), ("b", 1, -1), ("a", 2, -2), ("a", 3, -2)];
+    assert_eq!(view.sales.iter().map(|s| (s.product_id.as_str(), s.at, s.units)).collect::<Vec<_>>(), stands.map(|(p, m, n)| (p, at(m), n)));
+}
+
+#[test]
+fn a_refund_of_an_unknown_order_counts_by_its_items() {
+    let reports = vec![
+        report(refund(None, 1, Some(&[item("a", 5, Some(eur(10))), item("b", 1, None)])), "p", Channel::Server),
+        report(refund(None, 2, None), "w", Channel::Server),
+        report(order(0, &[item("a", 2, Some(eur(10))), item("b", 2, Some(eur(7)))]), "o", Channel::Server),
+    ];
+    let (entry, outcomes) = run(&reports);
+    assert_eq!(outcomes[0].effects.sales, [sale("a", 1, -5, 0, &[eur(-50)]), sale("b", 1, -1, 0, &[])]);
+    assert_eq!((outcomes[1].verdict, outcomes[1].effects.sales.len()), (Verdict::Counted, 0));
+    assert_eq!(
+        outcomes[2].effects.sales,
+        [
+            sale("a", 0, 2, 1, &[eur(20)]),
+            sale("a", 1, 3, 0, &[eur(30)]),
+            sale("b", 0, 2, 1, &[eur(14)]),
+            sale("b", 1, 0, 0, &[eur(-7)]),
+            sale("b", 2, -1, 0, &[eur(-7)]),
+        ]
+    );
+    assert_eq!(entry.unwrap().order().unwrap().at, Some(at(0)));
+}
+
+#[test]
+fn shares_round_half_even() {
+    for (amount, part, whole, share) in [(100, 1, 3, 33), (5, 1, 2, 2), (15, 1, 2, 8), (-5, 1, 2, -2), (-15, 1, 2, -8), (7, 0, 0, 0), (200, 1, 3, 67)]
+    {
+        let sold = order(0, &[item("a", whole.max(1), Some(eur(0)))]);
+        assert_eq!(orders::share(amount, part, whole), share, "{amount} x {part} / {whole} of {sold:?}");
+    }
+}
+
+#[test]
+fn a_repeat_that_comes_later_is_a_sign_of_life() {
+    let one = |minute| {
+        let event = step("contact", StepStatus::Entered, minute, Some(eur(5)));
+        (record(&event, "e", Channel::Pixel, true), event)
+    };
+    let (entry, outcomes) = run(&vec![one(0), one(7)]);
+    assert_eq!(outcomes[1].verdict, Verdict::Duplicate);
+    assert_eq!((outcomes[1].effects.steps.len(), outcomes[1].effects.checkout_changed), (0, true));
+    let view = entry.unwrap().checkout().unwrap();
+    assert_eq!((view.last_at, view.steps[0].at, view.value, view.checkout.as_str()), (at(7), at(0), Some(eur(5)), "ch1"));
+    assert_eq!((view.last_step.as_deref(), view.completed_at), (Some("contact"), None));
+}
+
+#[test]
+fn a_better_report_moves_its_step() {
+    let first = step("contact", StepStatus::Entered, 3, None);
+    let better = step("contact", StepStatus::Entered, 1, None);
+    let (_, outcomes) = run(&vec![report(first, "p", Channel::Pixel), report(better, "w", Channel::Webhook)]);
+    let moved: Vec<_> = outcomes[1].effects.steps.iter().map(|step| (step.at, step.count)).collect();
+    assert_eq!((outcomes[1].verdict, moved), (Verdict::Report, vec![(at(3), -1), (at(1), 1)]));
+}
+
+#[test]
+fn a_step_without_any_party_is_its_own_checkout() {
+    let mut event = step("contact", StepStatus::Entered, 0, None);
+    event.checkout.as_mut().unwrap().id = None;
+    let [one, other] = ["e1", "e2"].map(|id| record(&event, id, Channel::Pixel, false));
+    assert_eq!(one.key_kind, KeyKind::Event);
+    assert_ne!(key_of(&one, &event), key_of(&other, &event));
+    let mut entry = None;
+    fold(&mut entry, &one, &event, 0);
+    assert_eq!(entry.unwrap().checkout().unwrap().checkout, "e1");
+}
+
+#[test]
+fn reports_past_the_bound_are_conflicts() {
+    let page = |n| report(blank(kind::PAGE_VIEWED, n), "e", Channel::Server);
+    let sold = |n| report(order(n, &[item("a", 1, Some(eur(n)))]), "e", if n == 1_005 { Channel::Webhook } else { Channel::Server });
+    for one in [&page as &dyn Fn(i64) -> (Record, Event), &sold] {
+        let reports: Reports = (0..MAX_REPORTS as i64 + 10).map(one).collect();
+        let (entry, outcomes) = run(&reports);
+        let counted = outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Counted).count();
+        assert_eq!(counted, 1);
+        assert!(outcomes[MAX_REPORTS..].iter().all(|outcome| *outcome == Outcome { verdict: Verdict::Conflict, effects: Effects::default() }));
+        assert!(entry.unwrap().to_bytes().len() < 20_000);
+    }
+    let refunds: Reports = (0..MAX_FACTS + 2).map(|n| report(refund(Some(&n.to_string()), 0, None), "e", Channel::Server)).collect();
+    assert_eq!(verdicts(&refunds).iter().filter(|verdict| **verdict == Verdict::Conflict).count(), 2);
+}
+
+#[test]
+fn golden_version_1() {
+    let pages = vec![report(blank(kind::PAGE_VIEWED, 0), "e1", Channel::Pixel), report(blank(kind::PAGE_VIEWED, 1), "e1", Channel::Pixel)];
+    let orders = vec![
+        report(with_party(order(0, &[item("a", 2, Some(eur(1299))), item("b", 1, None)]), Some(1), true), "e2", Channel::Webhook),
+        report(refund(Some("r1"), 1, None), "e3", Channel::Server),
+        report(refund(None, 2, Some(&[item("a", 1, None)])), "e4", Channel::Server),
+    ];
+    let mut completion = report(with_party(order(9, &[]), Some(1), false), "e6", Channel::Server);
+    completion.0.kind = RecordKind::Completion;
+    let steps = vec![report(step("contact", StepStatus::Completed, 3, Some(eur(2598))), "e5", Channel::Pixel), completion];
+    let found: Vec<String> =
+        [pages, orders, steps].iter().map(|reports| run(reports).0.unwrap().to_bytes().iter().map(|b| format!("{b:02x}")).collect()).collect();
+    assert_eq!(found, include_str!("../golden/identity_v1.hex").lines().collect::<Vec<_>>());
+    assert_eq!(Entry::from_bytes(&[]), None);
+    assert_eq!(Entry::from_bytes(&[2, 0, 0, 0]), None);
+}

@@ -1,0 +1,183 @@
+//! When an object may be written: its budget ([`Bucket`]) and the queue of objects that wait ([`Scheduler`]). Stepped by the keeper. Pure: `now` is
+//! handed in.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Head;
+use crate::event::{ObjectKey, Timestamp};
+
+/// One write, in the bucket's unit.
+const WRITE: i64 = 1_000;
+/// Writes a second of an object whose writes are up to [`FULL_RATE_BYTES`], in thousandths.
+const MAX_RATE: i64 = 20 * WRITE;
+/// Writes a second of the largest objects, in thousandths.
+const MIN_RATE: i64 = 2 * WRITE;
+/// Bytes of a write up to which the full rate holds.
+const FULL_RATE_BYTES: i64 = 1024;
+/// Seconds in which an empty bucket fills, whatever the rate.
+const FILL_SECONDS: i64 = 10;
+/// Longer than any bucket makes a write wait: what is due later than this from now was put there by a clock that has since been set back.
+const HORIZON_MICROS: i64 = 2_000_000;
+
+/// An object's write budget: a write of `size` bytes costs one token; tokens come at r = clamp(20 x 1 KiB / size, 2, 20) a second up to 10 r. So there
+/// are at most 200 + 20 t writes in any t seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Tokens left at `at`, in thousandths of a write.
+    pub tokens_millis: i64,
+    /// When they were counted.
+    pub at: Timestamp,
+}
+
+impl Bucket {
+    /// The bucket as stored with the object; full for an object never written.
+    pub const fn of(head: &Head) -> Self {
+        Self { tokens_millis: head.bucket_millis, at: head.bucket_at }
+    }
+
+    /// Takes one token for a write of `size` bytes, or says when there will be one (never more than half a second ahead). A refusal changes nothing
+    /// but the time base of a clock that was set back, so that polling costs no tokens; such a clock neither adds tokens nor starves the object.
+    pub fn try_take(&mut self, now: Timestamp, size: usize) -> Result<(), Timestamp> {
+        let rate = rate_millis(size);
+        self.at = self.at.min(now);
+        let waited = now.micros().saturating_sub(self.at.micros()).min((FILL_SECONDS + 1) * 1_000_000);
+        let tokens = self.tokens_millis.saturating_add(rate * waited / 1_000_000).min(rate * FILL_SECONDS);
+        if tokens < WRITE {
+            let missing = WRITE - self.tokens_millis;
+            return Err(self.at.plus_micros((missing * 1_000_000 + rate - 1) / rate));
+        }
+        *self = Self { tokens_millis: tokens - WRITE, at: now };
+        Ok(())
+    }
+
+    /// Puts the bucket where it is stored.
+    pub const fn store(self, head: &mut Head) {
+        head.bucket_millis = self.tokens_millis;
+        head.bucket_at = self.at;
+    }
+}
+
+/// Thousandths of a write a second that an object of such writes may take.
+fn rate_millis(size: usize) -> i64 {
+    let size = i64::try_from(size).unwrap_or(i64::MAX).max(1);
+    (MAX_RATE.saturating_mul(FULL_RATE_BYTES) / size).clamp(MIN_RATE, MAX_RATE)
+}
+
+/// The objects that have changes not yet written, by when each is due. Bounded by bytes: at the bound the keeper stops reading.
+#[derive(Debug)]
+pub struct Scheduler {
+    gather: Duration,
+    max_bytes: usize,
+    bytes: usize,
+    waiting: HashMap<Arc<ObjectKey>, Waiting>,
+    queue: BTreeSet<(Timestamp, Arc<ObjectKey>)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    due: Timestamp,
+    bytes: usize,
+}
+
+impl Scheduler {
+    /// An empty queue. A first change waits `gather` for others; [`Scheduler::is_full`] says when `max_bytes` of changes wait.
+    pub fn new(gather: Duration, max_bytes: usize) -> Self {
+        Self { gather, max_bytes, bytes: 0, waiting: HashMap::new(), queue: BTreeSet::new() }
+    }
+
+    /// Notes that `bytes` more of changes wait for the object. It becomes due `gather` after the first of them and no later for more.
+    pub fn touch(&mut self, key: &ObjectKey, bytes: usize, now: Timestamp) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.bytes = waiting.bytes.saturating_add(bytes);
+            return;
+        }
+        self.insert(Arc::new(key.clone()), bytes, after(now, self.gather));
+    }
+
+    /// Takes the objects due at `now` from the queue, the longest due first, at most `limit`; their bytes count until [`Scheduler::written`]
+    /// or [`Scheduler::defer`].
+    pub fn due(&mut self, now: Timestamp, limit: usize) -> Vec<Due> {
+        let mut out = Vec::new();
+        while out.len() < limit
+            && let Some(key) = self.pop(now)
+        {
+            let bytes = self.waiting.remove(&key).map_or(0, |w| w.bytes);
+            out.push(Due { key, bytes });
+        }
+        out
+    }
+
+    /// Puts an object back whose budget said `next`.
+    pub fn defer(&mut self, due: Due, next: Timestamp) {
+        match self.waiting.get_mut(&due.key) {
+            // Touched again in between: it keeps one place, the later.
+            Some(waiting) => {
+                let old = waiting.due;
+                let bytes = waiting.bytes.saturating_add(due.bytes);
+                self.queue.remove(&(old, Arc::clone(&due.key)));
+                self.waiting.remove(&due.key);
+                self.insert(due.key, bytes, next.max(old));
+            }
+            None => self.insert(due.key, due.bytes, next),
+        }
+    }
+
+    /// Frees the bytes of an object that was written.
+    pub fn written(&mut self, due: &Due) {
+        self.bytes = self.bytes.saturating_sub(due.bytes);
+    }
+
+    /// When the next object is due; None where none waits.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.queue.first().map(|(at, _)| *at)
+    }
+
+    /// Whether so much waits that no more is to be read.
+    pub const fn is_full(&self) -> bool {
+        self.bytes >= self.max_bytes
+    }
+
+    /// Bytes of changes that wait or are being written.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Objects that wait.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn insert(&mut self, key: Arc<ObjectKey>, bytes: usize, due: Timestamp) {
+        self.queue.insert((due, Arc::clone(&key)));
+        self.waiting.insert(key, Waiting { due, bytes });
+    }
+
+    fn pop(&mut self, now: Timestamp) -> Option<Arc<ObjectKey>> {
+        if self.queue.first()?.0 <= now {
+            return self.queue.pop_first().map(|(_, key)| key);
+        }
+        let horizon = after(now, self.gather).plus_micros(HORIZON_MICROS);
+        if self.queue.last()?.0 > horizon { self.queue.pop_last().map(|(_, key)| key) } else { None }
+    }
+}
+
+/// An object taken from the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The object.
+    pub key: Arc<ObjectKey>,
+    /// Bytes of changes that waited for it.
+    pub bytes: usize,
+}
+
+fn after(now: Timestamp, wait: Duration) -> Timestamp {
+    now.plus_micros(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX))
+}

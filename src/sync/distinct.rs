@@ -1,0 +1,1 @@
+//! An estimate of how many people there were. Filled in next.

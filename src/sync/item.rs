@@ -1,0 +1,1 @@
+//! The state of one row. Filled in next.
