@@ -1,6 +1,8 @@
 //! The archive and its answers: every event for the long term, and what analysts ask of them. Reads `events` only; must never read live objects. The
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod report;
 
 use std::collections::BTreeMap;

@@ -5,6 +5,8 @@ mod checkouts;
 mod count;
 mod question;
 mod render;
+#[cfg(test)]
+mod tests;
 mod top;
 
 use serde::Serialize;
@@ -12,6 +14,7 @@ use serde::Serialize;
 use super::{Archive, Cursor, Error};
 use crate::event::{Currency, Money, SiteId, SiteRules, Timestamp};
 
+pub(super) use count::{contributions, interim};
 pub use question::{By, DEFAULT_LIMIT, MAX_LIMIT, Question, ReportName, limit, time};
 pub use render::{Column, Table, decimal};
 

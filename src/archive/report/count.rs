@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::super::{Archive, Bots, CELL_SECONDS, CellValue, Error, EventRow, Metric, Scan, ScanBy};
 use super::question::Question;
 use crate::event::identity::{Sale, StepCount, Verdict};
-use crate::event::{Event, Flags, SiteRules, StepStatus, Timestamp, kind};
+use crate::event::{Event, Flags, Search, SiteRules, StepStatus, Timestamp, kind, naming};
 
 /// Rows taken from a scan at once: bounds what an edge holds in memory.
 const PAGE: usize = 2_000;
@@ -125,7 +125,7 @@ impl Counted {
             self.exact = false;
             return;
         };
-        let Some(dim) = dim_of(metric, &event, rules) else { return };
+        let Some((_, dim)) = contributions(&event, rules).into_iter().find(|(of, _)| *of == metric) else { return };
         let value = self.dims.entry(dim).or_default();
         let [count, _] = &mut value.counts;
         *count += 1;
@@ -146,19 +146,26 @@ const fn kind_of(metric: Metric) -> &'static str {
     }
 }
 
-fn dim_of(metric: Metric, event: &Event, rules: &SiteRules) -> Option<String> {
-    let _ = rules;
-    match metric {
-        Metric::Searches => event.search.as_ref().map(|s| s.query.clone()),
-        Metric::EmptySearches => event.search.as_ref().filter(|s| s.results == Some(0)).map(|s| s.query.clone()),
-        Metric::Views => event.product.as_ref().map(|p| p.id.clone()),
-        Metric::Pages => event.page.as_ref().map(|p| p.url.clone()),
-        Metric::Sold | Metric::Steps => None,
+/// What an event that counts adds one to, by metric and dim; sales and steps come from identity's effects instead.
+pub(crate) fn contributions(event: &Event, rules: &SiteRules) -> Vec<(Metric, String)> {
+    match event.kind.as_str() {
+        kind::PRODUCT_SEARCHED => event.search.iter().flat_map(searched).collect(),
+        kind::PRODUCT_VIEWED => event.product.iter().map(|product| (Metric::Views, product.id.clone())).collect(),
+        _ if naming::counts_page_view(event) => event.page.iter().map(|page| (Metric::Pages, naming::page_path(&page.url, rules))).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn searched(search: &Search) -> Vec<(Metric, String)> {
+    let term = naming::search_term(&search.query);
+    match search.results {
+        Some(0) => vec![(Metric::Searches, term.clone()), (Metric::EmptySearches, term)],
+        _ => vec![(Metric::Searches, term)],
     }
 }
 
 /// Stands in for the rollup's sketch until that is here: a sorted set of hashes.
-pub(super) mod interim {
+pub(crate) mod interim {
     use super::super::super::People;
 
     pub(crate) fn add(people: &mut People, person: [u8; 16]) {
@@ -180,10 +187,7 @@ mod tests {
     fn a_span_is_whole_cells_and_its_edges() {
         let at = |s: i64| Timestamp::from_micros(s * 1_000_000);
         assert_eq!(Span::new(at(900), at(2700)), Span { whole: Some((at(900), at(2700))), edges: vec![] });
-        assert_eq!(
-            Span::new(at(899), at(2701)),
-            Span { whole: Some((at(900), at(2700))), edges: vec![(at(899), at(900)), (at(2700), at(2701))] }
-        );
+        assert_eq!(Span::new(at(899), at(2701)), Span { whole: Some((at(900), at(2700))), edges: vec![(at(899), at(900)), (at(2700), at(2701))] });
         assert_eq!(Span::new(at(10), at(20)), Span { whole: None, edges: vec![(at(10), at(20))] });
         assert_eq!(Span::new(at(899), at(901)), Span { whole: None, edges: vec![(at(899), at(901))] });
         assert_eq!(Span::new(at(901), at(2700)), Span { whole: Some((at(1800), at(2700))), edges: vec![(at(901), at(1800))] });

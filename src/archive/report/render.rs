@@ -41,9 +41,8 @@ impl Answer {
             Rows::Sold(rows) => Table::build(
                 &[("product_id", false), ("name", false), ("units", true), ("orders", true)],
                 "revenue",
-                rows.iter().map(|r| {
-                    (vec![r.product_id.clone(), text(r.name.as_ref()), r.units.to_string(), r.orders.to_string()], r.revenue.clone())
-                }),
+                rows.iter()
+                    .map(|r| (vec![r.product_id.clone(), text(r.name.as_ref()), r.units.to_string(), r.orders.to_string()], r.revenue.clone())),
             ),
             Rows::Pages(rows) => Table::build(
                 &[("path", false), ("title", false), ("views", true), ("customers", true)],
@@ -53,9 +52,8 @@ impl Answer {
             Rows::Funnel(rows) => Table::build(
                 &[("step", false), ("entered", true), ("completed", true), ("abandoned", true)],
                 "value_left",
-                rows.iter().map(|r| {
-                    (vec![r.step.clone(), r.entered.to_string(), r.completed.to_string(), r.abandoned.to_string()], r.value_left.clone())
-                }),
+                rows.iter()
+                    .map(|r| (vec![r.step.clone(), r.entered.to_string(), r.completed.to_string(), r.abandoned.to_string()], r.value_left.clone())),
             ),
             Rows::Unfinished(rows) => Table::build(
                 &[("checkout_id", false), ("customer", false), ("last_step", false), ("last_at", false), ("age_seconds", true)],
