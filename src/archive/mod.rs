@@ -4,6 +4,9 @@
 pub mod embedded;
 pub mod people;
 pub mod rollup;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod report;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,214 @@
+//! The reports: what analysts ask of the archive, answered from whole cells and, where a question's edges cut a cell, from the rows beneath, so that any `from` and
+//! `to` give exact counts. Called by the web's reports, `contrail report` and `contrail demo` over any [`Archive`]; must never read live objects or the log.
+
+mod checkouts;
+mod count;
+mod question;
+mod render;
+#[cfg(test)]
+mod tests;
+mod top;
+
+use serde::Serialize;
+
+use super::{Archive, Cursor, Error};
+use crate::event::{Currency, Money, SiteId, SiteRules, Timestamp};
+
+pub(super) use count::{contributions, interim};
+pub use question::{By, DEFAULT_LIMIT, MAX_LIMIT, Question, ReportName, limit, time};
+pub use render::{Column, Table, decimal};
+
+/// What an analyst gets.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// Which report.
+    pub report: ReportName,
+    /// Whose.
+    pub site: SiteId,
+    /// From this `occurred_at` (inclusive).
+    pub from: Timestamp,
+    /// To this `occurred_at` (exclusive).
+    pub to: Timestamp,
+    /// Everything received before this is in the answer.
+    pub watermark: Timestamp,
+    /// Whole seconds from the watermark to now.
+    pub lag_seconds: i64,
+    /// Whether every count and amount equals a recount of the archive. False only where a row at an edge of the question could not be read. The columns
+    /// named in `estimates` are never meant by it.
+    pub exact: bool,
+    /// The columns that are estimates (distinct customers).
+    pub estimates: &'static [&'static str],
+    /// The currency that `top-sold` by revenue is ranked by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub currency: Option<Currency>,
+    /// The rows, in the report's order.
+    pub rows: Rows,
+}
+
+/// An answer's rows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Rows {
+    /// `top-searches`, `searches-without-results`.
+    Searches(Vec<SearchRow>),
+    /// `top-viewed`.
+    Viewed(Vec<ViewedRow>),
+    /// `top-sold`.
+    Sold(Vec<SoldRow>),
+    /// `top-pages`.
+    Pages(Vec<PageRow>),
+    /// `checkout-funnel`.
+    Funnel(Vec<FunnelRow>),
+    /// `unfinished-purchases`.
+    Unfinished(Vec<UnfinishedRow>),
+}
+
+/// One search term.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SearchRow {
+    /// As last typed.
+    pub query: String,
+    /// How often; for `searches-without-results` those that found nothing.
+    pub searches: i64,
+    /// By how many people, an estimate.
+    pub customers: u64,
+    /// Results of its last search, whenever that was; None where no search said.
+    pub results_last: Option<u64>,
+}
+
+/// One product looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ViewedRow {
+    /// The product.
+    pub product_id: String,
+    /// Its latest name, where it has one.
+    pub name: Option<String>,
+    /// Times viewed.
+    pub views: i64,
+    /// By how many people, an estimate.
+    pub customers: u64,
+}
+
+/// One product sold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SoldRow {
+    /// The product.
+    pub product_id: String,
+    /// Its latest name, where it has one.
+    pub name: Option<String>,
+    /// Pieces, net of refunds; negative where only refunds fall into the range.
+    pub units: i64,
+    /// Orders that hold it.
+    pub orders: i64,
+    /// Money by currency, net of refunds, by code.
+    pub revenue: Vec<Amount>,
+}
+
+/// One page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PageRow {
+    /// Its path.
+    pub path: String,
+    /// Its latest title, where it has one.
+    pub title: Option<String>,
+    /// Times viewed.
+    pub views: i64,
+    /// By how many people, an estimate.
+    pub customers: u64,
+}
+
+/// One step of the checkout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FunnelRow {
+    /// The step; `(order)` stands for the order itself.
+    pub step: String,
+    /// Checkouts that entered it.
+    pub entered: i64,
+    /// Checkouts that completed it.
+    pub completed: i64,
+    /// Checkouts abandoned at it.
+    pub abandoned: i64,
+    /// What those were worth, by code.
+    pub value_left: Vec<Amount>,
+}
+
+/// One abandoned checkout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnfinishedRow {
+    /// The checkout.
+    pub checkout_id: String,
+    /// Keyed hash of the person, hex.
+    pub customer: Option<String>,
+    /// The step it last reported.
+    pub last_step: Option<String>,
+    /// What it was worth.
+    pub value: Option<Money>,
+    /// When it last reported anything.
+    pub last_at: Timestamp,
+    /// Whole seconds from then to `as_of`.
+    pub age_seconds: i64,
+}
+
+/// An amount in one currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Amount {
+    /// The currency.
+    pub currency: Currency,
+    /// Minor units.
+    pub amount_minor: i64,
+}
+
+/// What a report hands back, before the answer's head is put on.
+struct Body {
+    rows: Rows,
+    exact: bool,
+    currency: Option<Currency>,
+}
+
+/// Answers a question. `ends` are the durable ends of the `events` partitions, by number: they tell how fresh the answer is.
+///
+/// The watermark is taken first, so that what is archived meanwhile may be counted beyond it, but nothing before it is missed.
+///
+/// # Errors
+/// Those of the archive.
+pub async fn run(archive: &dyn Archive, rules: &SiteRules, question: &Question, now: Timestamp, ends: &[u64]) -> Result<Answer, Error> {
+    let watermark = watermark(&archive.cursors().await?, ends, now);
+    let as_of = question.as_of.unwrap_or(watermark);
+    let body = match question.report {
+        ReportName::TopSearches | ReportName::SearchesWithoutResults => top::searches(archive, rules, question).await?,
+        ReportName::TopViewed => top::viewed(archive, rules, question).await?,
+        ReportName::TopSold => top::sold(archive, rules, question).await?,
+        ReportName::TopPages => top::pages(archive, rules, question).await?,
+        ReportName::CheckoutFunnel => checkouts::funnel(archive, rules, question, as_of).await?,
+        ReportName::UnfinishedPurchases => checkouts::unfinished(archive, rules, question, as_of).await?,
+    };
+    let estimates: &[&str] = match body.rows {
+        Rows::Searches(_) | Rows::Viewed(_) | Rows::Pages(_) => &["customers"],
+        Rows::Sold(_) | Rows::Funnel(_) | Rows::Unfinished(_) => &[],
+    };
+    Ok(Answer {
+        report: question.report,
+        site: question.site.clone(),
+        from: question.from,
+        to: question.to,
+        watermark,
+        lag_seconds: seconds_between(watermark, now),
+        exact: body.exact,
+        estimates,
+        currency: body.currency,
+        rows: body.rows,
+    })
+}
+
+/// `now` when every partition is read to its end, else the least last `received_at` of those that are not.
+pub fn watermark(cursors: &[Cursor], ends: &[u64], now: Timestamp) -> Timestamp {
+    let behind = ends.iter().enumerate().filter_map(|(partition, end)| {
+        let cursor = cursors.get(partition).copied().unwrap_or_default();
+        (cursor.next < *end).then_some(cursor.received_at)
+    });
+    behind.min().map_or(now, |least| least.min(now))
+}
+
+fn seconds_between(from: Timestamp, to: Timestamp) -> i64 {
+    to.micros().saturating_sub(from.micros()).div_euclid(1_000_000).max(0)
+}
