@@ -12,6 +12,12 @@ pub mod eventlog;
 pub mod server;
 /// Starting and stopping as one.
 pub mod shutdown;
+/// Checks, translates, validates, identifies, appends; only then answers.
+pub mod ingest;
+/// The one JSON error body.
+pub mod problem;
+/// Who may do what.
+pub mod site;
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.
