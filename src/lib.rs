@@ -1,26 +1,46 @@
-//! Contrail: a self-hosted activity tracker for e-commerce. Modules in the data's order.
+//! Contrail: a self-hosted activity tracker for e-commerce. Rooms in the data's order; the README walks one event through them.
+
+/// The event: parts, ids, wire record, identity.
+pub mod event;
+
+/// Sites, their keys and tokens: who may do what.
+pub mod site;
+
+/// From bytes to durable events.
+pub mod ingest;
+
+/// The log: the only source of truth.
+pub mod eventlog;
+
+/// Map, merge, live objects, subscribers.
+pub mod sync;
 
 /// Archive and answers.
 pub mod archive;
-/// Settings.
-pub mod config;
-/// The event: parts, ids, wire record, identity.
-pub mod event;
-/// The log: the only source of truth.
-pub mod eventlog;
-/// The HTTP listener.
-pub mod server;
-/// Starting and stopping as one.
-pub mod shutdown;
-/// Checks, translates, validates, identifies, appends; only then answers.
-pub mod ingest;
+
+/// What readers ask over HTTP.
+pub mod web;
+
 /// The one JSON error body.
 pub mod problem;
-/// Who may do what.
-pub mod site;
+
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
-/// Map, merge, live objects, subscribers.
-pub mod sync;
+
+/// The composition root.
+pub mod app;
+
+/// Settings.
+pub mod config;
+
+/// The HTTP listener.
+pub mod server;
+
+/// Starting and stopping as one.
+pub mod shutdown;
+
 /// Log lines and metrics.
 pub mod telemetry;
+
+/// The command line.
+pub mod cli;

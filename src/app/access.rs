@@ -1,0 +1,65 @@
+//! Who may read what: read tokens, object tokens and the admin token of commands on this machine, told from a request's head. Handed to the web
+//! rooms as functions. Must never log what it compares.
+
+use std::sync::Arc;
+
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+
+use crate::event::SiteId;
+use crate::problem::Problem;
+use crate::site::Sites;
+
+/// Tells readers apart. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Access {
+    sites: Arc<Sites>,
+}
+
+impl Access {
+    pub(super) fn new(sites: Arc<Sites>) -> Self {
+        Self { sites }
+    }
+
+    /// A reader of a whole site: a read token, or the admin token with the site in `X-Contrail-Site`.
+    pub(super) fn reader(&self, parts: &Parts) -> Result<SiteId, Problem> {
+        let token = bearer(parts).ok_or_else(unauthorized)?;
+        if let Some(grant) = self.sites.authenticate_read(token) {
+            return Ok(grant.site.id.clone());
+        }
+        let named = parts.headers.get("x-contrail-site").and_then(|site| site.to_str().ok());
+        self.sites.authenticate_admin(token, named).map(|grant| grant.site.id.clone()).ok_or_else(unauthorized)
+    }
+
+    /// A reader of one object: who reads the whole site, or an object token in `?token=` or as bearer.
+    pub(super) fn object_reader(&self, parts: &Parts, object: &str) -> Result<SiteId, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let in_query = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token").map(|(_, token)| token.into_owned());
+        let Some(token) = in_query.as_deref().or_else(|| bearer(parts).filter(|token| token.starts_with("ct_"))) else {
+            return self.reader(parts);
+        };
+        let grant = self.sites.open_object_token(token).ok_or_else(unauthorized)?;
+        if grant.object != object {
+            return Err(Problem::new(StatusCode::FORBIDDEN, "token_for_another_object", "The token opens another object", "mint a token for this object"));
+        }
+        Ok(grant.site)
+    }
+
+    /// Whether a request comes from this machine's administrator.
+    pub(super) fn admin(&self, parts: &Parts) -> Result<(), Problem> {
+        let token = bearer(parts).ok_or_else(unauthorized)?;
+        if self.sites.is_admin(token) { Ok(()) } else { Err(unauthorized()) }
+    }
+}
+
+/// The token of an `Authorization: Bearer` header.
+fn bearer(parts: &Parts) -> Option<&str> {
+    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn unauthorized() -> Problem {
+    let detail = "send a read token as `Authorization: Bearer`, or for one object an object token as `?token=`";
+    Problem::new(StatusCode::UNAUTHORIZED, "token_unknown", "No token, or one that opens nothing here", detail)
+}

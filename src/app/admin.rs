@@ -1,0 +1,185 @@
+//! `/admin/...`: what commands on this machine ask of the running server. Every route wants the admin token of the data directory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::access::Access;
+use crate::archive::{Archive, audit};
+use crate::event::{Clock, RulesOf, SiteId, SiteRules};
+use crate::eventlog::{EventLog, Topic};
+use crate::problem::Problem;
+use crate::site::{self, Kind, Sites};
+use crate::sync::ObjectStore;
+
+/// What the routes work on.
+#[derive(Clone)]
+pub(super) struct Admin {
+    pub(super) access: Access,
+    pub(super) sites: Arc<Sites>,
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) objects: Arc<dyn ObjectStore>,
+    pub(super) archive: Arc<dyn Archive>,
+    pub(super) rules: RulesOf,
+    pub(super) clock: Clock,
+}
+
+impl Admin {
+    pub(super) fn router(self) -> Router {
+        Router::new()
+            .route("/admin/sites", get(list).post(add))
+            .route("/admin/sites/{site}/rotate", post(rotate))
+            .route("/admin/sites/{site}/tokens", post(token))
+            .route("/admin/progress", get(progress))
+            .route("/admin/audit", get(audited))
+            .layer(middleware::from_fn_with_state(self.clone(), guard))
+            .with_state(self)
+    }
+}
+
+async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match admin.access.admin(&parts) {
+        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// An answer, or the problem that stands in its place.
+type Answer = Result<Json<Value>, Response>;
+
+fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: impl std::fmt::Display) -> Response {
+    Problem::new(status, code, title, detail.to_string()).into_response()
+}
+
+fn failed(error: impl std::fmt::Display) -> Response {
+    tracing::error!(%error, "an admin request failed");
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, "failed", "The server could not do that", error)
+}
+
+fn of_site(error: site::Error) -> Response {
+    match error {
+        site::Error::Exists(_) => refuse(StatusCode::CONFLICT, "site_exists", "There is such a site", error),
+        site::Error::Unknown(_) => refuse(StatusCode::NOT_FOUND, "site_unknown", "There is no such site", error),
+        site::Error::ObjectName => refuse(StatusCode::BAD_REQUEST, "object_name_invalid", "No object can have that name", error),
+        other => failed(other),
+    }
+}
+
+fn named(site: &str) -> Result<SiteId, Response> {
+    SiteId::parse(site).map_err(|error| refuse(StatusCode::BAD_REQUEST, "site_name_invalid", "No site can have that name", error))
+}
+
+/// Runs what changes the sites' file off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, site::Error> + Send + 'static) -> Result<T, Response> {
+    tokio::task::spawn_blocking(work).await.map_err(failed)?.map_err(of_site)
+}
+
+async fn list(State(admin): State<Admin>) -> Json<Value> {
+    let sites = admin.sites.list();
+    Json(json!({"sites": sites.iter().map(|site| json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone})).collect::<Vec<_>>()}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewSite {
+    site: String,
+    #[serde(default = "utc")]
+    time_zone: String,
+    #[serde(default)]
+    origins: Vec<String>,
+}
+
+fn utc() -> String {
+    "UTC".into()
+}
+
+async fn add(State(admin): State<Admin>, Json(asked): Json<NewSite>) -> Answer {
+    let id = named(&asked.site)?;
+    if let Err(error) = jiff::tz::TimeZone::get(&asked.time_zone) {
+        return Err(refuse(StatusCode::BAD_REQUEST, "time_zone_unknown", "There is no such time zone", error));
+    }
+    let rules = SiteRules { time_zone: asked.time_zone, ..SiteRules::default() };
+    let keys = blocking(move || admin.sites.add(&id, asked.origins, rules)).await?;
+    Ok(Json(json!({"site": keys.site, "ingest_key": keys.ingest, "browser_key": keys.browser, "read_token": keys.read})))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Key {
+    Ingest,
+    Browser,
+    Read,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rotation {
+    key: Key,
+}
+
+async fn rotate(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<Rotation>) -> Answer {
+    let id = named(&site)?;
+    let kind = match asked.key {
+        Key::Ingest => Kind::Server,
+        Key::Browser => Kind::Browser,
+        Key::Read => Kind::Read,
+    };
+    let now = admin.clock.now();
+    let key = blocking(move || admin.sites.rotate(&id, kind, now)).await?;
+    Ok(Json(json!({"site": site, "key": key})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewToken {
+    object: String,
+    ttl_seconds: u64,
+}
+
+async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<NewToken>) -> Answer {
+    let id = named(&site)?;
+    let ttl = Duration::from_secs(asked.ttl_seconds).min(Duration::from_secs(86_400));
+    let until = admin.clock.now().plus_seconds(ttl.as_secs() as i64);
+    let token = blocking(move || admin.sites.object_token(&id, &asked.object, until)).await?;
+    Ok(Json(json!({"site": site, "token": token, "until": until})))
+}
+
+/// How far every reader is in the log, by what the stores hold.
+async fn progress(State(admin): State<Admin>) -> Answer {
+    // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
+    let events = admin.log.bounds(Topic::Events).await.map_err(failed)?;
+    let (mut routed, mut archived, mut kept) = (0, 0, 0);
+    for (partition, bounds) in (0u16..).zip(&events) {
+        routed += bounds.next.saturating_sub(admin.objects.router_next(partition).await.map_err(failed)?);
+        archived += bounds.next.saturating_sub(admin.archive.cursor(partition).await.map_err(failed)?.next);
+    }
+    for (partition, bounds) in (0u16..).zip(&admin.log.bounds(Topic::Changes).await.map_err(failed)?) {
+        kept += bounds.next.saturating_sub(admin.objects.checkpoint(partition).await.map_err(failed)?.next);
+    }
+    Ok(Json(json!({"caught_up": routed + archived + kept == 0, "behind": {"router": routed, "keeper": kept, "archiver": archived}})))
+}
+
+async fn audited(State(admin): State<Admin>, request: Request) -> Answer {
+    let named = request.headers().get("x-contrail-site").and_then(|site| site.to_str().ok()).map(named).transpose()?;
+    let sites = match named {
+        Some(site) => vec![site],
+        None => admin.sites.list().iter().map(|site| site.id.clone()).collect(),
+    };
+    let mut clean = true;
+    let mut told = Vec::new();
+    for site in sites {
+        let found = audit::run(&*admin.archive, &*admin.log, &site, &(admin.rules)(&site), admin.clock.now()).await.map_err(failed)?;
+        clean &= found.is_clean();
+        told.push(serde_json::to_value(found).map_err(failed)?);
+    }
+    Ok(Json(json!({"clean": clean, "sites": told})))
+}

@@ -1,0 +1,70 @@
+//! `/livez`, `/readyz` and `/metrics`: what operators and their machines ask. Must never need a token, nor tell anything of a shop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
+
+use crate::archive::progress::Progress;
+use crate::eventlog::{EventLog, Topic};
+use crate::sync::status::Status;
+
+/// Whether this process takes requests: false before everything is open and from the first moment of a drain.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    pub(super) fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::SeqCst);
+    }
+}
+
+/// What health is told from.
+#[derive(Clone)]
+pub(super) struct Health {
+    pub(super) ready: Readiness,
+    pub(super) metrics: PrometheusHandle,
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) status: Arc<Status>,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl Health {
+    pub(super) fn router(self) -> Router {
+        let (ready, scraped) = (self.clone(), self);
+        Router::new()
+            .route("/livez", get(|| async { "alive\n" }))
+            .route("/readyz", get(move || async move { ready.readyz() }))
+            .route("/metrics", get(move || async move { scraped.scrape().await }))
+    }
+
+    /// Ready while it takes requests. Partitions that stand still are shown, and are no reason to send a load balancer away: the others serve.
+    fn readyz(&self) -> (StatusCode, Json<Value>) {
+        let ready = self.ready.0.load(Ordering::SeqCst);
+        let stopped: Vec<Value> = self
+            .status
+            .failed()
+            .into_iter()
+            .map(|(topic, partition, why)| json!({"topic": topic, "partition": partition, "why": why}))
+            .chain(self.progress.failed().into_iter().map(|(partition, why)| json!({"topic": "events", "reader": "archiver", "partition": partition, "why": why})))
+            .collect();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Json(json!({"ready": ready, "frozen_objects": self.status.frozen(), "stopped_partitions": stopped})))
+    }
+
+    async fn scrape(&self) -> impl IntoResponse + use<> {
+        if let (Ok(events), Ok(changes)) = (self.log.bounds(Topic::Events).await, self.log.bounds(Topic::Changes).await) {
+            let lag = |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
+            metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
+            metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
+            let archived: Vec<u64> = self.progress.all().values().map(|at| at.cursor.next).collect();
+            metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
+        }
+        ([("content-type", "text/plain; version=0.0.4")], self.metrics.render())
+    }
+}
