@@ -8,6 +8,7 @@ pub mod item;
 pub mod mapping;
 pub mod naming;
 pub mod object;
+mod shown;
 pub mod tombstones;
 
 use std::sync::Arc;
