@@ -15,6 +15,7 @@ pub mod reader;
 mod recent;
 pub mod router;
 pub mod status;
+mod shown;
 pub mod tombstones;
 
 use std::sync::Arc;
