@@ -8,3 +8,5 @@ pub mod eventlog;
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.
 pub mod sync;
+/// Read side over HTTP.
+pub mod web;
