@@ -139,7 +139,7 @@ pub enum Merge {
         /// JSON text.
         value: String,
     },
-    /// Keeps the `cap` greatest entries by (stamp.at, key), at most one per key: the better `rank`, then the greater stamp.
+    /// Keeps the `cap` greatest entries by (stamp.at, key), at most one per key: the better `rank`, then the later, then the greater text.
     Ring {
         /// What makes two entries the same one: product id, fact key, event id.
         key: String,

@@ -4,8 +4,8 @@
 pub mod batch;
 pub mod distinct;
 pub mod embedded;
-pub mod feed;
 pub mod expiry;
+pub mod feed;
 pub mod item;
 pub mod keeper;
 pub mod mapping;
@@ -14,6 +14,7 @@ pub mod object;
 pub mod reader;
 mod recent;
 pub mod router;
+mod shown;
 pub mod status;
 pub mod tombstones;
 
