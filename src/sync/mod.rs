@@ -4,8 +4,8 @@
 pub mod batch;
 pub mod distinct;
 pub mod embedded;
-pub mod feed;
 pub mod expiry;
+pub mod feed;
 pub mod item;
 pub mod keeper;
 pub mod mapping;
@@ -14,8 +14,8 @@ pub mod object;
 pub mod reader;
 mod recent;
 pub mod router;
-pub mod status;
 mod shown;
+pub mod status;
 pub mod tombstones;
 
 use std::sync::Arc;

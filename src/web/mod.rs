@@ -1,0 +1,3 @@
+//! The read side over HTTP. Put together by the composition root; must never append to the log.
+
+pub mod live;
