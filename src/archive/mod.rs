@@ -1,12 +1,17 @@
 //! The archive and its answers: every event for the long term, and what analysts ask of them. Reads `events` only; must never read live objects. The
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
+pub mod archiver;
 pub mod embedded;
+pub mod fold;
 pub mod people;
+pub mod progress;
+mod recent;
 pub mod rollup;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod report;
+pub mod top;
 
 use std::collections::BTreeMap;
 
