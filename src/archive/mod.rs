@@ -1,9 +1,12 @@
 //! The archive and its answers: every event for the long term, and what analysts ask of them. Reads `events` only; must never read live objects. The
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
-#[cfg(test)]
-pub(crate) mod fake;
+pub mod embedded;
+pub mod people;
 pub mod report;
+pub mod rollup;
+#[cfg(test)]
+pub(crate) mod shop;
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,17 @@
 //! The log: the only source of truth, and the only place where write side and read sides meet. Ingest and the router append,
 //! router, keeper and archiver read. Must never hand out a record that is not durable, nor skip one silently.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
+
+/// The backend in the process itself: segment files.
+pub mod embedded;
+
+#[cfg(test)]
+pub(crate) mod contract;
 
 /// Position of a record in one partition of one topic: dense, from 0.
 pub type Offset = u64;
@@ -147,6 +156,23 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// Stops taking appends, makes everything accepted durable, seals the log. Idempotent.
     async fn close(&self) -> Result<(), Error>;
+}
+
+/// Opens the log that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time).
+///
+/// # Errors
+/// [`Error::Format`] for an unknown URL or files of a later version, [`Error::Unavailable`] when the disk refuses. Damage is no error here: its
+/// partitions refuse, the others serve.
+pub async fn open(url: &str, dir: &Path, settings: embedded::Settings, clock: crate::event::Clock) -> Result<Arc<dyn EventLog>, Error> {
+    if url != "embedded" {
+        return Err(Error::Format(format!("no log is known by `{url}`; this build has: embedded")));
+    }
+    let dir = dir.to_owned();
+    let opening = tokio::task::spawn_blocking(move || embedded::EmbeddedLog::open(&dir, &settings, &clock));
+    match opening.await {
+        Ok(log) => Ok(Arc::new(log?)),
+        Err(error) => Err(Error::Unavailable(format!("opening the log stopped: {error}"))),
+    }
 }
 
 /// What can go wrong with the log.

@@ -1,0 +1,157 @@
+//! Read-only connections of the embedded archive, and which days there are. Used by queries on blocking threads; must never write.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::day;
+use crate::archive::{Error, EventRow, Scan};
+use crate::event::{SiteId, Timestamp};
+use crate::sqlite;
+
+/// Queries that run at once; further ones wait.
+const CONCURRENT: usize = 8;
+
+/// Connections kept open between queries.
+const IDLE: usize = 24;
+
+/// The days that have a file with its tables in place.
+pub(super) struct Days {
+    dir: PathBuf,
+    known: Mutex<BTreeSet<i32>>,
+}
+
+impl Days {
+    /// Looks what is there below `dir`.
+    pub(super) fn list(dir: &Path) -> Result<Self, Error> {
+        let dir = dir.join("archive");
+        let unreadable = |error: std::io::Error| Error::Store(format!("{}: {error}", dir.display()));
+        let mut known = BTreeSet::new();
+        match std::fs::read_dir(&dir) {
+            Ok(files) => {
+                for file in files {
+                    let name = file.map_err(unreadable)?.file_name();
+                    let date = name.to_str().and_then(|name| name.strip_suffix(".db"));
+                    known.extend(date.and_then(|date| Timestamp::parse(&format!("{date}T00:00:00Z")).ok()).map(Timestamp::utc_day));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+        Ok(Self { dir, known: Mutex::new(known) })
+    }
+
+    /// A day's file.
+    pub(super) fn path(&self, day: i32) -> PathBuf {
+        self.dir.join(format!("{}.db", Timestamp::ZERO.plus_seconds(i64::from(day) * 86_400).utc_date()))
+    }
+
+    /// The directory of the days' files.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All days, oldest first.
+    pub(super) fn all(&self) -> Vec<i32> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// A day's file is complete now.
+    pub(super) fn add(&self, day: i32) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+    }
+
+    /// A day's file is about to go.
+    pub(super) fn remove(&self, day: i32) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&day);
+    }
+}
+
+/// The read side's connections.
+pub(super) struct Readers {
+    answers: PathBuf,
+    days: std::sync::Arc<Days>,
+    idle: Mutex<Vec<(PathBuf, Connection)>>,
+    permits: Semaphore,
+}
+
+impl Readers {
+    pub(super) fn new(dir: &Path, days: std::sync::Arc<Days>) -> Self {
+        Self { answers: dir.join("answers.db"), days, idle: Mutex::new(Vec::new()), permits: Semaphore::new(CONCURRENT) }
+    }
+
+    /// Leave to run one query.
+    pub(super) async fn permit(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.permits.acquire().await.map_err(|_| Error::Closed)
+    }
+
+    /// Which days there are.
+    pub(super) fn days(&self) -> &Days {
+        &self.days
+    }
+
+    /// Runs a query over `answers.db`.
+    pub(super) fn answers<T>(&self, query: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        self.with(&self.answers, query)
+    }
+
+    /// Event rows over as many days as the limit needs.
+    pub(super) fn scan(&self, site: &SiteId, scan: &Scan) -> Result<Vec<EventRow>, Error> {
+        let (low, high) = day::span(scan);
+        let (first, last) = (Timestamp::from_micros(low.0).utc_day(), Timestamp::from_micros(high.0).utc_day());
+        let mut days = self.days.all();
+        days.retain(|day| (first..=last).contains(day));
+        if scan.newest_first {
+            days.reverse();
+        }
+        let mut found = Vec::new();
+        for day in days {
+            if found.len() >= scan.limit {
+                break;
+            }
+            let rest = scan.limit - found.len();
+            match self.with(&self.days.path(day), |conn| day::scan(conn, site, scan, rest)) {
+                Ok(rows) => found.extend(rows),
+                // Retention took the file meanwhile.
+                Err(_) if !self.days.all().contains(&day) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lets go of the files of days before `day`.
+    pub(super) fn forget_before(&self, day: i32) {
+        let kept: BTreeSet<PathBuf> = self.days.all().into_iter().filter(|d| *d >= day).map(|d| self.days.path(d)).collect();
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(path, _)| *path == self.answers || kept.contains(path));
+    }
+
+    /// Closes what is idle and refuses further queries.
+    pub(super) fn close(&self) {
+        self.permits.close();
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn with<T>(&self, path: &Path, query: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        let conn = match self.take(path) {
+            Some(conn) => conn,
+            None => sqlite::open_readonly(path)?,
+        };
+        let answer = query(&conn);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() >= IDLE {
+            drop(idle.remove(0));
+        }
+        idle.push((path.to_owned(), conn));
+        answer
+    }
+
+    fn take(&self, path: &Path) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = idle.iter().rposition(|(of, _)| of == path)?;
+        Some(idle.remove(at).1)
+    }
+}

@@ -1,0 +1,204 @@
+//! What an event adds to what is counted: cells, labels, links. The one table of it, followed by the archiver, and by reports and audits that count event
+//! rows themselves. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Books, CELL_SECONDS, CellKey, CellValue, Label, LabelValue, Metric};
+use crate::event::identity::{Outcome, Verdict};
+use crate::event::naming::{counts_page_view, page_path, search_term};
+use crate::event::{Currency, Event, Flags, Item, Record, SiteId, SiteRules, StepStatus, Timestamp, kind};
+
+/// The metrics that count events themselves. (Sales and steps count what identity says.)
+pub const OF_EVENTS: [Metric; 4] = [Metric::Searches, Metric::EmptySearches, Metric::Views, Metric::Pages];
+
+/// What an event counts under in a metric of [`OF_EVENTS`]; None where it does not count.
+pub fn dim_of(metric: Metric, event: &Event, rules: &SiteRules) -> Option<String> {
+    match metric {
+        Metric::Searches if event.kind == kind::PRODUCT_SEARCHED => {
+            event.search.as_ref().map(|search| search_term(&search.query)).filter(|term| !term.is_empty())
+        }
+        Metric::EmptySearches if event.search.as_ref().is_some_and(|search| search.results == Some(0)) => dim_of(Metric::Searches, event, rules),
+        Metric::Views if event.kind == kind::PRODUCT_VIEWED => event.product.as_ref().map(|product| product.id.clone()),
+        Metric::Pages if counts_page_view(event) => event.page.as_ref().map(|page| page_path(&page.url, rules)),
+        _ => None,
+    }
+}
+
+/// What is to be added to cells, by partition.
+#[derive(Debug, Default)]
+pub struct Additions(HashMap<(u16, CellKey), Addition>);
+
+/// What is to be added to one cell.
+#[derive(Debug, Default)]
+pub struct Addition {
+    counts: [i64; 2],
+    revenue: BTreeMap<Currency, i64>,
+    people: Vec<[u8; 16]>,
+}
+
+/// A record as identity judged it.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// Its partition.
+    pub partition: u16,
+    /// The record, of kind event or completion.
+    pub record: &'a Record,
+    /// Its body.
+    pub event: &'a Event,
+    /// What identity made of it.
+    pub outcome: &'a Outcome,
+    /// The site's rules.
+    pub rules: &'a SiteRules,
+}
+
+impl Additions {
+    /// Adds what a record adds. `person` is the keyed hash of customer or anonymous id.
+    pub fn count(&mut self, judged: Judged<'_>, person: Option<&[u8; 16]>) {
+        let Judged { partition, record, event, outcome, rules } = judged;
+        if outcome.verdict == Verdict::Counted && record.kind == crate::event::RecordKind::Event {
+            let crawler = record.flags.has(Flags::CRAWLER);
+            for metric in OF_EVENTS {
+                let Some(dim) = dim_of(metric, event, rules) else { continue };
+                let cell = self.cell(partition, &record.site, metric, event.occurred_at, dim, crawler);
+                cell.add([1, 0]);
+                cell.people.extend(person);
+            }
+        }
+        for sale in &outcome.effects.sales {
+            let cell = self.cell(partition, &record.site, Metric::Sold, sale.at, sale.product_id.clone(), sale.crawler);
+            cell.add([sale.units, sale.orders]);
+            for (currency, amount) in &sale.revenue {
+                add_money(&mut cell.revenue, *currency, *amount);
+            }
+        }
+        for step in &outcome.effects.steps {
+            let cell = self.cell(partition, &record.site, Metric::Steps, step.at, step.step.clone(), step.crawler);
+            cell.add(match step.status {
+                StepStatus::Entered => [step.count, 0],
+                StepStatus::Completed => [0, step.count],
+            });
+        }
+    }
+
+    /// The cells that something is added to.
+    pub fn keys(&self) -> impl Iterator<Item = &(u16, CellKey)> {
+        self.0.keys()
+    }
+
+    /// Each cell as it is with its addition, `known` saying what it was before.
+    pub fn apply(self, mut known: impl FnMut(&(u16, CellKey)) -> Option<CellValue>) -> Vec<(u16, CellKey, CellValue)> {
+        let all = self.0.into_iter().map(|(key, addition)| {
+            let mut value = known(&key).unwrap_or_default();
+            addition.apply(&mut value);
+            (key.0, key.1, value)
+        });
+        all.collect()
+    }
+
+    fn cell(&mut self, partition: u16, site: &SiteId, metric: Metric, at: Timestamp, dim: String, crawler: bool) -> &mut Addition {
+        let key = CellKey { site: site.clone(), metric, cell: at.floor_to_seconds(CELL_SECONDS), dim, crawler };
+        self.0.entry((partition, key)).or_default()
+    }
+}
+
+impl Addition {
+    fn add(&mut self, counts: [i64; 2]) {
+        self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum = sum.saturating_add(count));
+    }
+
+    fn apply(self, value: &mut CellValue) {
+        value.counts.iter_mut().zip(self.counts).for_each(|(sum, count)| *sum = sum.saturating_add(count));
+        self.revenue.into_iter().for_each(|(currency, amount)| add_money(&mut value.revenue, currency, amount));
+        self.people.iter().for_each(|person| value.people.add(person));
+    }
+}
+
+impl CellValue {
+    /// Adds another cell's counts, money and people.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(sum, count)| *sum = sum.saturating_add(count));
+        other.revenue.iter().for_each(|(currency, amount)| add_money(&mut self.revenue, *currency, *amount));
+        self.people.merge(&other.people.0);
+    }
+}
+
+/// Adds an amount; a currency whose amounts cancel out is left out.
+pub fn add_money(sums: &mut BTreeMap<Currency, i64>, currency: Currency, amount: i64) {
+    let sum = sums.entry(currency).or_default();
+    *sum = sum.saturating_add(amount);
+    if *sum == 0 {
+        sums.remove(&currency);
+    }
+}
+
+impl Books {
+    /// Adds other books.
+    pub fn add(&mut self, other: &Self) {
+        self.appended += other.appended;
+        self.archived += other.archived;
+        self.duplicate += other.duplicate;
+        self.quarantined += other.quarantined;
+        self.derived += other.derived;
+        for (code, count) in &other.refused {
+            *self.refused.entry(code.clone()).or_default() += count;
+        }
+    }
+}
+
+/// Start of the hour that a record's books are kept under.
+pub const fn hour_of(received_at: Timestamp) -> Timestamp {
+    received_at.floor_to_seconds(3_600)
+}
+
+/// What an event says about how dims are shown: (label, dim, value), each competing by (min(occurred_at, received_at), event id). Taken from every report of an event that is
+/// not a repeat or a conflict.
+pub fn labels_of(event: &Event, rules: &SiteRules) -> Vec<(Label, String, String)> {
+    let mut labels = Vec::new();
+    if let Some(product) = &event.product {
+        labels.extend(product.name.as_ref().map(|name| (Label::ProductName, product.id.clone(), name.clone())));
+        let countries = product.available_in.as_ref().and_then(|countries| serde_json::to_string(countries).ok());
+        labels.extend(countries.map(|countries| (Label::AvailableIn, product.id.clone(), countries)));
+    }
+    let cart = event.cart.iter().flat_map(|cart| &cart.items);
+    let order = event.order.iter().filter_map(|order| order.items.as_ref()).flatten();
+    labels.extend(cart.chain(order).filter_map(|Item { product_id, name, .. }| Some((Label::ProductName, product_id.clone(), name.clone()?))));
+    if let (Some(term), Some(search)) = (dim_of(Metric::Searches, event, rules), &event.search) {
+        labels.extend(search.results.map(|results| (Label::Results, term.clone(), results.to_string())));
+        labels.push((Label::Spelling, term, search.query.trim().to_owned()));
+    }
+    if let (Some(path), Some(page)) = (dim_of(Metric::Pages, event, rules), &event.page) {
+        labels.extend(page.title.as_ref().map(|title| (Label::PageTitle, path, title.clone())));
+    }
+    labels
+}
+
+/// Whether an event's labels, links and objects are taken.
+pub const fn is_taken(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Counted | Verdict::Report)
+}
+
+/// The best label of each dim seen so far.
+#[derive(Debug, Default)]
+pub struct Labels(HashMap<(SiteId, Label, String), LabelValue>);
+
+impl Labels {
+    /// Lets an event's labels compete.
+    pub fn take(&mut self, record: &Record, event: &Event, rules: &SiteRules) {
+        for (label, dim, value) in labels_of(event, rules) {
+            let value = LabelValue { at: event.occurred_at.min(record.received_at), event_id: record.event_id.clone(), value };
+            self.0
+                .entry((record.site.clone(), label, dim))
+                .and_modify(|known| {
+                    if (known.at, &known.event_id, &known.value) < (value.at, &value.event_id, &value.value) {
+                        known.clone_from(&value);
+                    }
+                })
+                .or_insert(value);
+        }
+    }
+
+    /// All of them.
+    pub fn into_rows(self) -> Vec<(SiteId, Label, String, LabelValue)> {
+        self.0.into_iter().map(|((site, label, dim), value)| (site, label, dim, value)).collect()
+    }
+}
