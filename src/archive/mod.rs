@@ -2,11 +2,14 @@
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
 pub mod embedded;
+pub mod export;
 pub mod people;
 pub mod report;
 pub mod rollup;
 #[cfg(test)]
 pub(crate) mod shop;
+pub mod timeline;
+pub mod view;
 
 use std::collections::BTreeMap;
 
