@@ -6,6 +6,12 @@ pub mod archive;
 pub mod event;
 /// The log: the only source of truth.
 pub mod eventlog;
+/// Checks, translates, validates, identifies, appends; only then answers.
+pub mod ingest;
+/// The one JSON error body.
+pub mod problem;
+/// Who may do what.
+pub mod site;
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.

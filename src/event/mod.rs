@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, ObjectKey, ObjectKind};
 pub use ids::{KeyKind, PARTITIONS, SiteId};
 pub use money::{Currency, Money};
-pub use record::{Channel, Flags, Record, RecordKind};
+pub use record::{Channel, Envelope, Flags, Record, RecordKind};
 pub use rules::{RulesOf, SiteRules};
 pub use time::{Clock, Timestamp};
 

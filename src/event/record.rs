@@ -123,11 +123,36 @@ pub enum RecordError {
     Malformed(&'static str),
 }
 
-impl Record {
-    /// Appends the record's version 1 bytes to `out`. All numbers little-endian:
+/// A record's envelope with borrowed names, for writers that hold no [`Record`].
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// See [`Record`].
+    pub kind: RecordKind,
+    /// See [`Record`].
+    pub body_key: u16,
+    /// See [`Record`].
+    pub site: &'a SiteId,
+    /// See [`Record`].
+    pub event_id: &'a str,
+    /// See [`Record`].
+    pub fingerprint: u64,
+    /// See [`Record`].
+    pub received_at: Timestamp,
+    /// See [`Record`].
+    pub key_kind: KeyKind,
+    /// See [`Record`].
+    pub key: &'a str,
+    /// See [`Record`].
+    pub flags: Flags,
+    /// See [`Record`].
+    pub channel: Channel,
+}
+
+impl Envelope<'_> {
+    /// Appends the version 1 bytes of a record with this envelope and body to `out`. All numbers little-endian:
     /// `version u8, kind u8, body_key u16, fingerprint u64, received_at i64 (us), flags u16, channel u8, key_kind u8,
     /// site len u8, event id len u8, key len u16, site, event id, key, body (the rest)`.
-    pub fn encode(&self, out: &mut impl BufMut) {
+    pub fn encode(&self, body: &[u8], out: &mut impl BufMut) {
         let site = self.site.as_str().as_bytes();
         out.put_u8(VERSION);
         out.put_u8(self.kind as u8);
@@ -143,7 +168,16 @@ impl Record {
         out.put_slice(site);
         out.put_slice(self.event_id.as_bytes());
         out.put_slice(self.key.as_bytes());
-        out.put_slice(&self.body);
+        out.put_slice(body);
+    }
+}
+
+impl Record {
+    /// Appends the record's version 1 bytes to `out`; see [`Envelope::encode`].
+    pub fn encode(&self, out: &mut impl BufMut) {
+        let Self { kind, body_key, fingerprint, received_at, key_kind, flags, channel, .. } = *self;
+        let (site, event_id, key) = (&self.site, self.event_id.as_str(), self.key.as_str());
+        Envelope { kind, body_key, site, event_id, fingerprint, received_at, key_kind, key, flags, channel }.encode(&self.body, out);
     }
 
     /// The record's bytes alone.

@@ -1,0 +1,136 @@
+//! A whole request's events made ready in memory: split, validated, identified and wire-encoded into one buffer. Called by the handler, for large
+//! bodies on a blocking thread. Pure but for the ids made on the way; must never append nor answer.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::canonical::{self, Ready, Scratch, Sender, Sink};
+use super::crawler::Crawlers;
+use super::dialects::native::{self, Piece, Unreadable};
+use super::reject::{Code, Invalid, Scope};
+use super::seen::Mark;
+use super::validate;
+use crate::event::{Envelope, PARTITIONS};
+use crate::eventlog::Append;
+
+/// An event that was not taken, as the answer lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Rejected {
+    /// Its place among the request's events, from 0.
+    pub(crate) index: usize,
+    /// See [`Code`].
+    pub(crate) code: &'static str,
+    /// What is wrong.
+    pub(crate) message: String,
+    /// JSON pointer into the event.
+    pub(crate) pointer: String,
+    /// Byte offset into the decoded body, for syntax errors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) offset: Option<usize>,
+}
+
+/// An id made at the edge, as the answer lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Assigned {
+    /// The event's place among the request's events, from 0.
+    pub(crate) index: usize,
+    /// Its id from now on: to be sent with it when it is sent again.
+    pub(crate) event_id: String,
+}
+
+/// A request's events, ready to be appended.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// Events that were not taken.
+    pub(crate) rejected: Vec<Rejected>,
+    /// Ids made at the edge, of kept events and of quarantined ones.
+    pub(crate) assigned: Vec<Assigned>,
+    /// Of each valid event, what recognises it again.
+    pub(crate) marks: Vec<Mark>,
+    /// Of each refused event that is not kept, why.
+    pub(crate) lost: Vec<Code>,
+    wire: Wire,
+}
+
+/// Records' bytes in one buffer.
+#[derive(Debug, Default)]
+struct Wire {
+    bytes: Vec<u8>,
+    /// Partition, and where the record ends.
+    cuts: Vec<(u16, usize)>,
+}
+
+impl Sink for Wire {
+    fn record(&mut self, key_hash: u64, envelope: &Envelope<'_>, body: &[u8]) {
+        envelope.encode(body, &mut self.bytes);
+        self.cuts.push(((key_hash % u64::from(PARTITIONS)) as u16, self.bytes.len()));
+    }
+}
+
+impl Batch {
+    /// Reads a decoded body.
+    ///
+    /// # Errors
+    /// When nothing of it can be taken.
+    pub(crate) fn read(body: &[u8], sender: &Sender, crawlers: &Crawlers) -> Result<Self, Unreadable> {
+        let mut batch = Self::default();
+        batch.wire.bytes.reserve(body.len() + body.len() / 4 + 256);
+        let mut scratch = Scratch::default();
+        native::events(body, super::MAX_EVENTS, |piece| batch.take(piece, sender, crawlers, &mut scratch))?;
+        Ok(batch)
+    }
+
+    /// How many events the body held.
+    pub(crate) const fn events(&self) -> usize {
+        self.marks.len() + self.rejected.len()
+    }
+
+    /// What to append, once: all slices of one buffer, in the events' order.
+    pub(crate) fn take_appends(&mut self) -> Vec<Append> {
+        let wire = std::mem::take(&mut self.wire);
+        let mut rest = Bytes::from(wire.bytes);
+        let mut from = 0;
+        let cut = |(partition, end): (u16, usize)| {
+            let value = rest.split_to(end - from);
+            from = end;
+            Append { partition, value }
+        };
+        wire.cuts.into_iter().map(cut).collect()
+    }
+
+    fn take(&mut self, piece: Piece<'_>, sender: &Sender, crawlers: &Crawlers, scratch: &mut Scratch) {
+        let Piece { index, raw, parsed } = piece;
+        let mut event = match parsed {
+            Ok(event) => event,
+            Err(why) => return self.refuse(index, raw, None, why, sender, scratch),
+        };
+        match validate::event(&mut event) {
+            Ok(facts) => {
+                let ready = canonical::event(event, facts, index, sender, crawlers, scratch, &mut self.wire);
+                self.marks.push(Mark::new(ready.key_hash, &ready.event_id, ready.fingerprint, ready.business));
+                self.note_id(index, ready);
+            }
+            Err(why) => self.refuse(index, raw, Some(event), why, sender, scratch),
+        }
+    }
+
+    fn refuse(&mut self, index: usize, raw: &str, event: Option<super::json::Object<'_>>, why: Invalid, sender: &Sender, scratch: &mut Scratch) {
+        if why.code.row().scope == Scope::Kept && raw.len() <= super::MAX_EVENT_BYTES {
+            let ready = canonical::quarantine(raw, event, &why, index, sender, scratch, &mut self.wire);
+            self.note_id(index, ready);
+        } else {
+            self.lost.push(why.code);
+        }
+        let Invalid { code, message, pointer, offset } = why;
+        self.rejected.push(Rejected { index, code: code.name(), message: message.into_owned(), pointer, offset });
+    }
+
+    fn note_id(&mut self, index: usize, ready: Ready<'_>) {
+        if ready.assigned {
+            self.assigned.push(Assigned { index, event_id: ready.event_id.to_string() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

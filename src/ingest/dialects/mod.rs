@@ -1,0 +1,3 @@
+//! TRANSLATE: one file per sender's language, each bytes to events. Pure.
+
+pub(crate) mod native;
