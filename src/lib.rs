@@ -2,6 +2,8 @@
 
 /// Archive and answers.
 pub mod archive;
+/// What the command line prints.
+pub mod cli;
 /// The event: parts, ids, wire record, identity.
 pub mod event;
 /// The log: the only source of truth.
@@ -16,3 +18,5 @@ pub mod site;
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.
 pub mod sync;
+/// The read side over HTTP.
+pub mod web;

@@ -1,0 +1,3 @@
+//! What the command line prints. Called by the binary's subcommands; must never decide, only show.
+
+pub mod format;

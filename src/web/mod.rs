@@ -1,0 +1,3 @@
+//! The read side over HTTP. Built by the composition root; must never write, neither to the log nor to a store.
+
+pub mod reports;
