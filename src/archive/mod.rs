@@ -12,6 +12,15 @@ pub mod rollup;
 pub(crate) mod fake;
 pub mod report;
 pub mod top;
+pub mod embedded;
+pub mod export;
+pub mod people;
+pub mod report;
+pub mod rollup;
+#[cfg(test)]
+pub(crate) mod shop;
+pub mod timeline;
+pub mod view;
 
 use std::collections::BTreeMap;
 

@@ -14,7 +14,6 @@ use serde::Serialize;
 use super::{Archive, Cursor, Error};
 use crate::event::{Currency, Money, SiteId, SiteRules, Timestamp};
 
-pub(super) use count::{contributions, interim};
 pub use question::{By, DEFAULT_LIMIT, MAX_LIMIT, Question, ReportName, limit, time};
 pub use render::{Column, Table, decimal};
 

@@ -136,3 +136,6 @@ impl Shared {
         Ok(Config::load(file.as_deref(), std::env::vars(), flags)?)
     }
 }
+//! What the command line prints. Called by the binary's subcommands; must never decide, only show.
+
+pub mod format;

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use super::super::rollup::dim_of;
 use super::super::{Archive, Bots, CELL_SECONDS, CellValue, Error, EventRow, Metric, Scan, ScanBy};
 use super::question::Question;
 use crate::event::identity::{Sale, StepCount, Verdict};
-use crate::event::{Event, Flags, Search, SiteRules, StepStatus, Timestamp, kind, naming};
+use crate::event::{Event, Flags, SiteRules, StepStatus, Timestamp, kind};
 
 /// Rows taken from a scan at once: bounds what an edge holds in memory.
 const PAGE: usize = 2_000;
@@ -125,12 +126,12 @@ impl Counted {
             self.exact = false;
             return;
         };
-        let Some((_, dim)) = contributions(&event, rules).into_iter().find(|(of, _)| *of == metric) else { return };
+        let Some(dim) = dim_of(metric, &event, rules) else { return };
         let value = self.dims.entry(dim).or_default();
         let [count, _] = &mut value.counts;
         *count += 1;
         if let Some(person) = row.customer.or(row.visitor) {
-            interim::add(&mut value.people, person);
+            value.people.add(&person);
         }
     }
 }
@@ -143,39 +144,6 @@ const fn kind_of(metric: Metric) -> &'static str {
         Metric::Pages => kind::PAGE_VIEWED,
         Metric::Sold => kind::ORDER_COMPLETED,
         Metric::Steps => kind::CHECKOUT_STEP,
-    }
-}
-
-/// What an event that counts adds one to, by metric and dim; sales and steps come from identity's effects instead.
-pub(crate) fn contributions(event: &Event, rules: &SiteRules) -> Vec<(Metric, String)> {
-    match event.kind.as_str() {
-        kind::PRODUCT_SEARCHED => event.search.iter().flat_map(searched).collect(),
-        kind::PRODUCT_VIEWED => event.product.iter().map(|product| (Metric::Views, product.id.clone())).collect(),
-        _ if naming::counts_page_view(event) => event.page.iter().map(|page| (Metric::Pages, naming::page_path(&page.url, rules))).collect(),
-        _ => Vec::new(),
-    }
-}
-
-fn searched(search: &Search) -> Vec<(Metric, String)> {
-    let term = naming::search_term(&search.query);
-    match search.results {
-        Some(0) => vec![(Metric::Searches, term.clone()), (Metric::EmptySearches, term)],
-        _ => vec![(Metric::Searches, term)],
-    }
-}
-
-/// Stands in for the rollup's sketch until that is here: a sorted set of hashes.
-pub(crate) mod interim {
-    use super::super::super::People;
-
-    pub(crate) fn add(people: &mut People, person: [u8; 16]) {
-        if !people.0.chunks(16).any(|known| known == person) {
-            people.0.extend(person);
-        }
-    }
-
-    pub(crate) fn estimate(people: &People) -> u64 {
-        people.0.len() as u64 / 16
     }
 }
 

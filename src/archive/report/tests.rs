@@ -5,20 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::fake::{Fake, Post, at, hex, post, site, wait};
+use super::super::shop::{Post, Shop, at, hex, post, site, wait};
 use super::*;
 use crate::event::Channel;
 
 const NOON: &str = "2026-11-20T12:00:00Z";
 
-fn ask(fake: &Fake, report: &str, parameters: &[(&str, &str)]) -> Answer {
+fn ask(shop: &Shop, report: &str, parameters: &[(&str, &str)]) -> Answer {
     let parameters: Vec<_> = parameters.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-    let question = Question::parse(report, site(), &parameters, &fake.rules, at(NOON)).unwrap();
-    wait(run(fake, &fake.rules, &question, at(NOON), &fake.ends())).unwrap()
+    let question = Question::parse(report, site(), &parameters, &shop.rules, at(NOON)).unwrap();
+    wait(run(&*shop.archive, &shop.rules, &question, at(NOON), &shop.ends())).unwrap()
 }
 
-fn rows(fake: &Fake, report: &str, parameters: &[(&str, &str)]) -> Value {
-    serde_json::to_value(ask(fake, report, parameters).rows).unwrap()
+fn rows(shop: &Shop, report: &str, parameters: &[(&str, &str)]) -> Value {
+    serde_json::to_value(ask(shop, report, parameters).rows).unwrap()
 }
 
 fn view(id: &str, when: &str, person: &str, product: &str) -> Post {
@@ -48,7 +48,7 @@ fn refund(id: &str, when: &str, order: &str, items: &[Value]) -> Post {
 
 #[test]
 fn searches_count_terms_however_typed() {
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         search("1", "2026-11-20T09:00:00Z", "c1", "Mug", 12),
         search("2", "2026-11-20T09:01:00Z", "c2", " mug ", 0),
         search("3", "2026-11-20T09:20:00Z", "c1", "MUG", 7),
@@ -57,7 +57,7 @@ fn searches_count_terms_however_typed() {
         search("5", "2026-11-20T09:22:00Z", "c1", "bowl", 0),
     ]);
     assert_eq!(
-        rows(&fake, "top-searches", &[]),
+        rows(&shop, "top-searches", &[]),
         json!([
             {"query": "MUG", "searches": 3, "customers": 2, "results_last": 7},
             {"query": "bowl", "searches": 1, "customers": 1, "results_last": 0},
@@ -65,18 +65,18 @@ fn searches_count_terms_however_typed() {
         ])
     );
     assert_eq!(
-        rows(&fake, "searches-without-results", &[]),
+        rows(&shop, "searches-without-results", &[]),
         json!([
             {"query": "bowl", "searches": 1, "customers": 1, "results_last": 0},
             {"query": "MUG", "searches": 1, "customers": 1, "results_last": 7},
         ])
     );
-    assert_eq!(rows(&fake, "top-searches", &[("limit", "1"), ("from", "2026-11-20T09:21:00Z")])[0]["query"], "bowl");
+    assert_eq!(rows(&shop, "top-searches", &[("limit", "1"), ("from", "2026-11-20T09:21:00Z")])[0]["query"], "bowl");
 }
 
 #[test]
 fn edges_cut_cells_exactly() {
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         view("1", "2026-11-20T09:07:59.999999Z", "c1", "a"),
         view("2", "2026-11-20T09:08:00Z", "c1", "a"),
         view("3", "2026-11-20T09:14:59Z", "c2", "a"),
@@ -87,7 +87,7 @@ fn edges_cut_cells_exactly() {
         view("8", "2026-11-20T09:50:00.000001Z", "c3", "c"),
     ]);
     let counts = |from: &str, to: &str| -> Vec<(String, i64)> {
-        match ask(&fake, "top-viewed", &[("from", from), ("to", to)]).rows {
+        match ask(&shop, "top-viewed", &[("from", from), ("to", to)]).rows {
             Rows::Viewed(rows) => rows.into_iter().map(|row| (row.product_id, row.views)).collect(),
             other => panic!("{other:?}"),
         }
@@ -101,43 +101,43 @@ fn edges_cut_cells_exactly() {
 
 #[test]
 fn crawlers_are_left_out_in_or_alone() {
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         view("1", "2026-11-20T09:00:00Z", "c1", "a"),
         view("2", "2026-11-20T09:01:00Z", "", "a").crawler(),
         view("3", "2026-11-20T11:59:00Z", "", "a").crawler(),
         view("4", "2026-11-20T11:59:30Z", "", "b").crawler(),
         step("5", "2026-11-20T09:01:00Z", "k", "contact", "entered", 100).crawler(),
     ]);
-    let views = |bots: &str| rows(&fake, "top-viewed", &[("bots", bots), ("from", "2026-11-20"), ("to", "2026-11-20T11:59:59Z")]);
+    let views = |bots: &str| rows(&shop, "top-viewed", &[("bots", bots), ("from", "2026-11-20"), ("to", "2026-11-20T11:59:59Z")]);
     assert_eq!(views("exclude"), json!([{"product_id": "a", "name": null, "views": 1, "customers": 1}]));
     assert_eq!(views("include").as_array().unwrap().iter().map(|r| r["views"].as_i64().unwrap()).collect::<Vec<_>>(), [3, 1]);
     assert_eq!(views("only").as_array().unwrap().iter().map(|r| r["views"].as_i64().unwrap()).collect::<Vec<_>>(), [2, 1]);
-    assert_eq!(rows(&fake, "unfinished-purchases", &[]), json!([]));
-    assert_eq!(rows(&fake, "unfinished-purchases", &[("bots", "only")])[0]["checkout_id"], "k");
+    assert_eq!(rows(&shop, "unfinished-purchases", &[]), json!([]));
+    assert_eq!(rows(&shop, "unfinished-purchases", &[("bots", "only")])[0]["checkout_id"], "k");
 }
 
 #[test]
 fn pages_go_by_path_and_latest_title() {
     let page =
         |id: &str, when: &str, url: &str, title: &str| post(id, when, "c1", json!({"type": "page_viewed", "page": {"url": url, "title": title}}));
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         page("1", "2026-11-20T09:00:00Z", "https://s.example/%D9%81?x=1", "Old"),
         page("2", "2026-11-20T10:00:00Z", "https://s.example/ف#top", "New"),
         page("3", "2026-11-20T08:00:00Z", "/ف", "Oldest"),
         post("4", "2026-11-20T08:00:00Z", "c9", json!({"type": "product_viewed", "product": {"id": "a"}, "page": {"url": "/ف"}})),
     ]);
-    assert_eq!(rows(&fake, "top-pages", &[]), json!([{"path": "/ف", "title": "New", "views": 3, "customers": 1}]));
+    assert_eq!(rows(&shop, "top-pages", &[]), json!([{"path": "/ف", "title": "New", "views": 3, "customers": 1}]));
 }
 
 #[test]
 fn sales_are_net_of_refunds_each_on_its_own_day() {
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         order("o1", "2026-11-18T10:00:00Z", &[line("a", 3, 1000, "EUR"), line("b", 1, 500, "EUR")]),
         refund("r1", "2026-11-19T10:07:00Z", "o1", &[line("a", 1, 1000, "EUR")]),
         order("o2", "2026-11-18T10:01:00Z", &[line("a", 1, 1200, "USD")]),
         order("o3", "2026-11-18T10:02:00Z", &[line("c", 4, 100, "EUR")]),
     ]);
-    let sold = |day: &str, next: &str, more: &[(&str, &str)]| rows(&fake, "top-sold", &[&[("from", day), ("to", next)], more].concat());
+    let sold = |day: &str, next: &str, more: &[(&str, &str)]| rows(&shop, "top-sold", &[&[("from", day), ("to", next)], more].concat());
     let both_days = [("from", "2026-11-18"), ("to", "2026-11-20")];
     let a_first_day = json!({"product_id": "a", "name": null, "units": 4, "orders": 2,
         "revenue": [{"currency": "EUR", "amount_minor": 3000}, {"currency": "USD", "amount_minor": 1200}]});
@@ -149,22 +149,22 @@ fn sales_are_net_of_refunds_each_on_its_own_day() {
     assert_eq!(sold("2026-11-19T10:07:00Z", "2026-11-19T10:07:01Z", &[]), given_back, "at an edge");
     assert_eq!(sold("2026-11-19T10:07:01Z", "2026-11-20", &[]), json!([]));
     let products = |parameters: &[(&str, &str)]| -> Vec<String> {
-        let rows = rows(&fake, "top-sold", &[&both_days, parameters].concat());
+        let rows = rows(&shop, "top-sold", &[&both_days, parameters].concat());
         rows.as_array().unwrap().iter().map(|row| row["product_id"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(products(&[]), ["c", "a", "b"]);
     assert_eq!(products(&[("by", "revenue")]), ["a", "b", "c"]);
     assert_eq!(products(&[("by", "revenue"), ("currency", "USD")]), ["a", "b", "c"]);
-    assert_eq!(ask(&fake, "top-sold", &[&both_days[..], &[("by", "revenue")]].concat()).currency, Some(Currency::parse("EUR").unwrap()));
+    assert_eq!(ask(&shop, "top-sold", &[&both_days[..], &[("by", "revenue")]].concat()).currency, Some(Currency::parse("EUR").unwrap()));
 }
 
 #[test]
 fn one_sale_reported_thrice_counts_once_by_the_best() {
     let report = |id: &str, channel, quantity| Post { channel, ..post(id, "2026-11-20T09:00:00Z", "c1", order_of(quantity)) };
     let order_of_three = [("p", Channel::Pixel, 9), ("w", Channel::Webhook, 2), ("s", Channel::Server, 5)];
-    let fake = Fake::new(&order_of_three.map(|(id, channel, quantity)| report(id, channel, quantity)));
-    assert_eq!(rows(&fake, "top-sold", &[])[0]["units"], 2);
-    assert_eq!(rows(&fake, "top-sold", &[("from", "2026-11-20T08:59:00Z"), ("to", "2026-11-20T09:01:00Z")])[0]["units"], 2);
+    let shop = Shop::new(&order_of_three.map(|(id, channel, quantity)| report(id, channel, quantity)));
+    assert_eq!(rows(&shop, "top-sold", &[])[0]["units"], 2);
+    assert_eq!(rows(&shop, "top-sold", &[("from", "2026-11-20T08:59:00Z"), ("to", "2026-11-20T09:01:00Z")])[0]["units"], 2);
 }
 
 fn order_of(quantity: i64) -> Value {
@@ -176,7 +176,7 @@ fn available_in_takes_the_latest_word() {
     let update = |id: &str, when: &str, product: &str, countries: &[&str]| {
         post(id, when, "", json!({"type": "product_updated", "product": {"id": product, "name": product.to_uppercase(), "available_in": countries}}))
     };
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         update("1", "2026-11-01T09:00:00Z", "a", &["DE", "AT"]),
         update("2", "2026-11-02T09:00:00Z", "b", &["DE"]),
         update("3", "2026-11-03T09:00:00Z", "b", &["FR"]),
@@ -186,7 +186,7 @@ fn available_in_takes_the_latest_word() {
         view("7", "2026-11-20T09:00:00Z", "c1", "never-said"),
     ]);
     let names = |country: &str| -> Vec<Value> {
-        let rows = rows(&fake, "top-viewed", &[("available_in", country), ("limit", "1")]);
+        let rows = rows(&shop, "top-viewed", &[("available_in", country), ("limit", "1")]);
         rows.as_array().unwrap().iter().map(|row| row["name"].clone()).collect()
     };
     assert_eq!(names("DE"), ["A"]);
@@ -196,7 +196,7 @@ fn available_in_takes_the_latest_word() {
 
 #[test]
 fn the_funnel_says_where_checkouts_stopped() {
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         // k1 goes all the way; its order completes it.
         step("1", "2026-11-20T09:00:00Z", "k1", "contact", "entered", 100),
         step("2", "2026-11-20T09:01:00Z", "k1", "contact", "completed", 100),
@@ -222,11 +222,11 @@ fn the_funnel_says_where_checkouts_stopped() {
         {"step": "gift-wrap", "entered": 1, "completed": 0, "abandoned": 1, "value_left": [{"currency": "EUR", "amount_minor": 50}]},
         {"step": "(order)", "entered": 0, "completed": 1, "abandoned": 1, "value_left": [{"currency": "EUR", "amount_minor": 700}]},
     ]);
-    assert_eq!(rows(&fake, "checkout-funnel", &[]), expected);
-    assert_eq!(rows(&fake, "checkout-funnel", &[("from", "2026-11-20T08:59:00Z"), ("to", "2026-11-20T11:59:00Z")]), expected, "from edges");
-    let later = rows(&fake, "checkout-funnel", &[("as_of", "2026-11-20T12:15:00.000001Z")]);
+    assert_eq!(rows(&shop, "checkout-funnel", &[]), expected);
+    assert_eq!(rows(&shop, "checkout-funnel", &[("from", "2026-11-20T08:59:00Z"), ("to", "2026-11-20T11:59:00Z")]), expected, "from edges");
+    let later = rows(&shop, "checkout-funnel", &[("as_of", "2026-11-20T12:15:00.000001Z")]);
     assert_eq!(later[0]["abandoned"], 1, "30 minutes are over");
-    assert_eq!(rows(&fake, "checkout-funnel", &[("as_of", "2026-11-20T12:15:00Z")])[0]["abandoned"], 0, "not yet");
+    assert_eq!(rows(&shop, "checkout-funnel", &[("as_of", "2026-11-20T12:15:00Z")])[0]["abandoned"], 0, "not yet");
 }
 
 #[test]
@@ -241,13 +241,13 @@ fn unfinished_purchases_are_newest_first_and_taken_back_by_a_later_step() {
         json!({"checkout_id": id, "customer": customer, "last_step": last_step, "value": {"amount_minor": minor, "currency": "EUR"},
             "last_at": last_at, "age_seconds": age})
     };
-    let fake = Fake::new(&posts);
+    let shop = Shop::new(&posts);
     let (kc, ka) = (row("kc", "address", 300, "2026-11-20T10:00:00Z", 7200), row("ka", "contact", 200, "2026-11-20T09:00:00Z", 10_800));
-    assert_eq!(rows(&fake, "unfinished-purchases", &[("limit", "2")]), json!([kc, ka]), "ties by key");
-    assert_eq!(rows(&fake, "unfinished-purchases", &[("to", "2026-11-20T10:00:00Z"), ("limit", "1")]), json!([ka]));
+    assert_eq!(rows(&shop, "unfinished-purchases", &[("limit", "2")]), json!([kc, ka]), "ties by key");
+    assert_eq!(rows(&shop, "unfinished-purchases", &[("to", "2026-11-20T10:00:00Z"), ("limit", "1")]), json!([ka]));
     posts.push(step("4", "2026-11-20T11:40:00Z", "kc", "address", "entered", 300));
     posts.push(post("5", "2026-11-20T09:10:00Z", "c1", json!({"type": "order_completed", "checkout": {"id": "ka"}, "order": {"id": "o"}})));
-    let rows = rows(&Fake::new(&posts), "unfinished-purchases", &[]);
+    let rows = rows(&Shop::new(&posts), "unfinished-purchases", &[]);
     assert_eq!(rows.as_array().unwrap().len(), 1);
     assert_eq!(rows[0]["checkout_id"], "kb");
 }
@@ -261,32 +261,34 @@ fn the_watermark_is_now_or_the_least_of_what_lags() {
     assert_eq!(watermark(&cursors, &[6, 7, 0], now), Timestamp::from_micros(50_000_000));
     assert_eq!(watermark(&cursors, &[6, 8, 0], now), Timestamp::from_micros(40_000_000));
     assert_eq!(watermark(&cursors, &[5, 7, 0, 1], now), Timestamp::ZERO, "nothing read yet");
-    let fake = Fake::new(&[view("1", "2026-11-20T09:00:00Z", "c1", "a")]);
-    let mut ends = fake.ends();
+    let shop = Shop::new(&[view("1", "2026-11-20T09:00:00Z", "c1", "a")]);
+    let mut ends = shop.ends();
     let question = Question::new(ReportName::TopViewed, site(), at(NOON));
-    let fresh = wait(run(&fake, &fake.rules, &question, now, &ends)).unwrap();
+    let fresh = wait(run(&*shop.archive, &shop.rules, &question, now, &ends)).unwrap();
     assert_eq!((fresh.watermark, fresh.lag_seconds, fresh.exact, fresh.estimates), (now, 0, true, ["customers"].as_slice()));
     ends.iter_mut().filter(|end| **end > 0).for_each(|end| *end += 1);
-    let behind = wait(run(&fake, &fake.rules, &question, now, &ends)).unwrap();
+    let behind = wait(run(&*shop.archive, &shop.rules, &question, now, &ends)).unwrap();
     assert_eq!((behind.watermark, behind.lag_seconds), (at("2026-11-20T09:00:01Z"), 3 * 3600 - 1));
 }
 
 #[test]
 fn an_unreadable_row_at_an_edge_is_said() {
-    let fake = Fake::new(&[view("1", "2026-11-20T09:01:00Z", "c1", "a")]);
-    fake.state().rows[0].body_key = 3;
-    assert!(!ask(&fake, "top-viewed", &[("from", "2026-11-20T09:00:30Z")]).exact);
-    assert!(ask(&fake, "top-viewed", &[("from", "2026-11-20T09:00:00Z")]).exact, "the whole cell holds it");
+    let mut shop = Shop::new(&[]);
+    let mut batch = shop.batch(&[view("1", "2026-11-20T09:01:00Z", "c1", "a")]);
+    batch.events[0].body_key = 3;
+    shop.write(batch);
+    assert!(!ask(&shop, "top-viewed", &[("from", "2026-11-20T09:00:30Z")]).exact);
+    assert!(ask(&shop, "top-viewed", &[("from", "2026-11-20T09:00:00Z")]).exact, "the whole cell holds it");
 }
 
 #[test]
 fn answers_serialise_as_documented_and_flatten_to_csv() {
-    let fake = Fake::new(&[
+    let shop = Shop::new(&[
         post("1", "2026-11-20T09:00:00Z", "c1", json!({"type": "product_updated", "product": {"id": "a,1", "name": "A \"big\"\nmug"}})),
         order("o1", "2026-11-20T10:00:00Z", &[line("a,1", 3, 1005, "EUR"), line("b", 1, 500, "JPY")]),
         refund("r1", "2026-11-19T13:00:00Z", "o0", &[line("c", 1, 5, "EUR")]),
     ]);
-    let answer = ask(&fake, "top-sold", &[]);
+    let answer = ask(&shop, "top-sold", &[]);
     assert_eq!(
         serde_json::to_value(&answer).unwrap(),
         json!({"report": "top-sold", "site": "demo", "from": "2026-11-19T12:00:00Z", "to": "2026-11-20T12:00:00Z", "watermark": NOON, "lag_seconds": 0,
@@ -328,14 +330,14 @@ proptest! {
             }
             posts.push(Post { crawler, ..made });
         }
-        let fake = Fake::new(&posts);
+        let shop = Shop::new(&posts);
         let (from, to) = (start.plus_seconds(from).to_string(), start.plus_seconds(from + length).to_string());
         let parameters = [("from", from.as_str()), ("to", to.as_str()), ("bots", ["exclude", "include", "only"][bots])];
-        let Rows::Viewed(found) = ask(&fake, "top-viewed", &parameters).rows else { panic!() };
+        let Rows::Viewed(found) = ask(&shop, "top-viewed", &parameters).rows else { panic!() };
         let mut expected: Vec<_> = views.into_iter().map(|(p, (n, who))| (-n, p, who.len() as u64)).collect();
         expected.sort();
         prop_assert_eq!(found.into_iter().map(|r| (-r.views, r.product_id, r.customers)).collect::<Vec<_>>(), expected);
-        let Rows::Sold(found) = ask(&fake, "top-sold", &parameters).rows else { panic!() };
+        let Rows::Sold(found) = ask(&shop, "top-sold", &parameters).rows else { panic!() };
         let mut expected: Vec<_> = units.into_iter().map(|(p, n)| (-n, p)).collect();
         expected.sort();
         prop_assert_eq!(found.into_iter().map(|r| (-r.units, r.product_id)).collect::<Vec<_>>(), expected);

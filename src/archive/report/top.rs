@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::{Archive, CellValue, Error, Label, LabelValue, Metric};
-use super::count::{count, interim};
+use super::count::count;
 use super::question::{By, Question, ReportName};
 use super::{Amount, Body, PageRow, Rows, SearchRow, SoldRow, ViewedRow};
 use crate::event::{Currency, SiteId, SiteRules};
@@ -24,7 +24,7 @@ pub(super) async fn searches(archive: &dyn Archive, rules: &SiteRules, question:
     let results = labels(archive, &question.site, Label::Results, &top).await?;
     let rows = top.into_iter().map(|(dim, value)| SearchRow {
         searches: first_count(&value),
-        customers: interim::estimate(&value.people),
+        customers: value.people.estimate(),
         results_last: results.get(&dim).and_then(|last| last.value.parse().ok()),
         query: spelling.get(&dim).map_or_else(|| dim.clone(), |label| label.value.clone()),
     });
@@ -39,7 +39,7 @@ pub(super) async fn viewed(archive: &dyn Archive, rules: &SiteRules, question: &
     let rows = top.into_iter().map(|(product_id, value)| ViewedRow {
         name: names.remove(&product_id).map(|label| label.value),
         views: first_count(&value),
-        customers: interim::estimate(&value.people),
+        customers: value.people.estimate(),
         product_id,
     });
     Ok(Body { rows: Rows::Viewed(rows.collect()), exact: counted.exact, currency: None })
@@ -53,7 +53,7 @@ pub(super) async fn pages(archive: &dyn Archive, rules: &SiteRules, question: &Q
     let rows = top.into_iter().map(|(path, value)| PageRow {
         title: titles.remove(&path).map(|label| label.value),
         views: first_count(&value),
-        customers: interim::estimate(&value.people),
+        customers: value.people.estimate(),
         path,
     });
     Ok(Body { rows: Rows::Pages(rows.collect()), exact: counted.exact, currency: None })
