@@ -277,3 +277,101 @@ fn progress_bar(bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {msg} ({eta} left)");
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::path::Path;
+
+    /// Import of `file` by `mapping`, each under the package's folder; every posted body is kept.
+    async fn import(
+        mapping: &str,
+        file: &Path,
+        answer: impl Fn(&[serde_json::Value]) -> Result<Answer, String>,
+        already: Option<Already<'_>>,
+    ) -> (Result<Summary, Error>, String, Vec<usize>) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let args = ImportArgs { file: root.join(file), map: root.join("mappings").join(mapping), strict: false };
+        let posted = RefCell::new(Vec::new());
+        let post = async |body: String| {
+            assert!(body.len() <= MAX_BATCH_BYTES + 2);
+            let events: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+            posted.borrow_mut().push(events.len());
+            answer(&events)
+        };
+        let mut report = Vec::new();
+        let result = run(&args, post, already, &mut report).await;
+        (result, String::from_utf8(report).unwrap(), posted.into_inner())
+    }
+
+    fn all_accepted(events: &[serde_json::Value]) -> Result<Answer, String> {
+        Ok(Answer { accepted: events.len() as u64, ..Answer::default() })
+    }
+
+    #[tokio::test]
+    async fn bad_and_refused_lines_are_named_and_the_rest_goes_on() {
+        let refuse_third = |events: &[serde_json::Value]| {
+            let rejected = serde_json::json!({"accepted": events.len() - 1, "duplicates": 1, "rejected": [{"index": 2, "code": "invalid", "message": "no", "pointer": "/order"}]});
+            Ok(serde_json::from_value(rejected).unwrap())
+        };
+        let (result, report, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), refuse_third, None).await;
+        let summary = result.unwrap();
+        assert_eq!(posted, [6]);
+        assert_eq!((summary.accepted, summary.duplicates, summary.rejected, summary.tally.bad), (5, 1, 1, 1));
+        assert_eq!((summary.exit_status(false), summary.exit_status(true)), (0, 1));
+        assert_eq!(
+            report,
+            "line 15: the quantity is below 1\nline 7: refused, invalid: no at /order\n14 rows: 6 events, 2 rows skipped, 0 taken by no [[event]], 1 bad lines\n  \
+             order_completed: 5\n  order_refunded: 1\naccepted 5 (duplicates 1, conflicts 0), already archived 0, refused 1\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn known_events_are_not_posted_and_indexes_still_name_their_lines() {
+        let refuse_first = |events: &[serde_json::Value]| {
+            Ok(Answer { accepted: events.len() as u64 - 1, rejected: vec![Rejected { index: 0, ..Rejected::default() }], ..Answer::default() })
+        };
+        let known = |events: &[MappedEvent]| events.iter().map(|event| event.line < 6).collect();
+        let (result, report, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), refuse_first, Some(&known)).await;
+        assert_eq!((result.unwrap().known, posted), (2, vec![4]));
+        assert!(report.contains("line 7: refused"), "{report}");
+        let (result, _, posted) =
+            import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), all_accepted, Some(&|e| vec![true; e.len()])).await;
+        assert_eq!((result.unwrap().exit_status(true), posted), (1, vec![]), "the bad line remains bad");
+    }
+
+    #[tokio::test]
+    async fn batches_keep_to_both_bounds() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let line = |n: usize, slug: &str| {
+            format!(r#"{{"ts":"2026-11-20T10:00:00Z","event":"product_viewed","props":{{"product_id":"{n}","slug":"{slug}"}},"path":"/"}}"#)
+        };
+        let big = "x".repeat(900_000);
+        let lines: Vec<String> = (0..2500).map(|n| line(n, "s")).chain((0..6).map(|n| line(n, &big))).collect();
+        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        let (result, _, posted) = import("zanbil.toml", file.path(), all_accepted, None).await;
+        assert_eq!(result.unwrap().accepted, 2506);
+        assert_eq!(posted, [1000, 1000, 504, 2]);
+    }
+
+    #[tokio::test]
+    async fn nothing_readable_ends_with_an_error() {
+        let (result, _, _) = import("zanbil.toml", Path::new("tests/fixtures/onlineretail.csv"), all_accepted, None).await;
+        assert_eq!(result.unwrap().exit_status(false), 1);
+        let (result, _, _) = import("onlineretail.toml", Path::new("tests/fixtures/otto.ndjson"), all_accepted, None).await;
+        assert!(matches!(result, Err(Error::Start(_))), "{result:?}");
+        let (result, _, _) = import("otto.toml", Path::new("tests/fixtures/missing.ndjson"), all_accepted, None).await;
+        assert!(matches!(result, Err(Error::File { .. })), "{result:?}");
+        let (result, _, _) = import("missing.toml", Path::new("tests/fixtures/otto.ndjson"), all_accepted, None).await;
+        assert!(matches!(result, Err(Error::NoMapping { .. })), "{result:?}");
+        let (result, _, _) = import("otto.toml", Path::new("tests/fixtures/otto.ndjson"), |_| Err("the server is gone".into()), None).await;
+        assert!(matches!(result, Err(Error::Post { line: 1, .. })), "{result:?}");
+        let half = tempfile::NamedTempFile::new().unwrap();
+        let whole =
+            zstd::encode_all(std::fs::File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/otto.ndjson")).unwrap(), 0).unwrap();
+        std::fs::write(half.path(), &whole[..whole.len() / 2]).unwrap();
+        let (result, _, _) = import("otto.toml", half.path(), all_accepted, None).await;
+        assert!(matches!(result, Err(Error::File { .. })), "{result:?}");
+    }
+}

@@ -254,6 +254,12 @@ fn items(place: &Place<'_>, of: &str) -> Result<Items, MappingError> {
     })
 }
 
+/// The name most like `word`, its beginning counting most.
+pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> &'k str {
+    let likeness = |name: &&str| strsim::jaro_winkler(name, word);
+    known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)).then_with(|| b.cmp(a))).unwrap_or_default()
+}
+
 /// A table of the file and what to call it in a message.
 struct Place<'a> {
     table: &'a Table,
@@ -270,8 +276,7 @@ impl<'a> Place<'a> {
     }
 
     fn unknown<'k>(&self, key: &str, known: impl IntoIterator<Item = &'k str>) -> MappingError {
-        let nearest = known.into_iter().min_by_key(|name| strsim::damerau_levenshtein(name, key)).unwrap_or_default();
-        MappingError::UnknownKey { place: self.name.clone(), key: key.to_owned(), nearest: nearest.to_owned() }
+        MappingError::UnknownKey { place: self.name.clone(), key: key.to_owned(), nearest: nearest(key, known).to_owned() }
     }
 
     fn knows_only(&self, known: &[&str]) -> Result<(), MappingError> {

@@ -14,6 +14,8 @@ mod group;
 mod lines;
 mod mapping;
 mod reading;
+#[cfg(test)]
+mod recount;
 mod row;
 mod target;
 mod template;
@@ -66,8 +68,10 @@ pub enum Reason {
     TextAfterQuote,
     #[error("{found} columns where the header has {expected}")]
     Columns { found: usize, expected: usize },
-    #[error("not a JSON object (column {column})")]
+    #[error("not JSON (column {column})")]
     NotJson { column: usize },
+    #[error("not a JSON object")]
+    NotAnObject,
     #[error("`{column}` is an object or an array where one value is needed")]
     NotOneValue { column: String },
     #[error("`{column}` is not an array of objects")]

@@ -8,7 +8,7 @@ use super::build::Draft;
 use super::csv::next_record;
 use super::group::{Groups, Key};
 use super::lines::{Line, Lines};
-use super::mapping::{Format, Mapping, Rule};
+use super::mapping::{Format, Mapping, Rule, nearest};
 use super::row::{Cells, Object, Row, elements, object};
 use super::{BadLine, Fault, MappedEvent, Reason, StartError, Tally};
 
@@ -46,7 +46,7 @@ fn header_columns(mapping: &Mapping, header: Vec<String>) -> Result<HashMap<Stri
         }
     }
     if let Some(column) = mapping.columns().find(|column| !columns.contains_key(*column)) {
-        let nearest = columns.keys().min_by_key(|name| (strsim::damerau_levenshtein(name, column), *name)).cloned().unwrap_or_default();
+        let nearest = nearest(column, columns.keys().map(String::as_str)).to_owned();
         return Err(StartError::NoColumn { column: column.to_owned(), nearest });
     }
     Ok(columns)

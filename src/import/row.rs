@@ -50,7 +50,7 @@ impl<'a> Row<'a> {
 
 /// The members of an object.
 pub(super) fn object(text: &str) -> Result<Object<'_>, Reason> {
-    serde_json::from_str(text).map_err(|error| Reason::NotJson { column: error.column() })
+    serde_json::from_str(text).map_err(|error| if error.is_data() { Reason::NotAnObject } else { Reason::NotJson { column: error.column() } })
 }
 
 /// The objects of the array at `column` of a line; none where there is no such member.
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(get(text, "l"), Err(Reason::NotOneValue { column: "l".into() }));
         assert_eq!(get(text, "a"), Err(Reason::NotOneValue { column: "a".into() }));
         assert_eq!(get(r#"{"s":"\ud800"}"#, "s"), Err(Reason::NotUtf8));
-        assert!(matches!(get("[1]", "s"), Err(Reason::NotJson { .. })));
+        assert_eq!(get("[1]", "s"), Err(Reason::NotAnObject));
         assert!(matches!(get(r#"{"s":1"#, "s"), Err(Reason::NotJson { .. })));
     }
 }
