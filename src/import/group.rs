@@ -23,8 +23,9 @@ struct Open {
 }
 
 /// The groups not yet ended.
-#[derive(Default)]
 pub(super) struct Groups {
+    max_held: usize,
+    max_ended: usize,
     open: HashMap<Key, Open>,
     by_touch: BTreeMap<u64, Key>,
     row: u64,
@@ -33,13 +34,24 @@ pub(super) struct Groups {
     ended_in_order: VecDeque<u64>,
 }
 
+impl Default for Groups {
+    fn default() -> Self {
+        Self::bounded(MAX_HELD_BYTES, MAX_ENDED)
+    }
+}
+
 impl Groups {
+    fn bounded(max_held: usize, max_ended: usize) -> Self {
+        let (open, by_touch, ended, ended_in_order) = Default::default();
+        Self { max_held, max_ended, open, by_touch, row: 0, held: 0, ended, ended_in_order }
+    }
+
     /// A row came; gives the groups that end by it.
     pub(super) fn tick(&mut self, window: u64) -> Vec<Draft> {
         self.row += 1;
         let mut done = Vec::new();
         while let Some((touched, _)) = self.by_touch.first_key_value()
-            && (touched.saturating_add(window) < self.row || self.held > MAX_HELD_BYTES)
+            && (touched.saturating_add(window) < self.row || self.held > self.max_held)
             && let Some((_, key)) = self.by_touch.pop_first()
         {
             done.extend(self.end(&key));
@@ -90,7 +102,7 @@ impl Groups {
         if self.ended.insert(hash) {
             self.ended_in_order.push_back(hash);
         }
-        if self.ended_in_order.len() > MAX_ENDED
+        if self.ended_in_order.len() > self.max_ended
             && let Some(oldest) = self.ended_in_order.pop_front()
         {
             self.ended.remove(&oldest);
@@ -111,5 +123,39 @@ fn estimate(item: &Value) -> usize {
         Value::String(text) => 32 + text.len(),
         Value::Object(members) => members.iter().map(|(name, value)| 64 + name.len() + estimate(value)).sum(),
         _ => 32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::row::{Cells, Row};
+    use crate::import::{Mapping, Reason};
+    use serde_json::json;
+    use std::collections::HashMap;
+
+    fn draft(id: &str) -> Result<Draft, Reason> {
+        let mapping =
+            Mapping::parse("format = 'csv'\n[[event]]\ntype = 'cart_updated'\nevent_id = '{No}'\n[event.items]\nproduct_id = 'a'\nquantity = '1'")
+                .unwrap();
+        let (places, fields) = (HashMap::from([("No".to_owned(), 0)]), [id.to_owned()]);
+        Draft::new(&mapping, &mapping.rules[0], &Row { cells: Cells::Csv(&places, &fields), line: 1, index: 0 })
+    }
+
+    #[test]
+    fn what_is_held_and_remembered_is_bounded() {
+        let mut groups = Groups::bounded(10_000, 2);
+        let key = |n: usize| (0, vec![n.to_string()]);
+        let mut ended = Vec::new();
+        for n in 0..5 {
+            ended.extend(groups.tick(1000).into_iter().map(|draft| draft.finish().unwrap().event_id));
+            groups.open(key(n), draft(&n.to_string()).unwrap());
+            groups.add(&key(n), json!({"name": "x".repeat(4000)}));
+            assert!(groups.held <= 15_000);
+        }
+        assert_eq!(ended, ["0", "1"], "the longest untouched end first");
+        assert_eq!(groups.end_all().len(), 3);
+        assert_eq!((groups.held, groups.ended.len()), (0, 2));
+        assert_eq!([groups.has_ended(&key(0)), groups.has_ended(&key(4))], [false, true]);
     }
 }

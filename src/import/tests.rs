@@ -237,6 +237,15 @@ fn mappings_are_refused_with_the_nearest_known_key() {
 }
 
 #[test]
+fn the_manual_shows_a_mapping() {
+    let manual = include_str!("../../mappings/README.md");
+    let example = manual.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    // `each` stands there beside what is for CSV only.
+    assert!(Mapping::parse(example).unwrap_err().to_string().contains("only for `ndjson`"));
+    Mapping::parse(&example.replace("each = ", "# each = ")).unwrap();
+}
+
+#[test]
 fn mappings_with_wrong_values_are_refused_in_words() {
     let refused = |text: &str| Mapping::parse(text).unwrap_err().to_string();
     for (text, part) in [
