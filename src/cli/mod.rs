@@ -139,3 +139,6 @@ impl Shared {
 //! What the command line prints. Called by the binary's subcommands; must never decide, only show.
 
 pub mod format;
+//! The commands, one file each. Called by `main`; they drive the rooms and print, and hold no logic of their own.
+
+pub mod import;
