@@ -148,7 +148,8 @@ pub struct Eventlog {
 #[expect(missing_docs, reason = "see Config")]
 pub struct Ingest {
     pub in_flight_bytes: Bytes,
-    pub requests_per_second: u32,
+    pub key_events_per_second: u32,
+    pub address_requests_per_second: u32,
     pub body_timeout: Span,
 }
 

@@ -42,5 +42,8 @@ pub mod shutdown;
 /// Log lines and metrics.
 pub mod telemetry;
 
+/// Mapping files: foreign rows into events.
+pub mod import;
+
 /// The command line.
 pub mod cli;

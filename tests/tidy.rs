@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("server", &["shutdown"]),
     ("sqlite", &["event"]),
     ("simulate", &["event"]),
+    ("import", &["event"]),
     ("site", &["event"]),
     ("eventlog", &["event"]),
     ("ingest", &["event", "problem", "site", "eventlog"]),
@@ -23,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("app", &["event", "problem", "shutdown", "telemetry", "server", "site", "eventlog", "ingest", "sync", "archive", "web", "config"]),
     (
         "cli",
-        &["event", "problem", "shutdown", "telemetry", "simulate", "site", "archive", "config", "app", "web"],
+        &["event", "problem", "shutdown", "telemetry", "simulate", "import", "site", "archive", "config", "app", "web"],
     ),
 ];
 

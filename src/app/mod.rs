@@ -7,25 +7,36 @@ pub mod data;
 mod health;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::StatusCode;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::archiver::{Archiver, ArchiverSettings};
+use crate::archive::archiver::{self, Archiver};
+use crate::archive::fold::Touching;
 use crate::archive::progress::Progress;
+use crate::archive::rollup::Judged;
 use crate::archive::{self, Archive};
 use crate::config::{Config, Role};
 use crate::event::{Clock, ObjectKind, RulesOf};
-use crate::eventlog::{self, EventLog};
-use crate::ingest;
+use crate::eventlog::{self, EventLog, Topic};
+use crate::ingest::{self, Ingest};
+use crate::problem::Problem;
 use crate::server;
 use crate::shutdown::{DrainError, Failure, Tasks};
-use crate::site::{FirstKeys, Sites};
+use crate::site::{Bootstrap, NewKeys, Sites};
 use crate::sync::embedded::EmbeddedStore;
+use crate::sync::expiry::Expiry;
 use crate::sync::feed::LocalFeed;
+use crate::sync::keeper::{Keeper, KeeperSettings};
+use crate::sync::mapping::{Mapped, map};
+use crate::sync::reader::Reader;
 use crate::sync::status::Status;
 use crate::sync::{self, ObjectStore};
 use crate::telemetry;
@@ -53,10 +64,8 @@ impl<T, E: Into<Failure>> At<T> for Result<T, E> {
 /// What is not a setting.
 #[derive(Clone, Default)]
 pub struct Options {
-    /// The key of the first site; made where none is given.
-    pub ingest_key: Option<String>,
-    /// The read token of the first site; made where none is given.
-    pub read_token: Option<String>,
+    /// Keys of the first site; made where none are given.
+    pub bootstrap: Bootstrap,
     /// Where `received_at` comes from.
     pub clock: Clock,
 }
@@ -67,7 +76,8 @@ impl Options {
     /// # Errors
     /// When such a file cannot be read.
     pub fn from_environment() -> Result<Self, Error> {
-        Ok(Self { ingest_key: secret("CONTRAIL_BOOTSTRAP_INGEST_KEY")?, read_token: secret("CONTRAIL_BOOTSTRAP_READ_TOKEN")?, clock: Clock::system() })
+        let bootstrap = Bootstrap { ingest_key: secret("CONTRAIL_BOOTSTRAP_INGEST_KEY")?, read_token: secret("CONTRAIL_BOOTSTRAP_READ_TOKEN")? };
+        Ok(Self { bootstrap, clock: Clock::system() })
     }
 }
 
@@ -86,11 +96,12 @@ pub struct Running {
     address: SocketAddr,
     public_url: String,
     admin_token: String,
-    first_keys: Option<FirstKeys>,
+    first_keys: Option<NewKeys>,
     http: Tasks,
     rooms: Tasks,
     ready: health::Readiness,
     stores: Stores,
+    feed: LocalFeed,
     drain: Duration,
     /// Held until everything is closed.
     _data: data::DataDir,
@@ -112,7 +123,7 @@ struct Parts {
     archive: Arc<dyn Archive>,
     sites: Arc<Sites>,
     rules: RulesOf,
-    feed: Arc<LocalFeed>,
+    feed: LocalFeed,
     status: Arc<Status>,
     progress: Arc<Progress>,
 }
@@ -125,12 +136,12 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
     let metrics = telemetry::start_metrics().at("starting metrics")?;
     let listen: SocketAddr = config.listen.parse().at("reading the listen address")?;
     let mut dir = data::DataDir::take(&config.data).at("taking the data directory")?;
-    let sites = Arc::new(Sites::open(&config.data.join("sites.db")).at("opening the sites")?);
-    if sites.is_empty() && !listen.ip().is_loopback() && (options.ingest_key.is_none() || options.read_token.is_none()) {
+    let sites = Arc::new(Sites::open(&config.data, options.clock.clone()).at("opening the sites")?);
+    if sites.list().is_empty() && !listen.ip().is_loopback() && (options.bootstrap.ingest_key.is_none() || options.bootstrap.read_token.is_none()) {
         let told = "beyond loopback the first start takes its keys from CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN";
         return Err(Error { stage: "checking the listen address", source: told.into() });
     }
-    let first_keys = sites.bootstrap(options.ingest_key, options.read_token).at("making the first site")?;
+    let first_keys = sites.bootstrap(&options.bootstrap).at("making the first site")?;
     let parts = open(config, options.clock, sites).await?;
     let listener = TcpListener::bind(listen).await.at("listening")?;
     let address = listener.local_addr().at("listening")?;
@@ -139,7 +150,8 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
 
     let (mut http, mut rooms) = (Tasks::default(), Tasks::default());
     let ready = health::Readiness::default();
-    let access = access::Access::new(Arc::clone(&parts.sites), admin_token.clone(), parts.clock.clone());
+    parts.sites.set_admin(&admin_token);
+    let access = access::Access::new(Arc::clone(&parts.sites));
     let router = build(&parts, access, ready.clone(), metrics, &mut rooms);
     let settings = server::Settings {
         max_connections: parts.config.server.max_connections,
@@ -151,7 +163,7 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
     ready.set(true);
     let drain = parts.config.server.drain.0;
     let stores = Stores { log: parts.log, objects: parts.objects, archive: parts.archive };
-    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, stores, drain, _data: dir })
+    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, stores, feed: parts.feed, drain, _data: dir })
 }
 
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
@@ -165,7 +177,7 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
     let objects = open_objects(&config.store, &config.data)?;
     let archive = archive::open(&config.archive, &config.data.join("archive")).await.at("opening the archive")?;
     let rules = sites.rules_of();
-    let feed = Arc::new(LocalFeed::new(sync::feed::Settings { max_subscribers: config.live.max_subscribers, ..Default::default() }));
+    let feed = LocalFeed::new(sync::feed::Settings::default());
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
     Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress })
 }
@@ -174,5 +186,209 @@ fn open_objects(url: &str, data: &Path) -> Result<Arc<dyn ObjectStore>, Error> {
     match url {
         "embedded" => Ok(Arc::new(EmbeddedStore::open(&data.join("objects.db"), Duration::from_millis(10)).at("opening the objects")?)),
         other => Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() }),
+    }
+}
+
+/// Builds the rooms of this process's roles, spawns their tasks and joins their routes.
+fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metrics: PrometheusHandle, rooms: &mut Tasks) -> Router {
+    let has = |role| parts.config.roles.contains(&role);
+    let health = health::Health {
+        ready,
+        metrics,
+        log: Arc::clone(&parts.log),
+        status: Arc::clone(&parts.status),
+        progress: Arc::clone(&parts.progress),
+    };
+    let mut router = health.router().merge(parts.admin(access.clone()).router());
+    if has(Role::Ingest) {
+        let ingest = parts.ingest();
+        router = router.merge(ingest.router());
+        let stop = rooms.stop_token();
+        rooms.spawn("ingest", async move {
+            ingest.run(stop).await;
+            Ok(())
+        });
+    }
+    if has(Role::Sync) {
+        let (stop, routing, keeping) = (rooms.stop_token(), parts.router(), parts.keeper());
+        let stopping = stop.clone();
+        rooms.spawn("router", async move { routing.run(stopping).await.map_err(Into::into) });
+        rooms.spawn("keeper", async move { keeping.run(stop).await.map_err(Into::into) });
+    }
+    if has(Role::Archive) {
+        let (stop, archiver) = (rooms.stop_token(), parts.archiver());
+        rooms.spawn("archiver", async move { archiver.run(stop).await.map_err(Into::into) });
+    }
+    if has(Role::Web) {
+        router = router.merge(parts.live(access.clone())).merge(parts.reports(access));
+    }
+    let (stop, log, clock) = (rooms.stop_token(), Arc::clone(&parts.log), parts.clock.clone());
+    rooms.spawn("retention", async move { retain(log, clock, stop).await });
+    router.fallback(unknown_path)
+}
+
+async fn unknown_path() -> axum::response::Response {
+    Problem::new(StatusCode::NOT_FOUND, "path_unknown", "Nothing is served under this path", "see the README for the paths there are").into_response()
+}
+
+/// Lets the log forget, once a minute, what is old and passed by every reader.
+async fn retain(log: Arc<dyn EventLog>, clock: Clock, stop: CancellationToken) -> Result<(), Failure> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
+        if let Err(error) = log.retain(clock.now()).await {
+            tracing::warn!(%error, "old segments could not be removed; tried again in a minute");
+        }
+    }
+}
+
+/// The objects an event touches, for its archive row: the same mapping that the router follows. First sights are the router's own business.
+fn touched(touching: &Touching<'_>) -> Vec<(ObjectKind, String)> {
+    let Judged { partition, record, event, outcome, rules } = touching.judged;
+    let mut mapped = Mapped { record, offset: touching.offset, partition, event, outcome, entry: touching.entry, rules, first_sight: &mut |_| false };
+    map(&mut mapped).into_iter().map(|change| (change.key.kind, change.key.name)).collect()
+}
+
+impl Parts {
+    fn expiry(&self) -> Expiry {
+        let sync = &self.config.sync;
+        Expiry { people: sync.expire_customers.0, trails: sync.expire_trails.0, pages: sync.expire_pages.0 }
+    }
+
+    fn ingest(&self) -> Ingest {
+        let given = &self.config.ingest;
+        let defaults = ingest::Settings::default();
+        let settings = ingest::Settings {
+            max_in_flight_bytes: given.in_flight_bytes.0 as usize,
+            body_timeout: given.body_timeout.0,
+            key_events_per_second: NonZeroU32::new(given.key_events_per_second).unwrap_or(defaults.key_events_per_second),
+            address_requests_per_second: NonZeroU32::new(given.address_requests_per_second).unwrap_or(defaults.address_requests_per_second),
+            ..defaults
+        };
+        Ingest::new(ingest::Deps { log: Arc::clone(&self.log), sites: Arc::clone(&self.sites), clock: self.clock.clone(), settings })
+    }
+
+    fn router(&self) -> sync::router::Router {
+        sync::router::Router {
+            log: Arc::clone(&self.log),
+            store: Arc::clone(&self.objects),
+            rules: Arc::clone(&self.rules),
+            settings: sync::router::RouterSettings::default(),
+            status: Arc::clone(&self.status),
+        }
+    }
+
+    fn keeper(&self) -> Keeper {
+        let settings = KeeperSettings {
+            max_pending_bytes: self.config.sync.pending_bytes.0 as usize,
+            max_cached_bytes: self.config.sync.cache_bytes.0 as usize,
+            expiry: self.expiry(),
+            ..KeeperSettings::default()
+        };
+        Keeper {
+            log: Arc::clone(&self.log),
+            store: Arc::clone(&self.objects),
+            feed: Arc::new(self.feed.clone()),
+            clock: self.clock.clone(),
+            settings,
+            status: Arc::clone(&self.status),
+        }
+    }
+
+    fn archiver(&self) -> Archiver {
+        let given = &self.config.archiver;
+        let settings = archiver::Settings { max_events: given.batch_events, longest: given.batch_wait.0, ..archiver::Settings::default() };
+        Archiver {
+            log: Arc::clone(&self.log),
+            archive: Arc::clone(&self.archive),
+            rules: Arc::clone(&self.rules),
+            clock: self.clock.clone(),
+            objects_of: Arc::new(touched),
+            progress: Arc::clone(&self.progress),
+            settings,
+        }
+    }
+
+    fn live(&self, access: access::Access) -> Router {
+        let reader = Reader::new(Arc::clone(&self.objects), self.expiry());
+        let settings = web::live::Settings { max_subscribers: self.config.live.max_subscribers, ..web::live::Settings::default() };
+        let authorise: web::live::Authorise =
+            Arc::new(move |parts, _, name| access.object_reader(parts, name).map_err(|problem| Box::new(problem.into_response())));
+        web::live::router(reader, Arc::new(self.feed.clone()), self.clock.clone(), authorise, &settings)
+    }
+
+    fn reports(&self, access: access::Access) -> Router {
+        let log = Arc::clone(&self.log);
+        web::reports::router(web::reports::Deps {
+            archive: Arc::clone(&self.archive),
+            rules: Arc::clone(&self.rules),
+            clock: self.clock.clone(),
+            ends: Arc::new(move || {
+                let log = Arc::clone(&log);
+                Box::pin(async move { Ok(log.bounds(Topic::Events).await?.iter().map(|bounds| bounds.next).collect()) })
+            }),
+            authorise: Arc::new(move |parts| access.reader(parts)),
+            sids: Arc::new(|site, kind, name| sync::naming::sid(site, kind, name, 0)),
+        })
+    }
+
+    fn admin(&self, access: access::Access) -> admin::Admin {
+        admin::Admin {
+            access,
+            sites: Arc::clone(&self.sites),
+            log: Arc::clone(&self.log),
+            objects: Arc::clone(&self.objects),
+            archive: Arc::clone(&self.archive),
+            rules: Arc::clone(&self.rules),
+            clock: self.clock.clone(),
+        }
+    }
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL that people reach it by.
+    pub fn public_url(&self) -> &str {
+        &self.public_url
+    }
+
+    /// The token that opens it to commands on this machine.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
+    /// The keys of the first site, if this start made it.
+    pub fn first_keys(&self) -> Option<&NewKeys> {
+        self.first_keys.as_ref()
+    }
+
+    /// Waits until a part ends although nobody asked it to, and says which.
+    pub async fn failed(&mut self) -> DrainError {
+        tokio::select! {
+            failed = self.http.first_end() => failed,
+            failed = self.rooms.first_end() => failed,
+        }
+    }
+
+    /// Stops in order: no longer ready; no new connections, running requests finish; readers stop and store how far they are; the log is sealed;
+    /// the stores are closed. Every step is taken even where one before it failed.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        self.ready.set(false);
+        self.feed.close();
+        let http = self.http.drain(self.drain + Duration::from_secs(5)).await.at("finishing requests");
+        let rooms = self.rooms.drain(self.drain).await.at("stopping the rooms");
+        let log = self.stores.log.close().await.at("sealing the log");
+        let objects = self.stores.objects.close().await.at("closing the objects");
+        let archive = self.stores.archive.close().await.at("closing the archive");
+        http.and(rooms).and(log).and(objects).and(archive)
     }
 }

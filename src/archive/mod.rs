@@ -3,23 +3,17 @@
 
 pub mod archiver;
 pub mod embedded;
+pub mod export;
 pub mod fold;
 pub mod people;
 pub mod progress;
 mod recent;
-pub mod rollup;
-#[cfg(test)]
-pub(crate) mod fake;
-pub mod report;
-pub mod top;
-pub mod embedded;
-pub mod export;
-pub mod people;
 pub mod report;
 pub mod rollup;
 #[cfg(test)]
 pub(crate) mod shop;
 pub mod timeline;
+pub mod top;
 pub mod view;
 
 use std::collections::BTreeMap;

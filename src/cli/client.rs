@@ -80,6 +80,20 @@ impl Client {
         whole(self.send(Method::POST, path, body).await?).await
     }
 
+    /// Waits until everything accepted so far is routed, kept and archived.
+    ///
+    /// # Errors
+    /// When the server says that it cannot get there.
+    pub async fn settle(&self) -> anyhow::Result<()> {
+        loop {
+            let told: serde_json::Value = serde_json::from_slice(&self.get("/admin/progress").await?)?;
+            if told.get("caught_up").and_then(serde_json::Value::as_bool) == Some(true) {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
     /// Stops a server started for this command, after what was sent has reached the archive.
     ///
     /// # Errors

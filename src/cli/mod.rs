@@ -1,7 +1,6 @@
 //! The command line: one file per subcommand, and what they share. Called by `main` only.
 
 pub mod client;
-pub mod demo;
 pub mod format;
 pub mod import;
 mod import_command;
@@ -48,8 +47,6 @@ pub(crate) struct Shared {
 enum Command {
     /// Serve (the default).
     Serve,
-    /// Serve a simulated shop day on a fresh directory and show the answers.
-    Demo(demo::Arguments),
     /// Read events from a CSV or NDJSON file through a mapping file; safe to repeat.
     Import(import_command::Arguments),
     /// Print one of the reports.
@@ -105,7 +102,6 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     runtime.enable_all().build()?.block_on(async {
         match command {
             Command::Serve => serve::run(config).await,
-            Command::Demo(arguments) => demo::run(config, arguments).await,
             Command::Import(arguments) => import_command::run(config, arguments).await,
             Command::Report(arguments) => query::report(config, arguments).await,
             Command::Trace(arguments) => query::trace(config, arguments).await,
@@ -136,9 +132,3 @@ impl Shared {
         Ok(Config::load(file.as_deref(), std::env::vars(), flags)?)
     }
 }
-//! What the command line prints. Called by the binary's subcommands; must never decide, only show.
-
-pub mod format;
-//! The commands, one file each. Called by `main`; they drive the rooms and print, and hold no logic of their own.
-
-pub mod import;

@@ -128,7 +128,7 @@ pub(super) async fn report(config: Config, arguments: ReportArguments) -> anyhow
     );
     let body = client.get(&asked).await?;
     match arguments.format {
-        Format::Table => print(format::table(&serde_json::from_slice(&body).context("the server's answer")?).as_bytes())?,
+        Format::Table => print(format::answer(&serde_json::from_slice(&body).context("the server's answer")?).as_bytes())?,
         Format::Json | Format::Csv => print(&body)?,
     }
     client.close().await?;

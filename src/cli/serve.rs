@@ -33,9 +33,9 @@ pub(super) fn greet(running: &app::Running) {
     println!("contrail serves on {}", running.public_url());
     if let Some(keys) = running.first_keys() {
         println!("\nThese keys of site `{}` are shown once; only their hashes are kept:", keys.site);
-        println!("  ingest key  {}\n  read token  {}", keys.ingest_key, keys.read_token);
-        println!("\nSend a first event:\n\n{}\n", curl(running.public_url(), &keys.ingest_key));
-        println!("and ask for it:\n\ncurl -H 'Authorization: Bearer {}' '{}/v1/reports/top-viewed'\n", keys.read_token, running.public_url());
+        println!("  ingest key  {}\n  read token  {}", keys.ingest, keys.read);
+        println!("\nSend a first event:\n\n{}\n", curl(running.public_url(), &keys.ingest));
+        println!("and ask for it:\n\ncurl -H 'Authorization: Bearer {}' '{}/v1/reports/top-viewed'\n", keys.read, running.public_url());
     }
 }
 

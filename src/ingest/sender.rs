@@ -20,7 +20,8 @@ pub(crate) fn authenticate(headers: &HeaderMap, sites: &Sites) -> Result<Arc<Gra
         let (scheme, credential) = value.to_str().ok().and_then(|text| text.trim().split_once(' ')).ok_or(Code::KeyUnknown)?;
         let credential = credential.trim();
         let grant = if scheme.eq_ignore_ascii_case("bearer") {
-            sites.authenticate_ingest(credential)
+            let site = headers.get("x-contrail-site").and_then(|site| site.to_str().ok());
+            sites.authenticate_ingest(credential).or_else(|| sites.authenticate_admin(credential, site))
         } else if scheme.eq_ignore_ascii_case("basic") {
             let decoded = base64::engine::general_purpose::STANDARD.decode(credential).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             decoded.and_then(|pair| sites.authenticate_ingest(pair.split(':').next().unwrap_or("")))

@@ -104,6 +104,8 @@ pub struct Sites {
     store: Mutex<store::Store>,
     now: RwLock<Arc<Snapshot>>,
     clock: Clock,
+    /// Hash of the token that opens every site to commands on this machine, once the process has announced itself.
+    admin: RwLock<Option<[u8; 32]>>,
 }
 
 /// All of it, as readers find it.
@@ -119,7 +121,7 @@ impl Sites {
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, Error> {
         let store = store::Store::open(dir)?;
         let now = RwLock::new(Arc::new(store.load()?));
-        Ok(Self { store: Mutex::new(store), now, clock })
+        Ok(Self { store: Mutex::new(store), now, clock, admin: RwLock::default() })
     }
 
     /// On an installation without sites makes site `demo` and gives its keys, generated or as given; otherwise makes sure that given
@@ -171,6 +173,32 @@ impl Sites {
     /// Who reads with this token; None for unknown, expired and sending ones.
     pub fn authenticate_read(&self, token: &str) -> Option<Arc<Grant>> {
         self.authenticate(token).filter(|grant| grant.kind == Kind::Read)
+    }
+
+    /// Makes a token the administrator's, in place of any before it, for as long as this process lives.
+    pub fn set_admin(&self, token: &str) {
+        *self.admin.write().unwrap_or_else(PoisonError::into_inner) = Some(hash(token));
+    }
+
+    /// Whether a token is the administrator's.
+    pub fn is_admin(&self, token: &str) -> bool {
+        let admin = *self.admin.read().unwrap_or_else(PoisonError::into_inner);
+        // Hashes are compared: what time the comparison takes says nothing of the token.
+        admin.is_some_and(|admin| admin == hash(token))
+    }
+
+    /// The administrator as a sender and reader of one site: the one named, else `demo`, else the only one.
+    pub fn authenticate_admin(&self, token: &str, site: Option<&str>) -> Option<Arc<Grant>> {
+        if !self.is_admin(token) {
+            return None;
+        }
+        let sites = self.list();
+        let site = match (site, sites.as_slice()) {
+            (Some(name), _) => sites.iter().find(|site| site.id.as_str() == name),
+            (None, [only]) => Some(only),
+            (None, _) => sites.iter().find(|site| site.id.as_str() == "demo"),
+        }?;
+        Some(Arc::new(Grant { site: Arc::clone(site), kind: Kind::Server, key: 0, expires_at: None }))
     }
 
     /// A token for reading one object until a time: `ct_<site>_...`, fit for a URL. Signed, not stored.
