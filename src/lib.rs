@@ -4,6 +4,8 @@
 pub mod event;
 /// The log: the only source of truth.
 pub mod eventlog;
+/// The simulated shop day of demo and loadtest.
+pub mod simulate;
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.
