@@ -457,4 +457,6 @@ async fn on_cpu<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
 }
 
 #[cfg(test)]
+mod recount;
+#[cfg(test)]
 mod tests;
