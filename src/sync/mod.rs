@@ -256,3 +256,8 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod tests;

@@ -497,7 +497,13 @@ const fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-fn map_one(parsed: &Parsed, outcome: &Outcome, entry: Option<&Entry>, rules: &RulesOf, first_sight: &mut dyn FnMut(&ObjectKey) -> bool) -> Vec<Change> {
+fn map_one(
+    parsed: &Parsed,
+    outcome: &Outcome,
+    entry: Option<&Entry>,
+    rules: &RulesOf,
+    first_sight: &mut dyn FnMut(&ObjectKey) -> bool,
+) -> Vec<Change> {
     let rules = rules(&parsed.record.site);
     let Parsed { partition, offset, record, event, .. } = parsed;
     map(&mut Mapped { record, offset: *offset, partition: *partition, event, outcome, entry, rules: &rules, first_sight })

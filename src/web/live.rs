@@ -23,6 +23,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::event::{Clock, ObjectKey, ObjectKind, SiteId};
+use crate::problem::Problem;
 use crate::sync::object::{Snapshot, SnapshotItem};
 use crate::sync::reader::{Reader, Resumed};
 use crate::sync::{Applied, AppliedRow, Error, Feed, Subscription, Update, naming};
@@ -313,12 +314,7 @@ fn unreadable(error: &Error) -> Refusal {
 }
 
 fn refuse(status: StatusCode, code: &'static str, detail: &'static str) -> Response {
-    let body = serde_json::json!({
-        "type": format!("urn:contrail:problem:{code}"), "title": detail, "status": status.as_u16(), "code": code, "detail": detail
-    });
-    let mut response = Response::new(body.to_string().into());
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    let mut response = Problem::new(status, code, detail, detail).into_response();
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     }

@@ -13,6 +13,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,9 +42,11 @@ CREATE TABLE IF NOT EXISTS sighted (partition INTEGER NOT NULL, hash BLOB NOT NU
 CREATE TABLE IF NOT EXISTS keeper (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL, value BLOB NOT NULL);
 ";
 
-/// Objects in one SQLite file.
+/// Objects in one SQLite file. Dropping it finishes what was queued and waits for its thread.
 pub struct EmbeddedStore {
-    jobs: SyncSender<Job>,
+    /// None only while it is dropped.
+    jobs: Option<SyncSender<Job>>,
+    writer: Option<JoinHandle<()>>,
     queue: Arc<Semaphore>,
     readers: Readers,
     identity: SharedIdentity,
@@ -70,27 +73,31 @@ impl EmbeddedStore {
             return Err(Error::Store(format!("{} is of version {version}, newer than this build reads (1)", path.display())));
         }
         conn.execute_batch(SCHEMA).and_then(|()| conn.pragma_update(None, "user_version", 1)).map_err(failed)?;
-        // Larger than SQLite's own 1000 pages: a page changed often is then copied once for many commits.
-        conn.pragma_update(None, "wal_autocheckpoint", 8_000).map_err(failed)?;
         let identity = Arc::new(RwLock::new(IdentityTables::open(&conn).map_err(failed)?));
         let none = vec![0; usize::from(PARTITIONS)];
         let writer = Writer { conn, identity: Arc::clone(&identity), linger, durable: (none.clone(), none), expired_to: 0 };
         let (jobs, inbox) = mpsc::sync_channel(QUEUE);
-        std::thread::Builder::new()
-            .name("objects-writer".into())
-            .spawn(move || writer.run(&inbox))
-            .map_err(|error| Error::Store(error.to_string()))?;
-        let readers =
-            Readers { path: Arc::new(path.to_owned()), idle: Arc::default(), permits: Arc::new(Semaphore::new(READERS)) };
-        Ok(Self { jobs, queue: Arc::new(Semaphore::new(QUEUE)), readers, identity })
+        let named = std::thread::Builder::new().name("objects-writer".into());
+        let writer = named.spawn(move || writer.run(&inbox)).map_err(|error| Error::Store(error.to_string()))?;
+        let readers = Readers { path: Arc::new(path.to_owned()), idle: Arc::default(), permits: Arc::new(Semaphore::new(READERS)) };
+        Ok(Self { jobs: Some(jobs), writer: Some(writer), queue: Arc::new(Semaphore::new(QUEUE)), readers, identity })
     }
 
     /// Queues a job and waits for its answer. The semaphore lets in no more jobs than the channel holds, so that sending never blocks.
     async fn ask<T>(&self, what: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> What) -> Result<T, Error> {
         let permit = Arc::clone(&self.queue).acquire_owned().await.map_err(|_| Error::Closed)?;
         let (answer, answered) = oneshot::channel();
-        self.jobs.try_send(Job { what: what(answer), permit }).map_err(|_| Error::Closed)?;
+        self.jobs.as_ref().ok_or(Error::Closed)?.try_send(Job { what: what(answer), permit }).map_err(|_| Error::Closed)?;
         answered.await.map_err(|_| Error::Closed)?
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(writer) = self.writer.take() {
+            writer.join().ok();
+        }
     }
 }
 

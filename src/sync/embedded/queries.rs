@@ -17,15 +17,23 @@ pub(super) fn failed(error: rusqlite::Error) -> Error {
 
 /// The next `events` offset of a partition; 0 where none is stored.
 pub(super) fn router_next(conn: &Connection, partition: u16) -> Result<u64, Error> {
-    let found: Option<i64> =
-        conn.prepare_cached("SELECT next FROM router WHERE partition = ?1").map_err(failed)?.query_row([partition], |row| row.get(0)).optional().map_err(failed)?;
+    let found: Option<i64> = conn
+        .prepare_cached("SELECT next FROM router WHERE partition = ?1")
+        .map_err(failed)?
+        .query_row([partition], |row| row.get(0))
+        .optional()
+        .map_err(failed)?;
     Ok(found.map_or(0, i64::cast_unsigned))
 }
 
 /// A keeper's checkpoint; the default where none is stored.
 pub(super) fn checkpoint(conn: &Connection, partition: u16) -> Result<Checkpoint, Error> {
-    let found: Option<Vec<u8>> =
-        conn.prepare_cached("SELECT value FROM keeper WHERE partition = ?1").map_err(failed)?.query_row([partition], |row| row.get(0)).optional().map_err(failed)?;
+    let found: Option<Vec<u8>> = conn
+        .prepare_cached("SELECT value FROM keeper WHERE partition = ?1")
+        .map_err(failed)?
+        .query_row([partition], |row| row.get(0))
+        .optional()
+        .map_err(failed)?;
     let Some(bytes) = found else { return Ok(Checkpoint::default()) };
     let read = match bytes.split_first() {
         Some((1, rest)) => postcard::from_bytes(rest).ok(),

@@ -159,7 +159,7 @@ mod tests {
         let head = Head { event_id: 7, revision: 5, upto: 300, version: 1, bucket_millis: -20, bytes: 9, ..Head::default() };
         let row = Row { item: "views".into(), revision: 3, event_id: 7, updated_at: Timestamp::from_micros(64), state: Some(vec![1, 2]) };
         let key = key("demo", ObjectKind::Map, "p");
-        assert_eq!(hex(&head_to_bytes(&head)), "010705ac0201000000270009");
+        assert_eq!(hex(&head_to_bytes(&head)), "010705ac020100000000270009");
         assert_eq!(hex(&row_to_bytes(&row)), "0103078001010201 02".replace(' ', ""));
         assert_eq!(head_from_bytes(&key, &head_to_bytes(&head)).unwrap(), head);
         assert_eq!(row_from_bytes(&key, &item_bytes("views"), &row_to_bytes(&row)).unwrap(), row);

@@ -240,7 +240,8 @@ fn purge(tx: &Transaction<'_>, keys: &[ObjectKey]) -> rusqlite::Result<()> {
 
 fn put_router(tx: &Transaction<'_>, identity: &SharedIdentity, commits: Vec<RouterCommit>) -> rusqlite::Result<()> {
     let mut by_hour: BTreeMap<i64, (Timestamp, BTreeMap<IdentityKey, Entry>)> = BTreeMap::new();
-    let mut next = tx.prepare_cached("INSERT INTO router (partition, next, received_at) VALUES (?1, ?2, ?3)
+    let mut next = tx.prepare_cached(
+        "INSERT INTO router (partition, next, received_at) VALUES (?1, ?2, ?3)
          ON CONFLICT DO UPDATE SET next = excluded.next, received_at = max(received_at, excluded.received_at)",
     )?;
     let mut sight = tx.prepare_cached("INSERT OR IGNORE INTO sighted (partition, hash) VALUES (?1, ?2)")?;

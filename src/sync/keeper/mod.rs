@@ -126,7 +126,8 @@ impl Keeper {
         let settings = &self.settings;
         let consumer = self.log.subscribe(Topic::Changes, GROUP).await?;
         let state = KeeperState::new(settings.expiry, settings.gather, settings.max_pending_bytes, settings.max_cached_bytes);
-        let mut run = Run { keeper: self, consumer, state, flight: None, sweep: None, paused: false, window: settings.gather, not_before: Instant::now() };
+        let mut run =
+            Run { keeper: self, consumer, state, flight: None, sweep: None, paused: false, window: settings.gather, not_before: Instant::now() };
         let outcome = run.until(stop).await;
         match outcome {
             Ok(()) => run.drain().await,
