@@ -175,7 +175,7 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
     };
     let log = eventlog::open(&config.log, &config.data.join("log"), settings, clock.clone()).await.at("opening the log")?;
     let objects = open_objects(&config.store, &config.data)?;
-    let archive = archive::open(&config.archive, &config.data.join("archive")).await.at("opening the archive")?;
+    let archive = open_archive(&config.archive, &config.data)?;
     let rules = sites.rules_of();
     let feed = LocalFeed::new(sync::feed::Settings::default());
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
@@ -186,6 +186,13 @@ fn open_objects(url: &str, data: &Path) -> Result<Arc<dyn ObjectStore>, Error> {
     match url {
         "embedded" => Ok(Arc::new(EmbeddedStore::open(&data.join("objects.db"), Duration::from_millis(10)).at("opening the objects")?)),
         other => Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() }),
+    }
+}
+
+fn open_archive(url: &str, data: &Path) -> Result<Arc<dyn Archive>, Error> {
+    match url {
+        "embedded" => Ok(Arc::new(archive::embedded::Embedded::open(data).at("opening the archive")?)),
+        other => Err(Error { stage: "opening the archive", source: format!("`{other}` is no archive this build knows; known: embedded").into() }),
     }
 }
 

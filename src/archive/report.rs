@@ -9,7 +9,7 @@ mod render;
 mod tests;
 mod top;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Archive, Cursor, Error};
 use crate::event::{Currency, Money, SiteId, SiteRules, Timestamp};
@@ -62,8 +62,52 @@ pub enum Rows {
     Unfinished(Vec<UnfinishedRow>),
 }
 
+impl Rows {
+    /// The columns that are estimates.
+    const fn estimates(&self) -> &'static [&'static str] {
+        match self {
+            Self::Searches(_) | Self::Viewed(_) | Self::Pages(_) => &["customers"],
+            Self::Sold(_) | Self::Funnel(_) | Self::Unfinished(_) => &[],
+        }
+    }
+}
+
+/// An answer's JSON before its rows are known for what they are.
+#[derive(Deserialize)]
+struct Read {
+    report: ReportName,
+    site: SiteId,
+    from: Timestamp,
+    to: Timestamp,
+    watermark: Timestamp,
+    lag_seconds: i64,
+    exact: bool,
+    currency: Option<Currency>,
+    rows: Box<serde_json::value::RawValue>,
+}
+
+impl Answer {
+    /// Reads the JSON of an answer, as the HTTP face gives it.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        let Read { report, site, from, to, watermark, lag_seconds, exact, currency, rows } = serde_json::from_slice(json)?;
+        let rows = rows.get();
+        let rows = match report {
+            ReportName::TopSearches | ReportName::SearchesWithoutResults => Rows::Searches(serde_json::from_str(rows)?),
+            ReportName::TopViewed => Rows::Viewed(serde_json::from_str(rows)?),
+            ReportName::TopSold => Rows::Sold(serde_json::from_str(rows)?),
+            ReportName::TopPages => Rows::Pages(serde_json::from_str(rows)?),
+            ReportName::CheckoutFunnel => Rows::Funnel(serde_json::from_str(rows)?),
+            ReportName::UnfinishedPurchases => Rows::Unfinished(serde_json::from_str(rows)?),
+        };
+        Ok(Self { report, site, from, to, watermark, lag_seconds, exact, estimates: rows.estimates(), currency, rows })
+    }
+}
+
 /// One search term.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SearchRow {
     /// As last typed.
     pub query: String,
@@ -76,7 +120,7 @@ pub struct SearchRow {
 }
 
 /// One product looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewedRow {
     /// The product.
     pub product_id: String,
@@ -89,7 +133,7 @@ pub struct ViewedRow {
 }
 
 /// One product sold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SoldRow {
     /// The product.
     pub product_id: String,
@@ -104,7 +148,7 @@ pub struct SoldRow {
 }
 
 /// One page.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRow {
     /// Its path.
     pub path: String,
@@ -117,7 +161,7 @@ pub struct PageRow {
 }
 
 /// One step of the checkout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunnelRow {
     /// The step; `(order)` stands for the order itself.
     pub step: String,
@@ -132,7 +176,7 @@ pub struct FunnelRow {
 }
 
 /// One abandoned checkout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnfinishedRow {
     /// The checkout.
     pub checkout_id: String,
@@ -149,7 +193,7 @@ pub struct UnfinishedRow {
 }
 
 /// An amount in one currency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amount {
     /// The currency.
     pub currency: Currency,
@@ -181,10 +225,6 @@ pub async fn run(archive: &dyn Archive, rules: &SiteRules, question: &Question, 
         ReportName::CheckoutFunnel => checkouts::funnel(archive, rules, question, as_of).await?,
         ReportName::UnfinishedPurchases => checkouts::unfinished(archive, rules, question, as_of).await?,
     };
-    let estimates: &[&str] = match body.rows {
-        Rows::Searches(_) | Rows::Viewed(_) | Rows::Pages(_) => &["customers"],
-        Rows::Sold(_) | Rows::Funnel(_) | Rows::Unfinished(_) => &[],
-    };
     Ok(Answer {
         report: question.report,
         site: question.site.clone(),
@@ -193,7 +233,7 @@ pub async fn run(archive: &dyn Archive, rules: &SiteRules, question: &Question, 
         watermark,
         lag_seconds: seconds_between(watermark, now),
         exact: body.exact,
-        estimates,
+        estimates: body.rows.estimates(),
         currency: body.currency,
         rows: body.rows,
     })

@@ -10,6 +10,7 @@ use hyper::Method;
 
 use super::client::{Alone, Client, whole};
 use super::format;
+use crate::archive::report::Answer;
 use crate::config::Config;
 
 /// How an answer is printed.
@@ -128,7 +129,7 @@ pub(super) async fn report(config: Config, arguments: ReportArguments) -> anyhow
     );
     let body = client.get(&asked).await?;
     match arguments.format {
-        Format::Table => print(format::answer(&serde_json::from_slice(&body).context("the server's answer")?).as_bytes())?,
+        Format::Table => print(format::answer(&Answer::from_json(&body).context("the server's answer")?).as_bytes())?,
         Format::Json | Format::Csv => print(&body)?,
     }
     client.close().await?;

@@ -3,7 +3,7 @@
 
 use jiff::civil;
 use jiff::tz::TimeZone;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::{Bots, Error};
 use crate::event::{Currency, SiteId, SiteRules, Timestamp};
@@ -18,7 +18,7 @@ pub const MAX_LIMIT: usize = 10_000;
 const DEFAULT_SPAN_SECONDS: i64 = 86_400;
 
 /// The reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReportName {
     /// Search terms by searches.
