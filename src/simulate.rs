@@ -1,9 +1,8 @@
 //! A simulated shop day for `contrail demo`, `loadtest` and tests: customers who browse, search, fill carts, go through the checkout, buy or
 //! stop; crawlers; retries, late events, refunds. Seeded and pure: reads no clock, does no I/O, uses nothing of the pipeline but the
-//! event's types, and keeps its own [`Tally`] of what the answers must be.
+//! event's types, and keeps its own [`Tally`](crate::simulate::Tally) of what the answers must be.
 //!
-//! The day is one of [`Settings::events`] events over 24 hours from [`Settings::start`], made as it is consumed: memory grows with the tally, not
-//! with what is still to be sent.
+//! A day is made as it is consumed: memory grows with the tally, not with what is still to be sent.
 
 mod dice;
 mod journeys;
@@ -155,8 +154,8 @@ impl Simulation {
         let number = self.journeys;
         self.journeys += 1;
         let visitors = (self.settings.events / 12).max(20);
-        // A third of the visits are by the hundredth of the visitors that comes again and again.
-        let visitor = if self.dice.chance(330) { self.dice.below(visitors / 100 + 1) } else { self.dice.below(visitors) };
+        // A third of the visits are by the tenth of the visitors that comes again and again.
+        let visitor = if self.dice.chance(330) { self.dice.below(visitors / 10 + 1) } else { self.dice.below(visitors) };
         let kind = self.dice.below(100);
         let journey = Journey::new(&self.shop, &mut self.dice, &self.prefix, start, end, number, visitor);
         let drafts = match kind {
@@ -184,7 +183,8 @@ impl Simulation {
         let last = self.settings.end().plus_micros(-1);
         let late = self.dice.chance(10);
         let delay = if late { self.dice.between(3_600, 8 * 3_600) * 1_000_000 } else { self.dice.between(20_000, 900_000) };
-        let send_at = event.occurred_at.plus_micros(delay).min(last);
+        let left = last.micros() - event.occurred_at.micros();
+        let send_at = event.occurred_at.plus_micros(if delay > left { self.dice.between(0, left) } else { delay });
         self.drafts += 1;
         let sent = SimEvent { send_at, event_id: format!("{}e{}", self.prefix, self.drafts), channel, repeat: false, event };
         let planned = Planned { place: (send_at, self.drafts * 2), sent, told, person, crawler };

@@ -15,8 +15,8 @@ pub(super) enum Told {
     Plainly,
     /// The page's path as it is counted.
     Page(String),
-    /// The term as it is counted.
-    Search(String),
+    /// The term as it is counted, and as it is shown.
+    Search(String, String),
 }
 
 /// An event before it is sent.
@@ -171,7 +171,7 @@ impl<'a> Journey<'a> {
         let results = if typed.finds_nothing { 0 } else { 1 + self.dice.below(60) };
         let search = Search { query: typed.query, results: Some(results) };
         let event = Event { search: Some(search), ..self.browser_event(kind::PRODUCT_SEARCHED) };
-        self.tell(event, Channel::Pixel, Told::Search(typed.term), self.person());
+        self.tell(event, Channel::Pixel, Told::Search(typed.term, typed.spelling), self.person());
     }
 
     fn product_viewed(&mut self, product: Option<&Product>) {
@@ -307,7 +307,7 @@ impl<'a> Journey<'a> {
     /// Some time after the order, within the day.
     fn later(&mut self) -> Timestamp {
         let at = self.now.plus_micros(self.dice.between(20 * 60_000_000, 6 * 3_600_000_000));
-        at.min(self.end.plus_micros(-1))
+        if at < self.end { at } else { self.now.plus_micros(self.dice.between(0, self.end.micros() - self.now.micros() - 1)) }
     }
 
     /// A refund, told by the server or by its event id alone, sometimes by webhook too.

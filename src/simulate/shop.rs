@@ -30,7 +30,7 @@ const CATEGORIES: [(&str, &str); 5] =
     [("küche", "k%C3%BCche"), ("living", "living"), ("bath", "bath"), ("garden", "garden"), ("چای", "%DA%86%D8%A7%DB%8C")];
 const FIXED_PAGES: [(&str, &str); 5] =
     [("/", "Home"), ("/about", "About us"), ("/delivery", "Delivery & returns"), ("/contact", "Contact"), ("/sale", "Sale")];
-const QUALITIES: [&str; 8] = ["cheap", "small", "vintage", "large", "handmade", "زیبا", "großer", "kids"];
+const QUALITIES: [&str; 8] = ["cheap", "small", "vintage", "large", "handmade", "زیبا", "großer", "café"];
 
 /// A page as it is linked, and as it is counted.
 #[derive(Clone, Debug)]
@@ -56,6 +56,9 @@ const TERMS: usize = 600;
 pub(super) struct Typed {
     /// The term in lower case: what it is counted by.
     pub(super) term: String,
+    /// The term as it is shown: its case kept, its blanks folded, in composed letters.
+    pub(super) spelling: String,
+    /// The term as it is sent.
     pub(super) query: String,
     pub(super) finds_nothing: bool,
 }
@@ -102,13 +105,14 @@ impl Shop {
             typed = format!("{typed} {rank}");
         }
         let term = typed.to_lowercase();
+        let spelling = if dice.chance(600) { term.clone() } else { typed };
         let query = match dice.below(10) {
-            0..=5 => term.clone(),
-            6..=7 => typed,
-            8 => format!("  {typed} "),
-            _ => term.replace(' ', "  "),
+            0..=6 => spelling.clone(),
+            7 => format!("  {spelling} "),
+            8 => spelling.replace(' ', "  "),
+            _ => spelling.replace('é', "e\u{301}"),
         };
-        Typed { term, query, finds_nothing: rank % 13 == 12 }
+        Typed { term, spelling, query, finds_nothing: rank % 13 == 12 }
     }
 }
 

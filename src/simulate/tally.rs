@@ -48,7 +48,7 @@ struct Seen {
 pub struct LookRow {
     /// What is counted: the term in lower case, the product's id, the page's path.
     pub key: String,
-    /// Latest spelling (trimmed, blanks folded), product name or page title.
+    /// Latest spelling (NFC, trimmed, blanks folded), product name or page title.
     pub label: String,
     /// Searches or views.
     pub count: u64,
@@ -139,11 +139,9 @@ impl Tally {
                 let title = event.page.as_ref().and_then(|page| page.title.as_deref()).unwrap_or_default();
                 looks.pages.entry(path.clone()).or_default().look(person, stamp, title, 0);
             }
-            (kind::PRODUCT_SEARCHED, Told::Search(term)) => {
-                let query = event.search.as_ref().map_or("", |search| &search.query);
-                let spelling = query.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+            (kind::PRODUCT_SEARCHED, Told::Search(term, spelling)) => {
                 let results = event.search.as_ref().and_then(|search| search.results).unwrap_or(0);
-                looks.searches.entry(term.clone()).or_default().look(person, stamp, &spelling, results);
+                looks.searches.entry(term.clone()).or_default().look(person, stamp, spelling, results);
             }
             (kind::PRODUCT_VIEWED, _) => {
                 if let Some(product) = &event.product {
