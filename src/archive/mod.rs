@@ -1,6 +1,7 @@
 //! The archive and its answers: every event for the long term, and what analysts ask of them. Reads `events` only; must never read live objects. The
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
+pub mod audit;
 pub mod embedded;
 pub mod export;
 pub mod people;
