@@ -2,6 +2,7 @@
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
 pub mod archiver;
+pub mod audit;
 pub mod embedded;
 pub mod export;
 pub mod fold;

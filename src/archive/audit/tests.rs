@@ -1,0 +1,138 @@
+//! Audits of an archive as the archiver leaves it, and of one that was tampered with in every way an audit must notice.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::super::WriteBatch;
+use super::super::shop::{Post, Shop, at, post, site, wait};
+use super::*;
+use crate::event::identity::Verdict;
+use crate::event::{Channel, Clock};
+use crate::eventlog::{Append, Topic};
+
+fn posts() -> Vec<Post> {
+    let line = |product: &str, quantity: i64| json!({"product_id": product, "quantity": quantity, "price": {"amount_minor": 100, "currency": "EUR"}});
+    let view = |id: &str, when: &str, who: &str| post(id, when, who, json!({"type": "product_viewed", "product": {"id": "a"}}));
+    let step = |id: &str, when: &str, step: &str, status: &str| {
+        post(id, when, "c1", json!({"type": "checkout_step", "checkout": {"id": "k", "step": step, "status": status}}))
+    };
+    let order = |id: &str, when: &str, items: &[Value]| {
+        post(id, when, "c1", json!({"type": "order_completed", "order": {"id": "o", "items": items}, "checkout": {"id": "k"}}))
+    };
+    vec![
+        view("v1", "2026-11-20T09:00:00Z", "c1"),
+        view("v2", "2026-11-20T09:01:00Z", "c2").crawler(),
+        view("v1", "2026-11-20T09:00:00Z", "c1"),
+        view("v1", "2026-11-20T09:00:30Z", "c1"),
+        post("s1", "2026-11-20T09:02:00Z", "c1", json!({"type": "product_searched", "search": {"query": "Mug", "results": 0}})),
+        post("p1", "2026-11-20T09:03:00Z", "c1", json!({"type": "page_viewed", "page": {"url": "/x"}})),
+        step("k1", "2026-11-20T09:04:00Z", "contact", "entered"),
+        step("k2", "2026-11-20T10:04:00Z", "contact", "completed"),
+        step("k3", "2026-11-20T10:05:00Z", "contact", "completed"),
+        Post { channel: Channel::Pixel, ..order("o1", "2026-11-20T10:06:00Z", &[line("a", 9)]) },
+        Post { channel: Channel::Webhook, ..order("o2", "2026-11-20T10:06:05Z", &[line("a", 3), line("b", 1)]) },
+        post("r1", "2026-11-21T10:06:05Z", "c1", json!({"type": "order_refunded", "refund": {"id": "r"}, "order": {"id": "o", "items": [line("a", 1)]}})),
+    ]
+}
+
+fn audited(shop: &Shop, log: Option<&dyn EventLog>) -> Audit {
+    let rules = Arc::new(shop.rules.clone());
+    let rules: RulesOf = Arc::new(move |_| Arc::clone(&rules));
+    wait(audit(&*shop.archive, log, &rules)).unwrap()
+}
+
+/// The differences that an audit names after `change` was done to what the archiver would have written.
+fn after(change: impl FnOnce(&mut WriteBatch)) -> Vec<String> {
+    let mut shop = Shop::new(&[]);
+    let mut batch = shop.batch(&posts());
+    change(&mut batch);
+    shop.write(batch);
+    let audit = audited(&shop, None);
+    assert_eq!(audit.found, audit.differences.len() as u64);
+    audit.differences.iter().map(|difference| difference.what.clone()).collect()
+}
+
+#[test]
+fn an_untouched_archive_is_clean() {
+    let audit = audited(&Shop::new(&posts()), None);
+    assert!(audit.is_clean(), "{:#?}", audit.differences);
+    assert_eq!((audit.events, audit.hours, audit.records, audit.moved), (11, 3, 0, false));
+    assert!(audit.cells >= 9, "{}", audit.cells);
+    assert!(audited(&Shop::new(&[]), None).is_clean());
+}
+
+#[test]
+fn a_tampered_cell_shows() {
+    let views = |batch: &mut WriteBatch| batch.cells.iter().position(|(_, key, _)| key.metric == Metric::Views && !key.crawler).unwrap();
+    let more = after(|batch| {
+        let at = views(batch);
+        batch.cells[at].2.counts[0] += 1;
+    });
+    assert_eq!(more, ["views of \"a\" in 2026-11-20T09:00:00Z", "all views of \"a\""]);
+    let moved = after(|batch| {
+        let at = views(batch);
+        batch.cells[at].1.cell = batch.cells[at].1.cell.plus_seconds(CELL * 7);
+    });
+    assert_eq!(moved, ["views of \"a\" in 2026-11-20T09:00:00Z", "views of \"a\" in 2026-11-20T10:45:00Z"]);
+    let elsewhere = after(|batch| {
+        let mut stray = batch.cells[views(batch)].clone();
+        stray.1.cell = at("2024-01-01T00:00:00Z");
+        batch.cells.push(stray);
+    });
+    assert_eq!(elsewhere, ["all views of \"a\""]);
+    let people = after(|batch| {
+        let at = views(batch);
+        batch.cells[at].2.people.add(&[9; 16]);
+    });
+    assert_eq!(people.len(), 2);
+}
+
+const CELL: i64 = super::super::CELL_SECONDS;
+
+#[test]
+fn lost_and_changed_rows_show() {
+    let lost = after(|batch| batch.events.retain(|row| row.event_id != "s1"));
+    assert!(lost.contains(&"events archived of 2026-11-20T09:00:00Z".into()), "{lost:?}");
+    assert!(lost.contains(&"searches of \"mug\" in 2026-11-20T09:00:00Z".into()), "{lost:?}");
+    let order = after(|batch| batch.orders.clear());
+    assert!(order.contains(&"orders' sales of \"a\" at 2026-11-20T10:06:05Z".into()), "{order:?}");
+    let checkout = after(|batch| batch.checkouts.iter_mut().for_each(|(_, _, checkout)| checkout.completed_at = None));
+    assert!(checkout.contains(&"checkout \"k\"".into()), "{checkout:?}");
+    let verdict = after(|batch| batch.events.iter_mut().filter(|row| row.event_id == "o2").for_each(|row| row.verdict = Verdict::Conflict));
+    assert_eq!(verdict, ["the verdict on event o2"]);
+    let sealed = after(|batch| batch.events.iter_mut().filter(|row| row.event_id == "p1").for_each(|row| row.body_key = 1));
+    assert!(sealed.contains(&"event rows".into()), "{sealed:?}");
+}
+
+#[test]
+fn unbalanced_books_show() {
+    let balance = after(|batch| batch.books.iter_mut().take(1).for_each(|(.., books)| books.appended += 1));
+    assert_eq!(balance.len(), 1);
+    assert!(balance[0].starts_with("the books' balance of 2026-11-20T"), "{balance:?}");
+    let claimed = after(|batch| batch.books.iter_mut().take(1).for_each(|(.., books)| (books.appended, books.quarantined) = (books.appended + 1, 1)));
+    assert!(claimed[0].starts_with("records quarantined of "), "{claimed:?}");
+    let without = after(|batch| batch.books.retain(|(_, _, hour, _)| *hour != at("2026-11-21T10:00:00Z")));
+    assert_eq!(without, ["rows of 2026-11-21T10:00:00Z"]);
+}
+
+#[test]
+fn the_log_is_compared_record_by_record() {
+    let shop = Shop::new(&posts());
+    let dir = tempfile::TempDir::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let log = runtime.block_on(crate::eventlog::open("embedded", dir.path(), Default::default(), Clock::system())).unwrap();
+    let records = shop.log.iter().flat_map(|(partition, log)| log.iter().map(|value| Append { partition: *partition, value: value.clone() }));
+    let mut records: Vec<Append> = records.collect();
+    let lost = records.iter().position(|append| &append.value[..] == &shop.log[&append.partition].last().unwrap()[..]).unwrap();
+    let one = records.remove(lost);
+    let rules: RulesOf = Arc::new(|_| Arc::new(crate::event::SiteRules::default()));
+    runtime.block_on(log.append(Topic::Events, records)).unwrap();
+    let short = runtime.block_on(audit(&*shop.archive, Some(&*log), &rules)).unwrap();
+    assert!(short.differences.iter().any(|d| d.what == format!("the log's partition {}", one.partition)), "{short:#?}");
+    runtime.block_on(log.append(Topic::Events, vec![one])).unwrap();
+    let whole = runtime.block_on(audit(&*shop.archive, Some(&*log), &rules)).unwrap();
+    assert!(whole.is_clean(), "{:#?}", whole.differences);
+    assert_eq!(whole.records, 14, "12 events and 2 completions");
+    runtime.block_on(log.close()).unwrap();
+}
