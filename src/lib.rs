@@ -42,6 +42,9 @@ pub mod shutdown;
 /// Log lines and metrics.
 pub mod telemetry;
 
+/// The simulated shop day.
+pub mod simulate;
+
 /// Mapping files: foreign rows into events.
 pub mod import;
 

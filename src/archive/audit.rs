@@ -9,6 +9,8 @@ mod recount;
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::rollup::hour_of;
 use super::{Archive, Cursor, Error, EventRow, Metric, Scan, ScanBy};
 use crate::event::{RulesOf, SiteId, Timestamp};
@@ -27,7 +29,7 @@ const FIRST: Timestamp = Timestamp::from_micros(-62_135_596_800_000_000);
 const LAST: Timestamp = Timestamp::from_micros(253_402_128_000_000_000);
 
 /// What an audit found.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Audit {
     /// Event rows recounted.
     pub events: u64,
@@ -46,7 +48,7 @@ pub struct Audit {
 }
 
 /// One thing that does not agree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// Whose.
     pub site: SiteId,

@@ -56,7 +56,7 @@ enum Command {
     /// Print archived events.
     Export(query::ExportArguments),
     /// Recount everything and compare; exits with 1 where anything differs.
-    Audit(query::AuditArguments),
+    Audit,
     /// Sites, their keys and tokens.
     #[command(subcommand)]
     Site(site::SiteCommand),
@@ -106,7 +106,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Report(arguments) => query::report(config, arguments).await,
             Command::Trace(arguments) => query::trace(config, arguments).await,
             Command::Export(arguments) => query::export(config, arguments).await,
-            Command::Audit(arguments) => query::audit(config, arguments).await,
+            Command::Audit => query::audit(config).await,
             Command::Site(command) => site::run(config, command).await,
             Command::Healthy => serve::healthy(config).await,
             Command::Config(ConfigCommand::Check) => Ok(ExitCode::SUCCESS),

@@ -92,13 +92,6 @@ pub(super) struct ExportArguments {
     format: ExportFormat,
 }
 
-#[derive(Args, Debug)]
-pub(super) struct AuditArguments {
-    /// The shop (default: every one).
-    #[arg(long)]
-    site: Option<String>,
-}
-
 /// A path with its query, values percent-encoded.
 pub(super) fn path(base: &str, parameters: &[(&str, Option<String>)]) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
@@ -170,8 +163,8 @@ pub(super) async fn export(config: Config, arguments: ExportArguments) -> anyhow
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn audit(config: Config, arguments: AuditArguments) -> anyhow::Result<ExitCode> {
-    let client = Client::connect(&config, arguments.site, Alone::Readers).await?;
+pub(super) async fn audit(config: Config) -> anyhow::Result<ExitCode> {
+    let client = Client::connect(&config, None, Alone::Readers).await?;
     let told: serde_json::Value = serde_json::from_slice(&client.get("/admin/audit").await?)?;
     print(serde_json::to_string_pretty(&told)?.as_bytes())?;
     client.close().await?;
