@@ -1,5 +1,7 @@
 //! What operators see: the log on standard error and the Prometheus registry. Called once by the command line; knows no room.
 
+use std::io::IsTerminal;
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
@@ -19,7 +21,10 @@ pub enum LogFormat {
 /// # Errors
 /// When the filter cannot be read. A second call changes nothing.
 pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let lines = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(filter)?).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A process that already logs (a test) goes on as it does.
     drop(match format {
         LogFormat::Text => lines.try_init(),

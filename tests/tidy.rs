@@ -22,10 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("web", &["event", "problem", "site", "sync", "archive"]),
     ("config", &["telemetry"]),
     ("app", &["event", "problem", "shutdown", "telemetry", "server", "site", "eventlog", "ingest", "sync", "archive", "web", "config"]),
-    (
-        "cli",
-        &["event", "problem", "shutdown", "telemetry", "simulate", "import", "site", "archive", "config", "app", "web"],
-    ),
+    ("cli", &["event", "problem", "shutdown", "telemetry", "simulate", "import", "site", "archive", "config", "app", "web"]),
 ];
 
 fn sources(dir: &Path, into: &mut Vec<PathBuf>) {

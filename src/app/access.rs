@@ -40,7 +40,12 @@ impl Access {
         };
         let grant = self.sites.open_object_token(token).ok_or_else(unauthorized)?;
         if grant.object != object {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "token_for_another_object", "The token opens another object", "mint a token for this object"));
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "token_for_another_object",
+                "The token opens another object",
+                "mint a token for this object",
+            ));
         }
         Ok(grant.site)
     }

@@ -85,7 +85,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, site::Erro
 
 async fn list(State(admin): State<Admin>) -> Json<Value> {
     let sites = admin.sites.list();
-    Json(json!({"sites": sites.iter().map(|site| json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone})).collect::<Vec<_>>()}))
+    Json(
+        json!({"sites": sites.iter().map(|site| json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone})).collect::<Vec<_>>()}),
+    )
 }
 
 #[derive(Deserialize)]

@@ -57,7 +57,10 @@ impl DataDir {
     /// # Errors
     /// [`Error::InUse`] while another process holds it.
     pub fn take(path: &Path) -> Result<Self, Error> {
-        let io = |path: &Path| { let path = path.to_owned(); move |error| Error::Io { path, error } };
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| Error::Io { path, error }
+        };
         std::fs::create_dir_all(path).map_err(io(path))?;
         let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(io(&lock_path))?;
@@ -87,7 +90,9 @@ impl DataDir {
         let token = format!("ca_{}", base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, secret));
         let path = self.path.join(TOKEN);
         // Removed first, so that the mode below is the file's and not an older one's.
-        if let Err(error) = std::fs::remove_file(&path) && error.kind() != std::io::ErrorKind::NotFound {
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             return Err(io(error));
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(io)?;

@@ -51,7 +51,12 @@ impl Health {
             .failed()
             .into_iter()
             .map(|(topic, partition, why)| json!({"topic": topic, "partition": partition, "why": why}))
-            .chain(self.progress.failed().into_iter().map(|(partition, why)| json!({"topic": "events", "reader": "archiver", "partition": partition, "why": why})))
+            .chain(
+                self.progress
+                    .failed()
+                    .into_iter()
+                    .map(|(partition, why)| json!({"topic": "events", "reader": "archiver", "partition": partition, "why": why})),
+            )
             .collect();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         (status, Json(json!({"ready": ready, "frozen_objects": self.status.frozen(), "stopped_partitions": stopped})))
@@ -59,7 +64,8 @@ impl Health {
 
     async fn scrape(&self) -> impl IntoResponse + use<> {
         if let (Ok(events), Ok(changes)) = (self.log.bounds(Topic::Events).await, self.log.bounds(Topic::Changes).await) {
-            let lag = |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
+            let lag =
+                |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
             metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
             metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
             let archived: Vec<u64> = self.progress.all().values().map(|at| at.cursor.next).collect();

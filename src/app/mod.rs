@@ -185,7 +185,9 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
 fn open_objects(url: &str, data: &Path) -> Result<Arc<dyn ObjectStore>, Error> {
     match url {
         "embedded" => Ok(Arc::new(EmbeddedStore::open(&data.join("objects.db"), Duration::from_millis(10)).at("opening the objects")?)),
-        other => Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() }),
+        other => {
+            Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() })
+        }
     }
 }
 
@@ -199,13 +201,8 @@ fn open_archive(url: &str, data: &Path) -> Result<Arc<dyn Archive>, Error> {
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.
 fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metrics: PrometheusHandle, rooms: &mut Tasks) -> Router {
     let has = |role| parts.config.roles.contains(&role);
-    let health = health::Health {
-        ready,
-        metrics,
-        log: Arc::clone(&parts.log),
-        status: Arc::clone(&parts.status),
-        progress: Arc::clone(&parts.progress),
-    };
+    let health =
+        health::Health { ready, metrics, log: Arc::clone(&parts.log), status: Arc::clone(&parts.status), progress: Arc::clone(&parts.progress) };
     let mut router = health.router().merge(parts.admin(access.clone()).router());
     if has(Role::Ingest) {
         let ingest = parts.ingest();

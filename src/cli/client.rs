@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
@@ -78,6 +78,23 @@ impl Client {
     /// POST, likewise.
     pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Bytes> {
         whole(self.send(Method::POST, path, body).await?).await
+    }
+
+    /// POST of events, sent again for as long as the server asks for it: the same ids count once.
+    ///
+    /// # Errors
+    /// A refusal in the server's own words.
+    pub async fn deliver(&self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Bytes> {
+        let body = body.into();
+        loop {
+            let answer = self.send(Method::POST, path, body.clone()).await?;
+            if !matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                return whole(answer).await;
+            }
+            let asked = answer.headers().get(header::RETRY_AFTER).and_then(|wait| wait.to_str().ok()).and_then(|wait| wait.parse().ok());
+            drop(answer);
+            tokio::time::sleep(std::time::Duration::from_secs(asked.unwrap_or(1))).await;
+        }
     }
 
     /// Waits until everything accepted so far is routed, kept and archived.

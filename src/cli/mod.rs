@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, and what they share. Called by `main` only.
 
 pub mod client;
+mod demo;
 pub mod format;
 pub mod import;
 mod import_command;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
 enum Command {
     /// Serve (the default).
     Serve,
+    /// Serve a simulated shop day on a fresh directory and show the answers.
+    Demo(demo::Arguments),
     /// Read events from a CSV or NDJSON file through a mapping file; safe to repeat.
     Import(import_command::Arguments),
     /// Print one of the reports.
@@ -102,6 +105,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     runtime.enable_all().build()?.block_on(async {
         match command {
             Command::Serve => serve::run(config).await,
+            Command::Demo(arguments) => demo::run(config, arguments).await,
             Command::Import(arguments) => import_command::run(config, arguments).await,
             Command::Report(arguments) => query::report(config, arguments).await,
             Command::Trace(arguments) => query::trace(config, arguments).await,

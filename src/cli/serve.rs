@@ -51,7 +51,8 @@ pub(super) async fn healthy(config: Config) -> anyhow::Result<ExitCode> {
     let Some(found) = app::data::running(&config.data)? else { bail!("nothing runs on {}", config.data.display()) };
     // A wildcard listener is reached by loopback.
     let port = found.address.rsplit(':').next().unwrap_or_default().to_owned();
-    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http::<http_body_util::Empty<bytes::Bytes>>();
+    let client =
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http::<http_body_util::Empty<bytes::Bytes>>();
     let answer = client.get(format!("http://127.0.0.1:{port}/readyz").parse()?).await?;
     if !answer.status().is_success() {
         bail!("not ready: {}", answer.status());

@@ -32,7 +32,12 @@ fn posts() -> Vec<Post> {
         step("k3", "2026-11-20T10:05:00Z", "contact", "completed"),
         Post { channel: Channel::Pixel, ..order("o1", "2026-11-20T10:06:00Z", &[line("a", 9)]) },
         Post { channel: Channel::Webhook, ..order("o2", "2026-11-20T10:06:05Z", &[line("a", 3), line("b", 1)]) },
-        post("r1", "2026-11-21T10:06:05Z", "c1", json!({"type": "order_refunded", "refund": {"id": "r"}, "order": {"id": "o", "items": [line("a", 1)]}})),
+        post(
+            "r1",
+            "2026-11-21T10:06:05Z",
+            "c1",
+            json!({"type": "order_refunded", "refund": {"id": "r"}, "order": {"id": "o", "items": [line("a", 1)]}}),
+        ),
     ]
 }
 
