@@ -1,5 +1,5 @@
 //! The embedded log: one sequence of segment files per topic, written by one thread each, one `fdatasync` per group of appends. Opened through
-//! [`super::open`]; nothing outside names this backend but for its [`Settings`] and [`Stats`]. Must never answer an append before its sync, nor show a
+//! [`crate::eventlog::open`]; nothing outside names this backend but for its [`Settings`] and [`Stats`]. Must never answer an append before its sync, nor show a
 //! reader what is not synced.
 //!
 //! `format` has the bytes, `recovery` opens them, `writer` adds to them, `topic` is what writer and readers share, `chunk` and `consumer` read, `groups`
@@ -42,7 +42,7 @@ pub struct Settings {
     /// Bytes of both topics on disk at which appends are refused. The last eighth is kept for [`Topic::Changes`], so that a full disk stops the
     /// senders while what they sent is still worked off.
     pub max_bytes: u64,
-    /// Bytes at which a new segment file is begun. What retention removes is whole segments.
+    /// Bytes at which a new segment file is begun; also begun when it holds an eighth of `retention`. What retention removes is whole segments.
     pub segment_bytes: u64,
     /// Age from which on a segment is removed, once every group has passed it.
     pub retention: Duration,

@@ -129,6 +129,23 @@ async fn retention_removes_whole_segments_by_age_and_commit() {
     assert_eq!(log.bounds(TOPIC).await.unwrap(), before, "the start outlives a restart");
 }
 
+/// A small shop's log fills no segment for months, and yet forgets after days.
+#[tokio::test]
+async fn a_quiet_log_forgets_in_time() {
+    let clock = noon();
+    let log = open(&SimDisk::new(1), &Settings::default(), &clock);
+    let mut reader = log.subscribe(TOPIC, "g").await.unwrap();
+    assign(&mut *reader).await;
+    for _ in 0..20 {
+        log.append(TOPIC, vec![record(0, "x")]).await.unwrap();
+        clock.set(clock.now().plus_seconds(86_400));
+    }
+    reader.commit(0, 20);
+    log.retain(clock.now()).await.unwrap();
+    let start = log.bounds(TOPIC).await.unwrap()[0].start;
+    assert!((12..=14).contains(&start), "about the last seven of twenty days remain: {start}");
+}
+
 #[tokio::test]
 async fn a_log_that_nobody_reads_keeps_everything() {
     let (disk, clock) = (SimDisk::new(1), noon());
