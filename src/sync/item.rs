@@ -191,12 +191,10 @@ impl Cell {
         match (self, with) {
             (Self::Count(sum), Merge::Add(n)) => *sum = sum.wrapping_add(*n),
             (Self::Money(sums), Merge::AddMoney(currency, amount)) => add_money(sums, *currency, *amount),
-            (Self::Last { stamp: held, value }, Merge::Last(new)) => {
-                // The text decides between two values of one event, so that even these do not depend on the order.
-                if (&*held, &*value) < (stamp, new) {
-                    held.clone_from(stamp);
-                    value.clone_from(new);
-                }
+            // The text decides between two values of one event, so that even these do not depend on the order.
+            (Self::Last { stamp: held, value }, Merge::Last(new)) if (&*held, &*value) < (stamp, new) => {
+                held.clone_from(stamp);
+                value.clone_from(new);
             }
             (Self::Facts(entries), Merge::LastFact { fact, rank, value }) => {
                 put(entries, Entry { at: stamp.at, key: fact.clone(), rank: rank.clone(), value: value.clone() }, 1 + RESERVE);
