@@ -716,16 +716,18 @@ mod tests {
 
     #[test]
     fn better_reports_of_an_order_replace_worse_ones_in_any_order() {
-        let report = |channel, at: &str, minor: i64| {
+        let report = |channel, fingerprint, at: &str, minor: i64| {
             let body = format!(
                 r#"{{"type":"order_completed","occurred_at":"{at}","customer":{{"id":"c1"}},"order":{{"id":"o1","total":{{"amount_minor":{minor},"currency":"EUR"}}}}}}"#
             );
-            mapped(&Record { channel, ..record("e") }, &event(&body), &outcome(Verdict::Report, Effects::default()), false).remove(0)
+            let record = Record { channel, fingerprint, ..record("e") };
+            mapped(&record, &event(&body), &outcome(Verdict::Report, Effects::default()), false).remove(0)
         };
+        // Webhook before all; of two webhooks the smaller fingerprint.
         let reports = [
-            report(Channel::Pixel, "2026-11-20T10:00:03Z", 1),
-            report(Channel::Webhook, "2026-11-20T10:00:00Z", 3),
-            report(Channel::Server, "2026-11-20T10:00:02Z", 2),
+            report(Channel::Pixel, 1, "2026-11-20T10:00:03Z", 1),
+            report(Channel::Webhook, 8, "2026-11-20T10:00:00Z", 3),
+            report(Channel::Webhook, 9, "2026-11-20T10:00:02Z", 2),
         ];
         for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [2, 0, 1]] {
             let mut object = Object::empty(reports[0].key.clone());
