@@ -154,9 +154,14 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Whether it has no members.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Members in key order, values to be changed; one changed into null must be dropped by [`Object::drop_nulls`].
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Node<'a>)> {
+        self.0.iter_mut().map(|(key, node)| (&**key, node))
+    }
+
+    /// Takes members out whose value is null.
+    pub(crate) fn drop_nulls(&mut self) {
+        self.0.retain(|(_, node)| !matches!(node, Node::Null));
     }
 
     /// Members in key order.
