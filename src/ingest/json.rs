@@ -154,9 +154,14 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Whether it has no members.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Members in key order, values to be changed; one changed into null must be dropped by [`Object::drop_nulls`].
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Node<'a>)> {
+        self.0.iter_mut().map(|(key, node)| (&**key, node))
+    }
+
+    /// Takes members out whose value is null.
+    pub(crate) fn drop_nulls(&mut self) {
+        self.0.retain(|(_, node)| !matches!(node, Node::Null));
     }
 
     /// Members in key order.
@@ -237,6 +242,12 @@ fn write_text(text: &Text<'_>, out: &mut Vec<u8>) {
         }
         Text::Owned(text) => write_string(text, out),
     }
+}
+
+/// Where serde_json says a text is wrong, as a byte offset.
+fn offset_in(text: &str, error: &serde_json::Error) -> usize {
+    let before: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+    (before + error.column()).min(text.len())
 }
 
 /// How many bytes from the start hold no quote, backslash or control character. Eight at a time: strings are most of an event.
@@ -344,7 +355,8 @@ impl<'a> Parser<'a> {
                 self.at = from + values.byte_offset();
                 Ok(self.text.get(from..self.at).unwrap_or("").trim_ascii())
             }
-            _ => Err(Fault { what: What::Syntax("a value"), at: from + values.byte_offset() }),
+            Some(Err(error)) => Err(Fault { what: What::Syntax("a value"), at: from + offset_in(rest, &error) }),
+            None => Err(Fault { what: What::Syntax("a value"), at: from }),
         }
     }
 

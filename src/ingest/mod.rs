@@ -16,7 +16,7 @@ mod seen;
 mod sender;
 #[cfg(test)]
 mod testing;
-pub mod validate;
+mod validate;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
