@@ -239,6 +239,12 @@ fn write_text(text: &Text<'_>, out: &mut Vec<u8>) {
     }
 }
 
+/// Where serde_json says a text is wrong, as a byte offset.
+fn offset_in(text: &str, error: &serde_json::Error) -> usize {
+    let before: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+    (before + error.column()).min(text.len())
+}
+
 /// How many bytes from the start hold no quote, backslash or control character. Eight at a time: strings are most of an event.
 fn plain_run(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -344,7 +350,8 @@ impl<'a> Parser<'a> {
                 self.at = from + values.byte_offset();
                 Ok(self.text.get(from..self.at).unwrap_or("").trim_ascii())
             }
-            _ => Err(Fault { what: What::Syntax("a value"), at: from + values.byte_offset() }),
+            Some(Err(error)) => Err(Fault { what: What::Syntax("a value"), at: from + offset_in(rest, &error) }),
+            None => Err(Fault { what: What::Syntax("a value"), at: from }),
         }
     }
 

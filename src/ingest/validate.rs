@@ -325,4 +325,4 @@ fn wrong<T>(wanted: &str, found: &Node<'_>) -> Check<T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::ingest) mod tests;

@@ -31,8 +31,8 @@ pub(crate) enum Unreadable {
 
 /// Hands each event of `body` to `take`, in order. Of a body that is [`Unreadable`] some may have been handed over before: drop them.
 ///
-/// An array is one whose first byte is `[`. Everything else is one event where it parses as one; else NDJSON where a line after the
-/// first begins with `{` (at column 0, as no line inside a printed object does); else unreadable.
+/// An array is one whose first byte is `[`. Everything else is one event where it parses as one; else NDJSON where an event is followed by
+/// another line, or a line after the first begins with `{` (at column 0, as no line inside a printed object does); else unreadable.
 pub(crate) fn events<'a>(body: &'a [u8], max_events: usize, mut take: impl FnMut(Piece<'a>)) -> Result<(), Unreadable> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     match body.trim_ascii_start().first() {
@@ -43,24 +43,36 @@ pub(crate) fn events<'a>(body: &'a [u8], max_events: usize, mut take: impl FnMut
                 take(piece);
                 Ok(())
             }
+            Err(NotSingle::Lines) => lines(body, max_events, take),
             Err(_) if body.windows(2).any(|pair| pair == b"\n{") => lines(body, max_events, take),
-            Err(unreadable) => Err(unreadable),
+            Err(NotSingle::Unreadable(unreadable)) => Err(unreadable),
         },
     }
+}
+
+/// Why a body is not one event.
+enum NotSingle {
+    /// After its first event comes another line.
+    Lines,
+    /// This is wrong with it.
+    Unreadable(Unreadable),
 }
 
 fn utf8(body: &[u8]) -> Result<&str, Unreadable> {
     std::str::from_utf8(body).map_err(|e| Unreadable::Utf8(e.valid_up_to()))
 }
 
-fn single(body: &[u8]) -> Result<Piece<'_>, Unreadable> {
-    let text = utf8(body)?;
+fn single(body: &[u8]) -> Result<Piece<'_>, NotSingle> {
+    let fail = |wanted, at| Err(NotSingle::Unreadable(Unreadable::Syntax(wanted, at)));
+    let text = utf8(body).map_err(NotSingle::Unreadable)?;
     let mut parser = Parser::new(text);
-    let piece = element(&mut parser, 0)?;
+    let piece = element(&mut parser, 0).map_err(NotSingle::Unreadable)?;
+    let end = parser.at();
     match parser.peek() {
-        None if matches!(piece.parsed, Err(ref e) if e.code == Code::NotAnObject) => Err(Unreadable::Syntax("an object or an array", 0)),
+        None if matches!(piece.parsed, Err(ref e) if e.code == Code::NotAnObject) => fail("an object or an array", 0),
         None => Ok(piece),
-        Some(_) => Err(Unreadable::Syntax("nothing after the event", parser.at())),
+        Some(_) if piece.raw.starts_with('{') && parser.since(end).contains('\n') => Err(NotSingle::Lines),
+        Some(_) => fail("nothing after the event", parser.at()),
     }
 }
 
@@ -175,6 +187,7 @@ mod tests {
         assert_eq!(read(b" [ {} , 3 ]\n"), Ok(vec![(0, "ok"), (1, "not_an_object")]));
         assert_eq!(read(b"{}\r\n\r\n{}\n"), Ok(vec![(0, "ok"), (1, "ok")]));
         assert_eq!(read(b"garbage\n{}\n{\"a\":\n[1]\n"), Ok(vec![(0, "not_json"), (1, "ok"), (2, "not_json"), (3, "not_an_object")]));
+        assert_eq!(read(b"{}\nnot json"), Ok(vec![(0, "ok"), (1, "not_json")]));
         assert_eq!(read(b"\xff\n{}\n{} {}"), Ok(vec![(0, "not_utf8"), (1, "ok"), (2, "not_json")]));
     }
 
