@@ -181,3 +181,115 @@ pub struct Due {
 fn after(now: Timestamp, wait: Duration) -> Timestamp {
     now.plus_micros(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::{ObjectKind, SiteId};
+
+    const SECOND: i64 = 1_000_000;
+
+    fn fresh() -> Bucket {
+        Bucket::of(&Head::default())
+    }
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(1_790_000_000 * SECOND + micros)
+    }
+
+    #[test]
+    fn a_hammered_object_gets_its_whole_budget_and_no_more() {
+        for (size, burst, rate) in [(1, 200, 20), (1024, 200, 20), (2048, 100, 10), (1 << 20, 20, 2)] {
+            let mut bucket = fresh();
+            let tries = (0..=20 * 5_000).filter(|n| bucket.try_take(at(n * 200), size).is_ok()).count();
+            // Thousandths of tokens are rounded down, against the object.
+            assert!((burst + rate * 20 - 1..=burst + rate * 20).contains(&tries), "{tries} of {size} bytes");
+        }
+    }
+
+    #[test]
+    fn a_clock_set_back_neither_feeds_nor_starves() {
+        let mut bucket = fresh();
+        while bucket.try_take(at(0), 100).is_ok() {}
+        let back = at(-3_600 * SECOND);
+        let next = bucket.try_take(back, 100).unwrap_err();
+        assert_eq!(next, back.plus_micros(50_000));
+        assert_eq!(bucket.try_take(next, 100), Ok(()));
+    }
+
+    #[test]
+    fn a_quiet_object_is_due_after_the_gather_window() {
+        let mut queue = Scheduler::new(Duration::from_millis(10), 1_000);
+        let key = |name: &str| ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: name.into() };
+        queue.touch(&key("a"), 600, at(0));
+        queue.touch(&key("b"), 100, at(4_000));
+        assert!(!queue.is_full());
+        queue.touch(&key("a"), 300, at(9_000));
+        assert!(queue.is_full());
+        assert_eq!((queue.next_due(), queue.len()), (Some(at(10_000)), 2));
+        assert_eq!(queue.due(at(9_999), 10), vec![]);
+        let due = queue.due(at(10_000), 10);
+        assert_eq!(due.iter().map(|d| (d.key.name.as_str(), d.bytes)).collect::<Vec<_>>(), [("a", 900)]);
+        // Refused by its budget, and touched meanwhile: one place, all its bytes.
+        queue.touch(&key("a"), 5, at(11_000));
+        queue.defer(due.into_iter().next().unwrap(), at(60_000));
+        assert_eq!((queue.len(), queue.bytes(), queue.next_due()), (2, 1_005, Some(at(14_000))));
+        let due = queue.due(at(60_000), 10);
+        assert_eq!(due.iter().map(|d| (d.key.name.as_str(), d.bytes)).collect::<Vec<_>>(), [("b", 100), ("a", 905)]);
+        due.iter().for_each(|due| queue.written(due));
+        assert_eq!((queue.bytes(), queue.is_empty(), queue.next_due()), (0, true, None));
+    }
+
+    #[test]
+    fn a_clock_set_back_leaves_nothing_waiting() {
+        let mut queue = Scheduler::new(Duration::from_millis(10), 1_000);
+        queue.touch(&ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: "a".into() }, 1, at(0));
+        assert_eq!(queue.due(at(-3_600 * SECOND), 10).len(), 1);
+    }
+
+    /// One try: how far real time and the clock move before it, how large the write is, whether another owner makes it.
+    fn tries() -> impl Strategy<Value = Vec<(i64, i64, usize, bool)>> {
+        let pause = prop_oneof![8 => Just(0), 4 => 0..2_000_i64, 4 => 0..60_000_i64, 1 => 0..15 * SECOND];
+        let back = prop_oneof![20 => Just(0), 1 => 0..20 * SECOND];
+        let size = prop_oneof![4 => 1..1_200_usize, 1 => 1..20_000_usize];
+        proptest::collection::vec((pause, back, size, prop::bool::weighted(0.05)), 1..1_500)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// P3, against real time, whatever sizes, owners, and clocks set back.
+        #[test]
+        fn at_most_200_and_20_a_second(tries in tries()) {
+            let mut head = Head::default();
+            let mut bucket = Bucket::of(&head);
+            let (mut real, mut lag) = (0_i64, 0_i64);
+            // Least of 20 t - n over the writes so far; a window that ends now holds at most 200 + 20 t writes while n - 20 t + least <= 200.
+            let (mut written, mut least) = (0_i64, 0_i64);
+            for (pause, back, size, hand_over) in tries {
+                real += pause;
+                lag += back;
+                if hand_over {
+                    bucket.store(&mut head);
+                    bucket = Bucket::of(&head);
+                }
+                let now = at(real - lag);
+                match bucket.try_take(now, size) {
+                    Ok(()) => {
+                        least = least.min(real * 20 - written * SECOND);
+                        written += 1;
+                        prop_assert!(written * SECOND - real * 20 + least <= 200 * SECOND);
+                    }
+                    Err(next) => {
+                        prop_assert!(next > now && next <= now.plus_micros(SECOND / 2));
+                        let (mut then, mut before) = (bucket, bucket);
+                        prop_assert!(then.try_take(next, size).is_ok());
+                        prop_assert!(before.try_take(next.plus_micros(-1), size).is_err());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -191,12 +191,10 @@ impl Cell {
         match (self, with) {
             (Self::Count(sum), Merge::Add(n)) => *sum = sum.wrapping_add(*n),
             (Self::Money(sums), Merge::AddMoney(currency, amount)) => add_money(sums, *currency, *amount),
-            (Self::Last { stamp: held, value }, Merge::Last(new)) => {
-                // The text decides between two values of one event, so that even these do not depend on the order.
-                if (&*held, &*value) < (stamp, new) {
-                    held.clone_from(stamp);
-                    value.clone_from(new);
-                }
+            // The text decides between two values of one event, so that even these do not depend on the order.
+            (Self::Last { stamp: held, value }, Merge::Last(new)) if (&*held, &*value) < (stamp, new) => {
+                held.clone_from(stamp);
+                value.clone_from(new);
             }
             (Self::Facts(entries), Merge::LastFact { fact, rank, value }) => {
                 put(entries, Entry { at: stamp.at, key: fact.clone(), rank: rank.clone(), value: value.clone() }, 1 + RESERVE);
@@ -305,5 +303,149 @@ fn push_text(out: &mut String, text: &str) {
         out.push('"');
     } else {
         out.push_str(&serde_json::to_string(text).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stamp(micros: i64, id: &str) -> Stamp {
+        Stamp { at: Timestamp::from_micros(1_790_000_000_000_000 + micros), id: id.into() }
+    }
+
+    fn eur() -> Currency {
+        Currency::parse("EUR").unwrap()
+    }
+
+    fn ring(key: &str, rank: &[u8], value: &str, cap: u16) -> Merge {
+        Merge::Ring { key: key.into(), rank: rank.into(), value: value.into(), cap }
+    }
+
+    fn fact(key: &str, rank: &[u8], value: &str) -> Merge {
+        Merge::LastFact { fact: key.into(), rank: rank.into(), value: value.into() }
+    }
+
+    fn of(merges: &[(&str, Merge, Stamp)]) -> ItemState {
+        let mut state = ItemState::default();
+        merges.iter().for_each(|(field, with, stamp)| state.merge(field, with, stamp));
+        state
+    }
+
+    #[test]
+    fn golden_version_1_of_every_cell() {
+        let mut people = ItemState::default();
+        (0..41_u64).for_each(|n| people.merge("f", &Merge::Visitor(n << 55 | 1), &stamp(0, "e")));
+        let cells = [
+            ("count", of(&[("f", Merge::Add(-3), stamp(0, "e"))])),
+            ("money", of(&[("f", Merge::AddMoney(eur(), 1299), stamp(0, "e"))])),
+            ("last", of(&[("f", Merge::Last("\"x\"".into()), stamp(0, "e-1"))])),
+            ("facts", of(&[("f", fact("o1", &[2, 7], "{}"), stamp(0, "e"))])),
+            ("ring", of(&[("f", ring("k", &[], "1", 8), stamp(0, "e")), ("f", ring("l", &[1], "2", 8), stamp(1, "e"))])),
+            ("max", of(&[("f", Merge::Max(300), stamp(0, "e"))])),
+            ("latest", of(&[("f", Merge::Latest(stamp(0, "").at), stamp(0, "e"))])),
+            ("visitors", of(&[("f", Merge::Visitor(1), stamp(0, "e")), ("f", Merge::Visitor(u64::MAX), stamp(0, "e"))])),
+            ("visitors-many", people),
+            ("whole", ItemState::whole("{\"a\":1}".into())),
+        ];
+        let text: String =
+            cells.iter().map(|(name, state)| format!("{name} {}\n", state.encode().iter().map(|b| format!("{b:02x}")).collect::<String>())).collect();
+        assert_eq!(text, include_str!("golden/item_v1.txt"));
+        for (name, state) in cells {
+            assert_eq!(ItemState::decode(&state.encode()), Ok(state), "{name}");
+        }
+        assert!(ItemState::decode(&[]).is_err() && ItemState::decode(&[2, 0]).is_err() && ItemState::decode(&[1, 9]).is_err());
+    }
+
+    #[test]
+    fn every_cell_shows() {
+        let state = of(&[
+            ("sold", Merge::Add(2), stamp(0, "a")),
+            ("revenue", Merge::AddMoney(eur(), 5), stamp(0, "a")),
+            ("revenue", Merge::AddMoney(Currency::parse("CHF").unwrap(), 7), stamp(0, "a")),
+            ("revenue", Merge::AddMoney(Currency::parse("USD").unwrap(), 7), stamp(0, "a")),
+            ("revenue", Merge::AddMoney(Currency::parse("USD").unwrap(), -7), stamp(0, "a")),
+            ("title", Merge::Last("\"T\"".into()), stamp(0, "a")),
+            ("gone", Merge::Last("1".into()), stamp(0, "a")),
+            ("gone", Merge::Last("null".into()), stamp(1, "a")),
+            ("max", Merge::Max(4), stamp(0, "a")),
+            ("at", Merge::Latest(Timestamp::parse("2026-11-20T10:00:00.5Z").unwrap()), stamp(0, "a")),
+            ("people", Merge::Visitor(9), stamp(0, "a")),
+            ("odd \"name\"", Merge::Add(1), stamp(0, "a")),
+        ]);
+        assert_eq!(
+            state.render().unwrap(),
+            "{\"at\":\"2026-11-20T10:00:00.5Z\",\"max\":4,\"odd \\\"name\\\"\":1,\"people\":1,\
+             \"revenue\":[{\"currency\":\"CHF\",\"amount_minor\":7},{\"currency\":\"EUR\",\"amount_minor\":5}],\"sold\":2,\"title\":\"T\"}"
+        );
+        assert_eq!(ItemState::default().render().as_deref(), Some("{}"));
+        assert_eq!(of(&[("", Merge::Last("null".into()), stamp(0, "a"))]).render(), None);
+        assert_eq!(of(&[("", Merge::Last("{\"x\":1}".into()), stamp(0, "a"))]).render().as_deref(), Some("{\"x\":1}"));
+    }
+
+    #[test]
+    fn the_better_report_of_a_fact_moves_it() {
+        let (pixel, webhook) = ([0_u8], [2_u8]);
+        let a_late = ("", fact("a", &pixel, "1"), stamp(10, "e1"));
+        let b = ("", fact("b", &pixel, "2"), stamp(8, "e2"));
+        let a_better = ("", fact("a", &webhook, "3"), stamp(5, "e3"));
+        for order in [[&a_late, &b, &a_better], [&a_better, &b, &a_late], [&b, &a_better, &a_late]] {
+            assert_eq!(of(&order.map(Clone::clone)).render().as_deref(), Some("2"));
+        }
+        assert_eq!(of(&[a_late, b]).render().as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_large_row_sheds_its_oldest_entries() {
+        let mut state = ItemState::default();
+        let text = |n: i64| format!("\"{n}{}\"", "x".repeat(3_000));
+        for n in 0..4_i64 {
+            state.merge("a", &ring(&format!("{n}"), &[], &text(n), 8), &stamp(2 * n, "e"));
+            state.merge("z", &ring(&format!("{n}"), &[], &text(n), 8), &stamp(2 * n + 1, "e"));
+        }
+        let json = state.render().unwrap();
+        assert!(json.len() <= MAX_JSON, "{}", json.len());
+        let data: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let lengths = ["a", "z"].map(|field| data[field].as_array().unwrap().len());
+        assert_eq!((lengths, &data["truncated"]), ([2, 3], &serde_json::Value::Bool(true)));
+        assert_eq!(json.find("\"truncated\""), Some(json.find(",\"z\"").unwrap() - "\"truncated\":true".len()));
+    }
+
+    fn merges() -> impl Strategy<Value = Vec<(&'static str, Merge, Stamp)>> {
+        let rank = || prop::collection::vec(0..3_u8, 1..3);
+        let json = || (0..9_u8).prop_map(|n| n.to_string());
+        let one = prop_oneof![
+            any::<i64>().prop_map(|n| ("count", Merge::Add(n))),
+            (prop::sample::select(vec!["EUR", "CHF"]), any::<i64>())
+                .prop_map(|(code, n)| ("money", Merge::AddMoney(Currency::parse(code).unwrap(), n))),
+            json().prop_map(|text| ("last", Merge::Last(text))),
+            ("[abcd]", rank(), json()).prop_map(|(fact, rank, value)| ("fact", Merge::LastFact { fact, rank, value })),
+            ("[a-l]", json()).prop_map(|(key, value)| ("ring", Merge::Ring { key, rank: vec![], value, cap: 3 })),
+            ("[a-g]", rank(), json()).prop_map(|(key, rank, value)| ("ranked", Merge::Ring { key, rank, value, cap: 3 })),
+            any::<i64>().prop_map(|n| ("max", Merge::Max(n))),
+            (0..1_000_i64).prop_map(|n| ("latest", Merge::Latest(Timestamp::from_micros(n)))),
+            any::<u64>().prop_map(|hash| ("people", Merge::Visitor(hash))),
+        ];
+        let stamped = (one, 0..20_i64, "[xyz]").prop_map(|((field, with), at, id)| (field, with, stamp(at, &id)));
+        prop::collection::vec(stamped, 0..120)
+    }
+
+    proptest! {
+        /// Any order gives the same bytes (ranked entries within the reserve).
+        #[test]
+        fn order_does_not_matter((merges, shuffled) in merges().prop_flat_map(|m| (Just(m.clone()), Just(m).prop_shuffle()))) {
+            let state = of(&merges);
+            prop_assert_eq!(&state, &of(&shuffled));
+            prop_assert_eq!(ItemState::decode(&state.encode()), Ok(state));
+        }
+
+        #[test]
+        fn damaged_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            if let Ok(state) = ItemState::decode(&[&[VERSION], bytes.as_slice()].concat()) {
+                state.render();
+            }
+        }
     }
 }

@@ -61,9 +61,9 @@ pub struct Head {
     pub upto: u64,
     /// Greatest `Origin::Archive` version taken.
     pub version: u64,
-    /// `received_at` of the first change of this incarnation.
+    /// Least `received_at` of this incarnation's changes.
     pub created_at: Timestamp,
-    /// `received_at` of the last change; judges expiry.
+    /// Greatest `received_at` of this incarnation's changes; judges expiry.
     pub updated_at: Timestamp,
     /// When it was removed, or None while it lives. A removed object's head is its tombstone.
     pub removed_at: Option<Timestamp>,
@@ -86,7 +86,7 @@ pub struct Row {
     pub revision: u64,
     /// The object's event id after the last change of this item.
     pub event_id: u64,
-    /// `received_at` of that change.
+    /// Greatest `received_at` of the item's changes; of a tombstone, that of the removal.
     pub updated_at: Timestamp,
     /// Merge state as `sync::object` encodes it; None = the item was removed (a tombstone).
     pub state: Option<Vec<u8>>,
