@@ -10,6 +10,8 @@ pub mod ingest;
 pub mod problem;
 /// Who may do what.
 pub mod site;
+/// The simulated shop day of demo and loadtest.
+pub mod simulate;
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.

@@ -32,6 +32,11 @@ pub enum MoneyError {
 }
 
 impl Currency {
+    /// Euro.
+    pub const EUR: Self = Self(*b"EUR");
+    /// United States dollar.
+    pub const USD: Self = Self(*b"USD");
+
     /// Takes a code as written.
     pub fn parse(code: &str) -> Result<Self, MoneyError> {
         match code.as_bytes() {
