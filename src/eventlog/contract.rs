@@ -269,6 +269,7 @@ pub(crate) async fn members_share_the_partitions(subject: &dyn Subject) {
         }
     };
     assert!(!revoked.is_empty() && revoked.len() < usize::from(PARTITIONS));
+    assert!(two.next(ALL).now_or_never().is_none(), "not before the first one has dealt with it and asked again");
     // The next call of the first is what frees them; it goes on with its own.
     one.seek(revoked[0], 0);
     let kept: BTreeSet<u16> = (0..PARTITIONS).filter(|p| !revoked.contains(p)).collect();

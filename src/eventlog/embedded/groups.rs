@@ -124,10 +124,10 @@ pub(super) fn encode(groups: &[Kept]) -> Vec<u8> {
 pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Kept>, Error> {
     match bytes.strip_prefix(&MAGIC).and_then(|rest| rest.first()) {
         Some(version) if *version > VERSION => {
-            return Err(Error::Format(format!("the log's `groups` file is of version {version}; this build reads up to {VERSION}")));
+            Err(Error::Format(format!("the log's `groups` file is of version {version}; this build reads up to {VERSION}")))
         }
         _ => decode_v1(bytes).ok_or_else(|| {
-            Error::Format("the log's `groups` file is damaged: remove it to start with no commits (retention then waits for every group)".to_owned())
+            Error::Format("the log's `groups` file is damaged: removed, every group holds retention back anew from its next start on".to_owned())
         }),
     }
 }

@@ -1,9 +1,9 @@
 //! The embedded log: one sequence of segment files per topic, written by one thread each, one `fdatasync` per group of appends. Opened through
-//! [`super::open`]; nothing outside names this backend but for its [`Settings`] and [`Stats`]. Must never answer an append before its sync, nor show a
+//! [`crate::eventlog::open`]; nothing outside names this backend but for its [`Settings`] and [`Stats`]. Must never answer an append before its sync, nor show a
 //! reader what is not synced.
 //!
-//! [`format`] has the bytes, [`recovery`] opens them, [`writer`] adds to them, [`topic`] is what writer and readers share, [`chunk`] and [`consumer`]
-//! read, [`groups`] and [`retention`] decide what may be forgotten.
+//! `format` has the bytes, `recovery` opens them, `writer` adds to them, `topic` is what writer and readers share, `chunk` and `consumer` read, `groups`
+//! and `retention` decide what may be forgotten, `disk` is the file system under it all.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ pub struct Settings {
     /// Bytes of both topics on disk at which appends are refused. The last eighth is kept for [`Topic::Changes`], so that a full disk stops the
     /// senders while what they sent is still worked off.
     pub max_bytes: u64,
-    /// Bytes at which a new segment file is begun. What retention removes is whole segments.
+    /// Bytes at which a new segment file is begun; also begun when it holds an eighth of `retention`. What retention removes is whole segments.
     pub segment_bytes: u64,
     /// Age from which on a segment is removed, once every group has passed it.
     pub retention: Duration,
@@ -92,7 +92,7 @@ pub struct Stats {
     pub bounds: [Vec<Bounds>; 2],
 }
 
-/// A call's values together may not pass this, so that a group's lengths fit its header.
+/// A call's frames together may not pass this, so that a group's lengths fit its header.
 const MAX_CALL: usize = 1 << 30;
 
 /// A topic with its writer.
@@ -242,7 +242,7 @@ fn check_call(log: &TopicLog, records: &[Append]) -> Result<(), Error> {
         if record.partition >= PARTITIONS {
             return Err(Error::Format(format!("{} has no partition {}", log.topic.name(), record.partition)));
         }
-        bytes += record.value.len();
+        bytes += record.value.len() + format::FRAME_HEADER;
     }
     if bytes > MAX_CALL {
         return Err(Error::TooLarge { bytes });

@@ -11,11 +11,6 @@ pub(super) const COUNT: usize = PARTITIONS as usize;
 pub(super) struct Offsets([Offset; COUNT]);
 
 impl Offsets {
-    /// The same offset everywhere.
-    pub(super) const fn all(offset: Offset) -> Self {
-        Self([offset; COUNT])
-    }
-
     /// One partition's; 0 for a partition that does not exist (callers check the number where it comes in).
     pub(super) fn of(&self, partition: u16) -> Offset {
         self.0.get(usize::from(partition)).copied().unwrap_or(0)

@@ -69,6 +69,7 @@ struct Scan<'a> {
 /// The segment followed last, with what is needed to cut its tail.
 struct LastSegment {
     file: Box<dyn DiskFile>,
+    created: Timestamp,
     len: u64,
     last_group: Option<LastGroup>,
 }
@@ -167,7 +168,7 @@ impl Scan<'_> {
             group
         });
         self.segments.push_back(segment);
-        self.last = Some(LastSegment { file, len, last_group });
+        self.last = Some(LastSegment { file, created: head.created, len, last_group });
         Ok(())
     }
 
@@ -200,7 +201,7 @@ impl Scan<'_> {
         }
         last.file.sync_data()?;
         self.disk.sync_dir(self.dir)?;
-        Ok(Tail { file: last.file, seq, salt, end, next: self.next, sealed })
+        Ok(Tail { file: last.file, seq, salt, created: last.created, end, next: self.next, sealed })
     }
 
     /// Makes the segment that the log goes on with.
@@ -209,7 +210,7 @@ impl Scan<'_> {
         let header = SegmentHeader { topic: self.topic, seq, salt: self.salt, previous_end, created: now, base: self.next };
         let file = create_segment(self.disk, self.dir, &header)?;
         let segment = Segment::empty(seq, header.salt, header.base, now);
-        let tail = Tail { file, seq, salt: segment.salt, end: segment.end, next: self.next, sealed: true };
+        let tail = Tail { file, seq, salt: segment.salt, created: now, end: segment.end, next: self.next, sealed: true };
         self.segments.push_back(segment);
         Ok(tail)
     }

@@ -18,6 +18,7 @@ pub(super) fn retain(log: &TopicLog, now: Timestamp) -> io::Result<()> {
             && let Some(bytes) = drop_oldest(&mut state, oldest_kept)
         {
             log.disk_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            log.show_disk_bytes();
         }
         let Some(seq) = state.doomed.front().copied() else { return Ok(()) };
         drop(state);
@@ -35,8 +36,9 @@ fn drop_oldest(state: &mut State, oldest_kept: Timestamp) -> Option<u64> {
     let first = state.segments.front()?;
     // The segment being written stays: it is never passed, and the log's offsets live in it.
     let behind = state.segments.get(1)?.base;
-    let holding = state.groups.values().filter(|group| group.holds);
-    let passed = holding.fold(Offsets::all(u64::MAX), |lowest, group| lowest.min(&group.committed));
+    // A topic that nobody reads yet keeps everything: its readers are still to come.
+    let holding = state.groups.values().filter(|group| group.holds).map(|group| group.committed);
+    let passed: Offsets = holding.reduce(|lowest, committed| lowest.min(&committed))?;
     // A partition without records in this segment has nothing to pass.
     let needed = behind.iter().any(|(partition, end)| first.base.of(partition) < end && passed.of(partition) < end);
     if first.newest > oldest_kept || needed {

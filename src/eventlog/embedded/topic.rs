@@ -281,7 +281,13 @@ impl TopicLog {
         }
         drop(state);
         self.disk_bytes.fetch_add(new_bytes, Ordering::Relaxed);
+        self.show_disk_bytes();
         self.wake.send_replace(());
+    }
+
+    /// Tells the metrics how large the log is.
+    pub(super) fn show_disk_bytes(&self) {
+        metrics::gauge!("contrail_log_disk_bytes").set(self.disk_bytes.load(Ordering::Relaxed) as f64);
     }
 
     /// Durable records of a partition from `from` on, and its durable end: from memory, and at most one block from the file.

@@ -15,7 +15,7 @@ use super::format::{self, FRAME_HEADER, GROUP_HEADER_MAX, GroupHeader, SEGMENT_H
 use super::offsets::Offsets;
 use super::recovery;
 use super::topic::{Segment, TopicLog};
-use crate::event::Clock;
+use crate::event::{Clock, Timestamp};
 use crate::eventlog::{Append, Error, Offset};
 
 /// Where a topic is written on.
@@ -26,6 +26,8 @@ pub(super) struct Tail {
     pub(super) seq: u64,
     /// Of its groups' checksums.
     pub(super) salt: u64,
+    /// When it was made.
+    pub(super) created: Timestamp,
     /// Its synced length.
     pub(super) end: u64,
     /// The next offsets.
@@ -225,11 +227,7 @@ impl Writer {
     /// Makes one group durable and visible; `bytes` is an upper bound of its size.
     fn write_group(&mut self, calls: &[&[Append]], bytes: usize) -> io::Result<Vec<Vec<Offset>>> {
         let now = self.clock.now();
-        let opened = if self.tail.end > SEGMENT_HEADER as u64 && self.tail.end + bytes as u64 > self.log.settings.segment_bytes {
-            Some(self.roll()?)
-        } else {
-            None
-        };
+        let opened = if self.is_done(bytes as u64, now) { Some(self.roll()?) } else { None };
         let tail = &mut self.tail;
         let group = format::encode_group(tail.salt, tail.end, now, &mut tail.next, calls)?;
         tail.file.write_at(&group.bytes, tail.end)?;
@@ -241,6 +239,14 @@ impl Writer {
         let chunk = Chunk::of_group(&group.header, group.bytes.into(), ends);
         self.log.publish(opened, Some(chunk), len, now);
         Ok(group.offsets)
+    }
+
+    /// Whether the segment should take no group of so many bytes any more: it is full, or holds an eighth of the retention age, so that a quiet log
+    /// forgets in time, too.
+    fn is_done(&self, bytes: u64, now: Timestamp) -> bool {
+        let (tail, settings) = (&self.tail, &self.log.settings);
+        let span = i64::try_from(settings.retention.as_micros() / 8).unwrap_or(i64::MAX);
+        tail.end > SEGMENT_HEADER as u64 && (tail.end + bytes > settings.segment_bytes || now > tail.created.plus_micros(span))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -257,7 +263,7 @@ impl Writer {
         let header =
             SegmentHeader { topic: self.log.topic, seq: tail.seq + 1, salt: rand::random(), previous_end: tail.end, created: now, base: tail.next };
         tail.file = recovery::create_segment(&*self.log.disk, &self.log.dir, &header)?;
-        (tail.seq, tail.salt, tail.end) = (header.seq, header.salt, SEGMENT_HEADER as u64);
+        (tail.seq, tail.salt, tail.created, tail.end) = (header.seq, header.salt, now, SEGMENT_HEADER as u64);
         Ok(Segment::empty(header.seq, header.salt, header.base, now))
     }
 

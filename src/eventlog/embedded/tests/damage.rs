@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::format::{self, GroupHeader, SEGMENT_HEADER, SegmentHeader};
 use super::super::topic::segment_name;
@@ -116,7 +117,8 @@ async fn a_reader_is_told_of_damage_once_and_goes_on() {
     let mut reader = log.subscribe(TOPIC, "g").await.unwrap();
     let (mut got, mut failed) = ([0; PARTITIONS as usize], 0);
     while got != [calls, 3, calls] || failed == 0 {
-        match reader.next(100).await.unwrap() {
+        let delivery = tokio::time::timeout(Duration::from_secs(30), reader.next(100)).await.expect("nothing is told");
+        match delivery.unwrap() {
             Delivery::Assigned(partitions) => partitions.into_iter().for_each(|partition| reader.seek(partition, 0)),
             Delivery::Records { partition, records, .. } => got[usize::from(partition)] += records.len(),
             Delivery::Failed { partition: 1, error: Error::Damaged { offset: 3, .. } } => failed += 1,

@@ -10,7 +10,7 @@ use super::super::format::{GROUP_HEADER, GroupHeader, SegmentHeader};
 use super::super::{EmbeddedLog, Settings};
 use super::sim::SimDisk;
 use super::{InTemp, noon, small};
-use crate::event::Clock;
+use crate::event::{Clock, Timestamp};
 use crate::eventlog::contract::{read_all, record};
 use crate::eventlog::{Consumer, Delivery, Error, EventLog, Topic};
 
@@ -127,6 +127,49 @@ async fn retention_removes_whole_segments_by_age_and_commit() {
     drop((reader, log));
     let log = open(&disk, &settings, &clock);
     assert_eq!(log.bounds(TOPIC).await.unwrap(), before, "the start outlives a restart");
+}
+
+/// A small shop's log fills no segment for months, and yet forgets after days.
+#[tokio::test]
+async fn a_quiet_log_forgets_in_time() {
+    let clock = noon();
+    let log = open(&SimDisk::new(1), &Settings::default(), &clock);
+    let mut reader = log.subscribe(TOPIC, "g").await.unwrap();
+    assign(&mut *reader).await;
+    for _ in 0..20 {
+        log.append(TOPIC, vec![record(0, "x")]).await.unwrap();
+        clock.set(clock.now().plus_seconds(86_400));
+    }
+    reader.commit(0, 20);
+    log.retain(clock.now()).await.unwrap();
+    let start = log.bounds(TOPIC).await.unwrap()[0].start;
+    assert!((12..=14).contains(&start), "about the last seven of twenty days remain: {start}");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_keeps_everything() {
+    let (disk, clock) = (SimDisk::new(1), noon());
+    let log = open(&disk, &small(), &clock);
+    for _ in 0..100 {
+        log.append(TOPIC, vec![record(0, "x".repeat(100))]).await.unwrap();
+    }
+    log.retain(Timestamp::MAX).await.unwrap();
+    assert_eq!(read_all(&log, TOPIC, 0).await.unwrap().len(), 100);
+}
+
+/// The newest stay in memory, the older come from the file, and a log still being written serves both without a seam.
+#[tokio::test]
+async fn memory_and_file_meet_without_a_seam() {
+    let log = open(&SimDisk::new(1), &Settings { segment_bytes: 1 << 20, tail_bytes: 3000, ..small() }, &noon());
+    for n in 0..2000u64 {
+        log.append(TOPIC, vec![record((n % 3) as u16, "x".repeat(400))]).await.unwrap();
+        if n % 250 == 0 {
+            for partition in 0..3 {
+                let held = read_all(&log, TOPIC, partition).await.unwrap().len() as u64;
+                assert_eq!(held, n / 3 + u64::from(n % 3 >= u64::from(partition)));
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -93,7 +93,11 @@ async fn one_life(seed: u64) {
         if let Ok(log) = EmbeddedLog::open_on(Arc::new(disk.clone()), Path::new("log"), &small(), &noon()) {
             append_until_dark(&log, &mut random, &mut sent).await;
         }
-        disk.power_cycle();
+        if random.random_bool(0.5) {
+            disk.power_cycle();
+        } else {
+            disk.kill();
+        }
         let log = EmbeddedLog::open_on(Arc::new(disk.clone()), Path::new("log"), &small(), &noon()).unwrap();
         check(&log, &mut sent, seed).await;
         // What a reader has seen once is durable: it outlives another loss right away.

@@ -132,6 +132,13 @@ impl SimDisk {
 }
 
 impl SimDisk {
+    /// The process dies, the machine goes on: nothing is lost, and nothing more is synced than was.
+    pub(super) fn kill(&self) {
+        let mut world = self.0.lock().unwrap();
+        world.life += 1;
+        world.left = None;
+    }
+
     /// Another disk with the same files, all of it synced.
     pub(super) fn copy(&self) -> Self {
         let world = self.0.lock().unwrap();
