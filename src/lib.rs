@@ -8,10 +8,10 @@ pub mod eventlog;
 pub mod ingest;
 /// The one JSON error body.
 pub mod problem;
-/// Who may do what.
-pub mod site;
 /// The simulated shop day of demo and loadtest.
 pub mod simulate;
+/// Who may do what.
+pub mod site;
 /// SQLite as both embedded stores use it.
 pub mod sqlite;
 /// Map, merge, live objects, subscribers.

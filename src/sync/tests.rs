@@ -1,9 +1,11 @@
 //! The sync side as a whole, over the embedded log and store: events into the log, objects out of the reader.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
@@ -19,9 +21,9 @@ use super::router::{Router, RouterSettings};
 use super::status::Status;
 use super::{Error, Feed, ObjectStore, Update};
 use crate::event::ids::{events_partition, fingerprint};
-use crate::event::{Channel, Clock, Flags, KeyKind, ObjectKey, ObjectKind, Record, RecordKind, RulesOf, SiteId, Timestamp};
+use crate::event::{Channel, Clock, Flags, ObjectKey, ObjectKind, Record, RecordKind, RulesOf, SiteId, Timestamp};
 use crate::eventlog::embedded::{EmbeddedLog, Settings};
-use crate::eventlog::{Append, EventLog, Topic};
+use crate::eventlog::{self, Append, Bounds, Consumer, EventLog, Offset, Stored, Topic};
 
 /// Router, keeper and what they work on, in one directory.
 pub(crate) struct SyncSide {
@@ -34,6 +36,10 @@ pub(crate) struct SyncSide {
     tasks: JoinSet<Result<(), Error>>,
 }
 
+fn router_settings() -> RouterSettings {
+    RouterSettings { backoff: (Duration::from_millis(1), Duration::from_millis(5)), round_records: 40, ..RouterSettings::default() }
+}
+
 pub(crate) fn site() -> SiteId {
     SiteId::parse("demo").unwrap()
 }
@@ -42,20 +48,96 @@ pub(crate) fn start_time() -> Timestamp {
     Timestamp::parse("2026-11-20T10:00:00Z").unwrap()
 }
 
+/// How an append fails.
+#[derive(Clone, Debug)]
+enum Failure {
+    /// Nothing was appended.
+    Before,
+    /// All was appended, and nobody was told.
+    After,
+    /// A partition refuses.
+    Damaged(u16),
+}
+
+/// The embedded log, whose appends to `changes` fail by a script.
+struct Flaky {
+    log: EmbeddedLog,
+    script: Mutex<VecDeque<Option<Failure>>>,
+    damaged: Mutex<Option<u16>>,
+}
+
+#[async_trait]
+impl EventLog for Flaky {
+    async fn append(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, eventlog::Error> {
+        if topic == Topic::Events {
+            return self.log.append(topic, records).await;
+        }
+        let unavailable = || Err(eventlog::Error::Unavailable("by the script".into()));
+        let next = self.script.lock().unwrap().pop_front().flatten();
+        match next {
+            Some(Failure::Before) => return unavailable(),
+            Some(Failure::After) => {
+                self.log.append(topic, records).await?;
+                return unavailable();
+            }
+            Some(Failure::Damaged(partition)) => *self.damaged.lock().unwrap() = Some(partition),
+            None => {}
+        }
+        let damaged = *self.damaged.lock().unwrap();
+        match damaged {
+            Some(partition) if records.iter().any(|record| record.partition == partition) => {
+                Err(eventlog::Error::Damaged { topic: topic.name(), partition, offset: 0, what: "by the script".into() })
+            }
+            _ => self.log.append(topic, records).await,
+        }
+    }
+
+    async fn subscribe(&self, topic: Topic, group: &str) -> Result<Box<dyn Consumer>, eventlog::Error> {
+        self.log.subscribe(topic, group).await
+    }
+
+    async fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, eventlog::Error> {
+        self.log.read(topic, partition, from, max_bytes).await
+    }
+
+    async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, eventlog::Error> {
+        self.log.bounds(topic).await
+    }
+
+    async fn committed(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, eventlog::Error> {
+        self.log.committed(topic, group).await
+    }
+
+    async fn forget_group(&self, topic: Topic, group: &str) -> Result<(), eventlog::Error> {
+        self.log.forget_group(topic, group).await
+    }
+
+    async fn retain(&self, now: Timestamp) -> Result<(), eventlog::Error> {
+        self.log.retain(now).await
+    }
+
+    async fn close(&self) -> Result<(), eventlog::Error> {
+        self.log.close().await
+    }
+}
+
 impl SyncSide {
     pub(crate) fn open(dir: &Path, clock: &Clock) -> Self {
         Self::open_with(dir, clock, KeeperSettings { checkpoint_every: Duration::from_millis(20), ..KeeperSettings::default() })
     }
 
     pub(crate) fn open_with(dir: &Path, clock: &Clock, settings: KeeperSettings) -> Self {
-        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&dir.join("log"), &Settings::default(), clock).unwrap());
+        let log = EmbeddedLog::open(&dir.join("log"), &Settings::default(), clock).unwrap();
+        Self::open_over(Arc::new(log), dir, clock, settings)
+    }
+
+    fn open_over(log: Arc<dyn EventLog>, dir: &Path, clock: &Clock, settings: KeeperSettings) -> Self {
         let store: Arc<dyn ObjectStore> = Arc::new(EmbeddedStore::open(&dir.join("objects.db"), Duration::from_millis(20)).unwrap());
         let feed = LocalFeed::new(feed::Settings::default());
         let (status, stop) = (Arc::new(Status::default()), CancellationToken::new());
         let rules: RulesOf = Arc::new(|_| Arc::default());
         let reader = Reader::new(Arc::clone(&store), settings.expiry);
-        let router =
-            Router { log: Arc::clone(&log), store: Arc::clone(&store), rules, settings: RouterSettings::default(), status: Arc::clone(&status) };
+        let router = Router { log: Arc::clone(&log), store: Arc::clone(&store), rules, settings: router_settings(), status: Arc::clone(&status) };
         let keeper = Keeper {
             log: Arc::clone(&log),
             store: Arc::clone(&store),
@@ -292,5 +374,68 @@ async fn expired_objects_are_removed_by_a_change() {
     side.caught_up().await;
     let anew = side.reader.get(&key, later).await.unwrap().unwrap();
     assert_eq!((anew.revision, anew.event_id), (1, 3));
+    side.stop().await;
+}
+
+fn flaky(dir: &Path, script: impl IntoIterator<Item = Option<Failure>>) -> Arc<Flaky> {
+    let log = EmbeddedLog::open(&dir.join("log"), &Settings::default(), &Clock::system()).unwrap();
+    Arc::new(Flaky { log, script: Mutex::new(script.into_iter().collect()), damaged: Mutex::default() })
+}
+
+/// An append that failed, or whose answer was lost, is made again from the stored offset and counts once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_that_begins_again_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = (0..60).map(|n| match n % 5 {
+        0 => None,
+        1 | 3 => Some(Failure::After),
+        _ => Some(Failure::Before),
+    });
+    let log = flaky(dir.path(), script);
+    let settings = KeeperSettings { checkpoint_every: Duration::from_millis(20), ..KeeperSettings::default() };
+    let side = SyncSide::open_over(Arc::clone(&log) as _, dir.path(), &Clock::system(), settings);
+    for batch in 0..20 {
+        let views = (0..50).map(|n| view(&format!("e{batch}-{n}"), &format!("sku-{}", n % 2), "c1", start_time())).collect();
+        side.log.append(Topic::Events, views).await.unwrap();
+    }
+    side.caught_up().await;
+    assert!(log.script.lock().unwrap().is_empty(), "the script was played");
+    for name in ["product.sku-0", "product.sku-1"] {
+        let product = side.get(ObjectKind::Map, name).await.unwrap();
+        assert_eq!((product.revision, &item(&product, "activity").1["views"]), (500, &500.into()), "{name}");
+    }
+    assert_eq!(side.get(ObjectKind::Map, "index.product").await.unwrap().items.len(), 2);
+    side.stop().await;
+}
+
+/// A damaged partition of `changes` stops its own objects, with a flag; all others go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_partition_of_changes_stops_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |n: usize| ObjectKey { site: site(), kind: ObjectKind::Map, name: format!("product.sku-{n}") };
+    let bad = key(0).partition();
+    let side = SyncSide::open_over(flaky(dir.path(), [Some(Failure::Damaged(bad))]), dir.path(), &Clock::system(), KeeperSettings::default());
+    let views: Vec<Append> = (0..40).map(|n| view(&format!("e{n}"), &format!("sku-{n}"), "c1", start_time())).collect();
+    side.log.append(Topic::Events, views).await.unwrap();
+    side.caught_up().await;
+    for n in 0..40 {
+        let found = side.get(ObjectKind::Map, &key(n).name).await;
+        assert_eq!(found.is_some(), key(n).partition() != bad, "{n}");
+    }
+    assert!(side.status.failed().iter().any(|(topic, partition, _)| (*topic, *partition) == ("changes", bad)));
+    side.stop().await;
+}
+
+/// Bytes that are no event are passed over with an error; what stands around them counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_records_are_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let side = SyncSide::open(dir.path(), &Clock::system());
+    let good = view("e1", "sku-1", "c1", start_time());
+    let bad = |value: &'static [u8]| Append { partition: good.partition, value: value.into() };
+    side.log.append(Topic::Events, vec![bad(b"\x09"), good.clone(), bad(b"\x01"), view("e2", "sku-1", "c1", start_time())]).await.unwrap();
+    side.log.append(Topic::Changes, vec![Append { partition: 3, value: b"\x07".as_slice().into() }]).await.unwrap();
+    side.caught_up().await;
+    assert_eq!(side.get(ObjectKind::Map, "product.sku-1").await.unwrap().revision, 2);
     side.stop().await;
 }

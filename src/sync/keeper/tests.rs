@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use super::state::{Counts, KeeperState};
 use super::*;
 use crate::event::change::{Merge, Op, Origin, Stamp};
-use crate::event::{Change, ObjectKind, Timestamp};
+use crate::event::{Change, Timestamp};
 use crate::eventlog::Stored;
 use crate::sync::contract::map;
 use crate::sync::{Checkpoint, ObjectWrite};

@@ -7,8 +7,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::event::change::{Change, Merge, Op, Origin, Stamp};
 use crate::event::Timestamp;
+use crate::event::change::{Change, Merge, Op, Origin, Stamp};
 use crate::sync::embedded::EmbeddedStore;
 use crate::sync::expiry::Expiry;
 use crate::sync::feed::{self, LocalFeed};
@@ -189,11 +189,10 @@ async fn changes_follow_the_snapshot_and_resume() {
     assert_eq!(resumed.next().await, ("change".into(), Some(3), serde_json::json!({"key": "size", "revision": 1, "data": "L"})));
     let mut partly = server.events("/v1/live/maps/product.x/events", Some("1")).await;
     let shown = [partly.next().await, partly.next().await, partly.next().await];
-    assert_eq!(shown.map(|(name, id, data)| (name, id, data["key"].clone())), [
-        ("change".into(), None, "color".into()),
-        ("change".into(), Some(2), "name".into()),
-        ("change".into(), Some(3), "size".into()),
-    ]);
+    assert_eq!(
+        shown.map(|(name, id, data)| (name, id, data["key"].clone())),
+        [("change".into(), None, "color".into()), ("change".into(), Some(2), "name".into()), ("change".into(), Some(3), "size".into()),]
+    );
     let mut unknown = server.events("/v1/live/maps/product.x/events", Some("99")).await;
     assert_eq!(unknown.next().await.0, "snapshot");
 
@@ -201,7 +200,8 @@ async fn changes_follow_the_snapshot_and_resume() {
     for mut reader in [resumed, partly, unknown] {
         let (name, id, _) = loop {
             let message = reader.next().await;
-            if message.0 != "change" || message.2.get("key").is_none() {
+            // Its items first, each with its key, then the object itself.
+            if message.0 == "removed" && message.2.get("key").is_none() {
                 break message;
             }
         };
