@@ -1,5 +1,5 @@
 //! A bounded memory of what was looked up lately: two generations, the older dropped whole when the younger is full. Used by the router in front of
-//! its store; must never hold the only copy of anything.
+//! its store and by the store's writer; must never hold the only copy of anything.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,7 +12,7 @@ pub(super) struct Recent<K, V> {
     old: HashMap<K, V>,
 }
 
-impl<K: Hash + Eq + Copy, V> Recent<K, V> {
+impl<K: Hash + Eq + Clone, V> Recent<K, V> {
     /// An empty memory.
     pub(super) fn new(size: usize) -> Self {
         Self { size: size.max(1), young: HashMap::new(), old: HashMap::new() }
@@ -40,11 +40,16 @@ impl<K: Hash + Eq + Copy, V> Recent<K, V> {
         }
         match self.old.remove(key) {
             Some(value) => {
-                self.insert(*key, value);
+                self.insert(key.clone(), value);
                 true
             }
             None => false,
         }
+    }
+
+    /// A value; counts as a use.
+    pub(super) fn get(&mut self, key: &K) -> Option<&V> {
+        if self.contains(key) { self.young.get(key) } else { None }
     }
 
     /// Forgets everything.
@@ -67,7 +72,8 @@ mod tests {
             assert!(recent.young.len() + recent.old.len() <= 20);
         }
         assert!(!recent.contains(&500));
-        assert!(recent.contains(&995));
+        assert_eq!(recent.get(&995), Some(&995));
+        assert_eq!(recent.get(&1), None);
         recent.insert(0, 7);
         assert_eq!((recent.take(&0), recent.take(&0)), (Some(7), None));
         recent.clear();

@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::queries::failed;
 use self::writer::{Job, SharedIdentity, What, Writer};
+use super::recent::Recent;
 use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, StoredObject};
 use crate::event::identity::{Entry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
@@ -33,6 +34,9 @@ const QUEUE: usize = 64;
 const READERS: usize = 4;
 /// Most keys of one load.
 const MAX_KEYS: usize = 10_000;
+
+/// Objects written lately whose expiry entries the writer remembers; up to twice as many.
+const FILED: usize = 30_000;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS rows (object BLOB NOT NULL, item BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (object, item)) WITHOUT ROWID;
@@ -75,7 +79,8 @@ impl EmbeddedStore {
         conn.execute_batch(SCHEMA).and_then(|()| conn.pragma_update(None, "user_version", 1)).map_err(failed)?;
         let identity = Arc::new(RwLock::new(IdentityTables::open(&conn).map_err(failed)?));
         let none = vec![0; usize::from(PARTITIONS)];
-        let writer = Writer { conn, identity: Arc::clone(&identity), linger, durable: (none.clone(), none), expired_to: 0 };
+        let writer =
+            Writer { conn, identity: Arc::clone(&identity), linger, durable: (none.clone(), none), filed: Recent::new(FILED), expired_to: 0 };
         let (jobs, inbox) = mpsc::sync_channel(QUEUE);
         let named = std::thread::Builder::new().name("objects-writer".into());
         let writer = named.spawn(move || writer.run(&inbox)).map_err(|error| Error::Store(error.to_string()))?;

@@ -15,6 +15,7 @@ use super::rows;
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{ObjectKey, PARTITIONS, Timestamp};
 use crate::sqlite::IdentityTables;
+use crate::sync::recent::Recent;
 use crate::sync::{Checkpoint, Error, ObjectWrite, RouterCommit};
 
 /// Most jobs joined in one transaction.
@@ -22,6 +23,9 @@ const MAX_JOINED: usize = 64;
 
 /// The identity memory, shared with the readers: they look up while no transaction saves.
 pub(super) type SharedIdentity = Arc<RwLock<IdentityTables>>;
+
+/// An object's place in the expiry table: family and hour.
+pub(super) type Filing = (String, i64);
 
 /// What durable() tells: next offsets of `events` and of `changes` by partition.
 pub(super) type Offsets = (Vec<u64>, Vec<u64>);
@@ -53,6 +57,8 @@ pub(super) struct Writer {
     /// How long router state waits for company.
     pub(super) linger: Duration,
     pub(super) durable: Offsets,
+    /// Where objects written lately are filed for expiry, as committed: spares a read per write.
+    pub(super) filed: Recent<Vec<u8>, Filing>,
     /// The hour up to which identity tables were last dropped.
     pub(super) expired_to: i64,
 }
@@ -91,6 +97,9 @@ impl Writer {
             }
             if !done.is_empty() {
                 let result = self.commit(work).map_err(failed);
+                if result.is_err() {
+                    self.filed.clear();
+                }
                 for answer in done {
                     answer.send(result.clone()).ok();
                 }
@@ -137,9 +146,9 @@ impl Writer {
         let began = Instant::now();
         let tx = self.conn.transaction()?;
         let written = work.objects.len();
-        put_objects(&tx, work.objects)?;
+        put_objects(&tx, &mut self.filed, work.objects)?;
         put_checkpoints(&tx, work.checkpoints)?;
-        purge(&tx, &work.purge)?;
+        purge(&tx, &mut self.filed, &work.purge)?;
         if !work.router.is_empty() {
             put_router(&tx, &self.identity, work.router)?;
             expire_identity(&tx, &self.identity, &mut self.expired_to)?;
@@ -172,7 +181,7 @@ struct Work {
     purge: Vec<ObjectKey>,
 }
 
-fn put_objects(tx: &Transaction<'_>, objects: Vec<ObjectWrite>) -> rusqlite::Result<()> {
+fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, objects: Vec<ObjectWrite>) -> rusqlite::Result<()> {
     let mut keyed: Vec<(Vec<u8>, ObjectWrite)> = objects.into_iter().map(|object| (rows::key_bytes(&object.key), object)).collect();
     // Stable: writes of one object keep their order.
     keyed.sort_by(|a, b| a.0.cmp(&b.0));
@@ -181,9 +190,14 @@ fn put_objects(tx: &Transaction<'_>, objects: Vec<ObjectWrite>) -> rusqlite::Res
     let mut delete = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item = ?2")?;
     let mut clear = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item > x''")?;
     for (object, write) in &mut keyed {
-        let before: Option<Vec<u8>> = head_of.query_row([&*object], |row| row.get(0)).optional()?;
-        let filed = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::filing_of(&write.key.name, &head));
-        refile(tx, object, filed, Some(rows::filing_of(&write.key.name, &write.head)))?;
+        let to = rows::filing_of(&write.key.name, &write.head);
+        if filed.get(object) != Some(&to) {
+            let before: Option<Vec<u8>> = head_of.query_row([&*object], |row| row.get(0)).optional()?;
+            let from = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::filing_of(&write.key.name, &head));
+            refile(tx, object, from, Some(to.clone()))?;
+            filed.take(object);
+            filed.insert(object.clone(), to);
+        }
         put.execute(params![&*object, rows::HEAD, rows::head_to_bytes(&write.head)])?;
         if write.clear {
             clear.execute([&*object])?;
@@ -200,7 +214,7 @@ fn put_objects(tx: &Transaction<'_>, objects: Vec<ObjectWrite>) -> rusqlite::Res
 }
 
 /// Moves an object's expiry entry; nothing while it stays in its hour, so that a busy object costs no page here.
-fn refile(tx: &Transaction<'_>, object: &[u8], from: Option<(String, i64)>, to: Option<(String, i64)>) -> rusqlite::Result<()> {
+fn refile(tx: &Transaction<'_>, object: &[u8], from: Option<Filing>, to: Option<Filing>) -> rusqlite::Result<()> {
     if from == to {
         return Ok(());
     }
@@ -223,7 +237,7 @@ fn put_checkpoints(tx: &Transaction<'_>, checkpoints: Vec<(u16, Checkpoint)>) ->
 }
 
 /// Deletes objects whose heads are tombstones, with what is left of them.
-fn purge(tx: &Transaction<'_>, keys: &[ObjectKey]) -> rusqlite::Result<()> {
+fn purge(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, keys: &[ObjectKey]) -> rusqlite::Result<()> {
     let mut head_of = tx.prepare_cached("SELECT value FROM rows WHERE object = ?1 AND item = x''")?;
     let mut delete = tx.prepare_cached("DELETE FROM rows WHERE object = ?1")?;
     for key in keys {
@@ -232,6 +246,7 @@ fn purge(tx: &Transaction<'_>, keys: &[ObjectKey]) -> rusqlite::Result<()> {
         let Some(head) = before.and_then(|bytes| rows::head_from_bytes(key, &bytes).ok()) else { continue };
         if head.removed_at.is_some() {
             delete.execute([&object])?;
+            filed.take(&object);
             refile(tx, &object, Some(rows::filing_of(&key.name, &head)), None)?;
         }
     }

@@ -90,6 +90,8 @@ pub struct KeeperState {
 struct Slot {
     object: Object,
     bytes: usize,
+    /// The partition its changes come from.
+    partition: u16,
     /// Offset of its first change that is in no write yet.
     first: Option<u64>,
     /// Writes under way; it is evicted only at 0.
@@ -200,7 +202,7 @@ impl KeeperState {
     pub fn insert(&mut self, object: Object) {
         let key = Arc::new(object.key().clone());
         let bytes = weight(&object);
-        if self.objects.insert(Arc::clone(&key), Slot { object, bytes, first: None, flying: 0, used: true }).is_none() {
+        if self.objects.insert(Arc::clone(&key), Slot { object, bytes, partition: 0, first: None, flying: 0, used: true }).is_none() {
             self.order.push_back(key);
             self.cached += bytes;
         }
@@ -250,6 +252,7 @@ impl KeeperState {
             slot.bytes = heavier;
             if slot.first.is_none() {
                 slot.first = Some(offset);
+                slot.partition = batch.partition;
                 place.pending.insert(offset);
             }
             self.scheduler.touch(&change.key, bytes, now);
@@ -292,8 +295,7 @@ impl KeeperState {
             flight.writes.push(write);
         }
         flight.applied.push((applied, render));
-        let partition = due.key.partition();
-        flight.objects.push((due, partition, first));
+        flight.objects.push((due, slot.partition, first));
     }
 
     /// Notes that a flight is committed and published.
