@@ -2,6 +2,8 @@
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
 pub mod archiver;
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod embedded;
 pub mod fold;
 pub mod people;
