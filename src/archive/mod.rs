@@ -1,15 +1,20 @@
 //! The archive and its answers: every event for the long term, and what analysts ask of them. Reads `events` only; must never read live objects. The
 //! archiver is the only writer; report, export, audit, timeline and trace read over any [`Archive`].
 
+pub mod archiver;
 pub mod audit;
 pub mod embedded;
 pub mod export;
+pub mod fold;
 pub mod people;
+pub mod progress;
+mod recent;
 pub mod report;
 pub mod rollup;
 #[cfg(test)]
 pub(crate) mod shop;
 pub mod timeline;
+pub mod top;
 pub mod view;
 
 use std::collections::BTreeMap;

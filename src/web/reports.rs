@@ -15,14 +15,14 @@ use crate::archive::report::{Answer, Question, run};
 use crate::archive::timeline::{Page, Paging, history, timeline, trace};
 use crate::archive::view::SidOf;
 use crate::archive::{Archive, Error};
-use crate::event::{Clock, RulesOf, SiteId};
+use crate::event::{Clock, RulesOf, SiteId, Timestamp};
 use crate::problem::Problem;
 
 /// Which site a request may read, or why it may not.
 pub type Authorise = Arc<dyn Fn(&Parts) -> Result<SiteId, Problem> + Send + Sync>;
 
-/// The durable ends of the `events` partitions, by number: what answers measure their freshness by.
-pub type Ends = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<u64>, Error>> + Send>> + Send + Sync>;
+/// Up to when the archive is complete at the time given: see [`crate::archive::report::fresh_to`].
+pub type Freshness = Arc<dyn Fn(Timestamp) -> Pin<Box<dyn Future<Output = Result<Timestamp, Error>> + Send>> + Send + Sync>;
 
 /// What answering takes.
 #[derive(Clone)]
@@ -33,8 +33,8 @@ pub struct Deps {
     pub rules: RulesOf,
     /// What the time is.
     pub clock: Clock,
-    /// How far the log is.
-    pub ends: Ends,
+    /// How far the archive is.
+    pub freshness: Freshness,
     /// Who may read what.
     pub authorise: Authorise,
     /// Gives objects' SIDs.
@@ -59,8 +59,8 @@ async fn report(State(deps): State<Deps>, Path(name): Path<String>, RawQuery(que
         let csv = wants_csv(&mut parameters, &parts.headers)?;
         let (rules, now) = ((deps.rules)(&site), deps.clock.now());
         let question = Question::parse(&name, site, &parameters, &rules, now).map_err(problem)?;
-        let ends = (deps.ends)().await.map_err(problem)?;
-        let answer = run(&*deps.archive, &rules, &question, now, &ends).await.map_err(problem)?;
+        let watermark = (deps.freshness)(now).await.map_err(problem)?;
+        let answer = run(&*deps.archive, &rules, &question, now, watermark).await.map_err(problem)?;
         if csv { csv_response(&answer) } else { json_response(&answer) }
     };
     answer.await.unwrap_or_else(Problem::into_response)
@@ -182,16 +182,12 @@ mod tests {
     use crate::archive::shop::{Shop, at, post, site, wait};
 
     fn get(shop: &Shop, uri: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, String) {
-        let ends = shop.ends();
         let rules = Arc::new(shop.rules.clone());
         let deps = Deps {
             archive: Arc::clone(&shop.archive) as Arc<dyn Archive>,
             rules: Arc::new(move |_| Arc::clone(&rules)),
             clock: Clock::fixed(at("2026-11-20T12:00:00Z")),
-            ends: Arc::new(move || {
-                let ends = ends.clone();
-                Box::pin(async move { Ok(ends) })
-            }),
+            freshness: Arc::new(|now| Box::pin(async move { Ok(now) })),
             authorise: Arc::new(|parts| match parts.headers.get("authorization") {
                 Some(_) => Ok(site()),
                 None => Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "No token.", "")),

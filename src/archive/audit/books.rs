@@ -81,7 +81,12 @@ pub(super) async fn check_log(
         let cursor = cursors.get(usize::from(partition)).copied().unwrap_or_default();
         if cursor.next > bounds.next {
             if let Some(site) = sites.first() {
-                audit.note(site, format!("the log's partition {partition}"), format!("read up to {}", cursor.next), format!("its end at {}", bounds.next));
+                audit.note(
+                    site,
+                    format!("the log's partition {partition}"),
+                    format!("read up to {}", cursor.next),
+                    format!("its end at {}", bounds.next),
+                );
             }
             continue;
         }

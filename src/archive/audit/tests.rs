@@ -32,7 +32,12 @@ fn posts() -> Vec<Post> {
         step("k3", "2026-11-20T10:05:00Z", "contact", "completed"),
         Post { channel: Channel::Pixel, ..order("o1", "2026-11-20T10:06:00Z", &[line("a", 9)]) },
         Post { channel: Channel::Webhook, ..order("o2", "2026-11-20T10:06:05Z", &[line("a", 3), line("b", 1)]) },
-        post("r1", "2026-11-21T10:06:05Z", "c1", json!({"type": "order_refunded", "refund": {"id": "r"}, "order": {"id": "o", "items": [line("a", 1)]}})),
+        post(
+            "r1",
+            "2026-11-21T10:06:05Z",
+            "c1",
+            json!({"type": "order_refunded", "refund": {"id": "r"}, "order": {"id": "o", "items": [line("a", 1)]}}),
+        ),
     ]
 }
 
@@ -76,7 +81,8 @@ fn a_tampered_cell_shows() {
     });
     assert_eq!(moved, ["views of \"a\" in 2026-11-20T09:00:00Z", "views of \"a\" in 2026-11-20T10:45:00Z"]);
     let elsewhere = after(|batch| {
-        let mut stray = batch.cells[views(batch)].clone();
+        let at_views = views(batch);
+        let mut stray = batch.cells[at_views].clone();
         stray.1.cell = at("2024-01-01T00:00:00Z");
         batch.cells.push(stray);
     });

@@ -1,0 +1,462 @@
+//! The archive's only writer: reads `events`, folds what it read into one batch of absolute values, writes it, and moves on from there. Run by the
+//! composition root. Must never commit an offset before the write that reflects it, nor pass over a record.
+//!
+//! Transactions grow with the backlog: whatever arrived while the last batch was written becomes the next one, up to
+//! [`Settings::max_events`] records, [`Settings::max_bytes`] or [`Settings::longest`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::fold::{self, Folded, ObjectsOf, Taken};
+use super::progress::Progress;
+use super::recent::Recent;
+use super::top::{self, Touched};
+use super::{Archive, Books, CellKey, CellValue, Cursor, Error, WriteBatch};
+use crate::event::identity::{Entry, IdentityKey};
+use crate::event::{Clock, PARTITIONS, RulesOf, SiteId, Timestamp};
+use crate::eventlog::{Consumer, Delivery, EventLog, Stored, Topic};
+
+/// The archiver's consumer group of `events`.
+pub const GROUP: &str = "archiver";
+
+/// How the archiver gathers and remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Records at which a batch is written.
+    pub max_events: usize,
+    /// Bytes of records at which a batch is written.
+    pub max_bytes: usize,
+    /// Age at which a batch is written.
+    pub longest: Duration,
+    /// How long a batch waits for a further delivery.
+    pub linger: Duration,
+    /// How often written offsets are made durable and committed to the log, which may then forget what is below.
+    pub durable_every: Duration,
+    /// First pause after a failed write; doubles up to a hundred times it.
+    pub backoff: Duration,
+    /// Bytes of cells, and of orders and checkouts, kept in memory (each, at most twice as much).
+    pub cache_bytes: usize,
+    /// How long the dashboard documents rest after each publication, at least.
+    pub top_every: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_events: 20_000,
+            max_bytes: 16 << 20,
+            longest: Duration::from_secs(1),
+            linger: Duration::from_millis(20),
+            durable_every: Duration::from_secs(10),
+            backoff: Duration::from_millis(100),
+            cache_bytes: 12 << 20,
+            top_every: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The archiver with all it works on.
+pub struct Archiver {
+    /// Read from (`events`) and written to (`changes`: the dashboard documents).
+    pub log: Arc<dyn EventLog>,
+    /// Written to.
+    pub archive: Arc<dyn Archive>,
+    /// The sites' rules.
+    pub rules: RulesOf,
+    /// For the dashboards' day.
+    pub clock: Clock,
+    /// Names of the objects an event touches.
+    pub objects_of: ObjectsOf,
+    /// Where it tells how far it is.
+    pub progress: Arc<Progress>,
+    /// How it works.
+    pub settings: Settings,
+}
+
+impl Archiver {
+    /// Archives until `stop`; then writes what it has gathered, commits, and returns.
+    ///
+    /// # Errors
+    /// What trying again does not mend. A partition that cannot be read on is none: it stops alone, see [`Progress::failed`].
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        let touched = Arc::new(Touched::default());
+        let publisher = top::Publisher {
+            log: Arc::clone(&self.log),
+            archive: Arc::clone(&self.archive),
+            rules: Arc::clone(&self.rules),
+            clock: self.clock.clone(),
+            touched: Arc::clone(&touched),
+            every: self.settings.top_every,
+        };
+        let mut children = tokio::task::JoinSet::new();
+        let publishing = stop.child_token();
+        children.spawn(publisher.run(publishing.clone()));
+        let consumer = self.log.subscribe(Topic::Events, GROUP).await?;
+        let archived = Run::new(self, touched, consumer).run(&stop).await;
+        publishing.cancel();
+        while let Some(ended) = children.join_next().await {
+            ended.map_err(|error| Error::Store(format!("the dashboards' publisher stopped: {error}")))?;
+        }
+        archived
+    }
+}
+
+/// What a running archiver holds.
+struct Run {
+    job: Archiver,
+    touched: Arc<Touched>,
+    consumer: Box<dyn Consumer>,
+    /// Owned partitions that can be read: where the next record must stand.
+    owned: BTreeMap<u16, Owned>,
+    pending: Pending,
+    recent: Known,
+    /// When offsets are next made durable; None while all that is written is committed.
+    commit_at: Option<Instant>,
+    failures: u32,
+}
+
+/// An owned partition.
+#[derive(Debug)]
+struct Owned {
+    /// What is written.
+    written: Cursor,
+    /// The next offset to be delivered; the greatest there is where nothing is to be taken.
+    expected: u64,
+}
+
+/// What was delivered and not yet written.
+#[derive(Default)]
+struct Pending {
+    records: Vec<(u16, Vec<Stored>)>,
+    count: usize,
+    bytes: usize,
+}
+
+/// Clean copies of what was written lately.
+struct Known {
+    cells: Recent<(u16, CellKey), CellValue>,
+    books: Recent<(u16, SiteId, Timestamp), Books>,
+    /// Orders and checkouts only: an event's entry has its time to live, which the store keeps.
+    entries: Recent<IdentityKey, Entry>,
+}
+
+impl Known {
+    fn clear(&mut self) {
+        self.cells.clear();
+        self.books.clear();
+        self.entries.clear();
+    }
+}
+
+impl Run {
+    fn new(job: Archiver, touched: Arc<Touched>, consumer: Box<dyn Consumer>) -> Self {
+        let bytes = job.settings.cache_bytes;
+        let recent = Known { cells: Recent::new(bytes), books: Recent::new(bytes / 8), entries: Recent::new(bytes) };
+        Self { job, touched, consumer, owned: BTreeMap::new(), pending: Pending::default(), recent, commit_at: None, failures: 0 }
+    }
+
+    async fn run(mut self, stop: &CancellationToken) -> Result<(), Error> {
+        loop {
+            let step = self.step(stop).await;
+            match step {
+                Ok(()) if stop.is_cancelled() => break,
+                Ok(()) => self.failures = 0,
+                Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await,
+                Err(error) => return Err(error),
+            }
+        }
+        self.commit().await
+    }
+
+    /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written.
+    async fn step(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        self.gather(stop).await?;
+        if self.pending.count > 0 {
+            self.write().await?;
+            self.commit_at.get_or_insert_with(|| Instant::now() + self.job.settings.durable_every);
+        }
+        if self.commit_at.is_some_and(|at| at <= Instant::now()) {
+            self.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes deliveries until the batch is full, old enough, or none comes for a moment.
+    async fn gather(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        let Settings { max_events, max_bytes, longest, linger, .. } = self.job.settings;
+        let mut until = self.commit_at;
+        let mut full_at = None;
+        loop {
+            let room = max_bytes.saturating_sub(self.pending.bytes);
+            if room == 0 || self.pending.count >= max_events {
+                return Ok(());
+            }
+            let timeout = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                delivery = self.consumer.next(room.min(max_bytes / 4)) => self.take(delivery?).await?,
+                () = timeout => return Ok(()),
+            }
+            if self.pending.count > 0 {
+                let now = Instant::now();
+                let full_at = *full_at.get_or_insert(now + longest);
+                if now >= full_at {
+                    return Ok(());
+                }
+                until = Some(full_at.min(now + linger));
+            }
+        }
+    }
+
+    async fn take(&mut self, delivery: Delivery) -> Result<(), Error> {
+        match delivery {
+            Delivery::Assigned(partitions) => {
+                // Owned from here on, so that a failure to seek one is made good by starting over.
+                self.owned.extend(partitions.iter().map(|partition| (*partition, Owned { written: Cursor::default(), expected: u64::MAX })));
+                for partition in partitions {
+                    self.seek(partition).await?;
+                }
+            }
+            Delivery::Revoked(partitions) => {
+                self.pending.forget(&partitions);
+                for partition in partitions {
+                    self.owned.remove(&partition);
+                    self.job.progress.forget(partition);
+                    if partition == 0 {
+                        self.touched.own(false);
+                    }
+                }
+                // A partition that comes back may have been written by another meanwhile.
+                self.recent.clear();
+            }
+            Delivery::Records { partition, records, next } => self.take_records(partition, records, next),
+            Delivery::Failed { partition, error } if error.is_retryable() => {
+                tracing::warn!(partition, %error, "a partition of events cannot be read at present; trying again");
+                return Err(error.into());
+            }
+            Delivery::Failed { partition, error } => self.fail(partition, &error.to_string()),
+        }
+        Ok(())
+    }
+
+    /// Begins, or begins again, to read a partition where the archive stands.
+    async fn seek(&mut self, partition: u16) -> Result<(), Error> {
+        let written = self.job.archive.cursor(partition).await?;
+        self.consumer.seek(partition, written.next);
+        self.consumer.resume(partition);
+        self.owned.insert(partition, Owned { written, expected: written.next });
+        self.job.progress.update(partition, |progress| {
+            progress.cursor = written;
+            progress.failed = None;
+        });
+        if partition == 0 {
+            self.touched.own(true);
+        }
+        Ok(())
+    }
+
+    fn take_records(&mut self, partition: u16, mut records: Vec<Stored>, next: u64) {
+        let Some(owned) = self.owned.get_mut(&partition) else { return };
+        // What was under way when the reader was sent back.
+        records.retain(|record| record.offset >= owned.expected);
+        let gap = records.iter().zip(owned.expected..).find(|(record, expected)| record.offset != *expected);
+        if let Some((record, expected)) = gap {
+            let gap = format!("offset {} was delivered where {expected} was due", record.offset);
+            return self.fail(partition, &gap);
+        }
+        self.job.progress.update(partition, |progress| progress.end = next);
+        if let Some(last) = records.last() {
+            owned.expected = last.offset + 1;
+            self.pending.push(partition, records);
+        }
+    }
+
+    /// Stops one partition for good; what was delivered of it before is still written.
+    fn fail(&mut self, partition: u16, why: &str) {
+        tracing::error!(partition, why, "the archiver stops reading a partition of events; the others go on");
+        metrics::counter!("contrail_archiver_partition_failures_total").increment(1);
+        self.consumer.pause(partition);
+        if let Some(owned) = self.owned.get_mut(&partition) {
+            owned.expected = u64::MAX;
+        }
+        self.job.progress.update(partition, |progress| progress.failed = Some(why.to_owned()));
+    }
+
+    /// Folds what is pending and writes it.
+    async fn write(&mut self) -> Result<(), Error> {
+        let pending = std::mem::take(&mut self.pending);
+        let count = pending.count;
+        let began = Instant::now();
+        let (taken, keys) = on_cpu(move || pending.read()).await?;
+        let mut entries = HashMap::with_capacity(keys.len());
+        for (partition, mut keys) in keys {
+            keys.retain(|key| match self.recent.entries.take(key) {
+                Some(entry) => {
+                    entries.insert(*key, entry);
+                    false
+                }
+                None => true,
+            });
+            entries.extend(self.job.archive.identities(partition, &keys).await?);
+        }
+        let cursors = self.owned.iter().map(|(partition, owned)| (*partition, owned.written)).collect();
+        let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
+        let folded = on_cpu(move || fold::fold_all(taken, entries, cursors, &rules, &objects_of)).await?;
+        let verdicts = folded.verdicts;
+        let (batch, entries) = self.complete(folded).await?;
+        metrics::histogram!("contrail_archiver_fold_seconds").record(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        self.put(batch, entries).await?;
+        metrics::histogram!("contrail_archiver_write_seconds").record(began.elapsed().as_secs_f64());
+        metrics::histogram!("contrail_archiver_batch_records").record(count as f64);
+        for (verdict, count) in ["counted", "report", "duplicate", "conflict"].into_iter().zip(verdicts) {
+            metrics::counter!("contrail_archiver_events_total", "verdict" => verdict).increment(count);
+        }
+        Ok(())
+    }
+
+    /// Makes a batch's differences absolute, over what the archive holds.
+    async fn complete(&mut self, folded: Folded) -> Result<(WriteBatch, HashMap<IdentityKey, Entry>), Error> {
+        let mut unknown: BTreeMap<u16, Vec<CellKey>> = BTreeMap::new();
+        let mut cells = HashMap::new();
+        for key in folded.additions.keys() {
+            match self.recent.cells.take(key) {
+                Some(value) => drop(cells.insert(key.clone(), value)),
+                None => unknown.entry(key.0).or_default().push(key.1.clone()),
+            }
+        }
+        for (partition, keys) in unknown {
+            cells.extend(self.job.archive.cells(partition, &keys).await?.into_iter().map(|(key, value)| ((partition, key), value)));
+        }
+        let mut unknown: BTreeMap<u16, Vec<(SiteId, Timestamp)>> = BTreeMap::new();
+        let mut books = HashMap::new();
+        for key in folded.books.keys() {
+            match self.recent.books.take(key) {
+                Some(value) => drop(books.insert(key.clone(), value)),
+                None => unknown.entry(key.0).or_default().push((key.1.clone(), key.2)),
+            }
+        }
+        for (partition, keys) in unknown {
+            books.extend(self.job.archive.books_of(partition, &keys).await?.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)));
+        }
+        let rules = Arc::clone(&self.job.rules);
+        on_cpu(move || folded.into_batch(&rules, |key| cells.remove(key), |key| books.remove(key))).await
+    }
+
+    /// Writes a batch and remembers what it made of things.
+    async fn put(&mut self, batch: WriteBatch, entries: HashMap<IdentityKey, Entry>) -> Result<(), Error> {
+        let cells: Vec<_> = batch.cells.clone();
+        let books: Vec<_> = batch.books.clone();
+        let cursors = batch.cursors.clone();
+        self.job.archive.write(batch).await?;
+        self.touched.note(books.iter().map(|(_, site, _, _)| site));
+        for (partition, key, value) in cells {
+            let bytes = 200 + key.dim.len() + value.people.0.len();
+            self.recent.cells.put((partition, key), value, bytes);
+        }
+        for (partition, site, hour, value) in books {
+            self.recent.books.put((partition, site, hour), value, 300);
+        }
+        for (key, entry) in entries {
+            let bytes = match &entry {
+                Entry::Event(_) => continue,
+                Entry::Order(_) | Entry::Checkout(_) => 100 + 4 * entry.to_bytes().len(),
+            };
+            self.recent.entries.put(key, entry, bytes);
+        }
+        for (partition, cursor) in cursors {
+            if let Some(owned) = self.owned.get_mut(&partition) {
+                owned.written = cursor;
+                self.job.progress.update(partition, |progress| progress.cursor = cursor);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a failure: a pause, and everything from the archive's own cursors again; nothing is read before every partition was sent back.
+    async fn start_over(&mut self, error: Error, stop: &CancellationToken) {
+        self.recent.clear();
+        self.pending = Pending::default();
+        let mut failed = Some(error);
+        while let Some(error) = failed.take() {
+            self.failures = self.failures.saturating_add(1);
+            let longest = self.job.settings.backoff * (1 << self.failures.min(7)).min(100);
+            let pause = longest.mul_f64(rand::rng().random_range(0.5..1.0));
+            tracing::warn!(%error, failures = self.failures, pause_ms = pause.as_millis() as u64, "archiving failed; going back to the last cursors");
+            metrics::counter!("contrail_archiver_retries_total").increment(1);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            for partition in self.owned.keys().copied().collect::<Vec<_>>() {
+                if let Err(error) = self.seek(partition).await {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Makes what is written durable and lets the log forget it.
+    async fn commit(&mut self) -> Result<(), Error> {
+        let durable = self.job.archive.durable().await?;
+        for (partition, next) in (0..PARTITIONS).zip(durable) {
+            if self.owned.contains_key(&partition) {
+                self.consumer.commit(partition, next);
+            }
+        }
+        self.commit_at = None;
+        Ok(())
+    }
+}
+
+impl Pending {
+    fn push(&mut self, partition: u16, records: Vec<Stored>) {
+        self.count += records.len();
+        self.bytes += records.iter().map(|record| record.value.len()).sum::<usize>();
+        self.records.push((partition, records));
+    }
+
+    fn forget(&mut self, partitions: &[u16]) {
+        let kept = std::mem::take(&mut self.records).into_iter().filter(|(partition, _)| !partitions.contains(partition));
+        *self = kept.fold(Self::default(), |mut all, (partition, records)| {
+            all.push(partition, records);
+            all
+        });
+    }
+
+    /// Reads the records, and tells which identity entries decide on them.
+    fn read(self) -> (Vec<Taken>, BTreeMap<u16, Vec<IdentityKey>>) {
+        let taken: Vec<Taken> = self.records.into_iter().flat_map(|(partition, records)| fold::take(partition, records)).collect();
+        let mut keys: BTreeMap<u16, Vec<IdentityKey>> = BTreeMap::new();
+        for (partition, key) in taken.iter().filter_map(Taken::key) {
+            keys.entry(partition).or_default().push(key);
+        }
+        for keys in keys.values_mut() {
+            keys.sort_unstable();
+            keys.dedup();
+        }
+        (taken, keys)
+    }
+}
+
+/// Runs computing away from the threads that serve requests.
+async fn on_cpu<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::Corrupt(format!("a batch that stopped the archiver ({error})")))
+}
+
+#[cfg(test)]
+mod recount;
+#[cfg(test)]
+mod tests;
