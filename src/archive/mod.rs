@@ -3,6 +3,8 @@
 
 pub mod archiver;
 pub mod audit;
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod embedded;
 pub mod export;
 pub mod fold;

@@ -18,6 +18,9 @@ use crate::archive::{Archive, Error};
 use crate::event::{Clock, RulesOf, SiteId, Timestamp};
 use crate::problem::Problem;
 
+/// Boxed, since it is rare and large.
+type Refusal = Box<Problem>;
+
 /// Which site a request may read, or why it may not.
 pub type Authorise = Arc<dyn Fn(&Parts) -> Result<SiteId, Problem> + Send + Sync>;
 
@@ -54,7 +57,7 @@ pub fn router(deps: Deps) -> Router {
 async fn report(State(deps): State<Deps>, Path(name): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
     let answer = async {
         let (parts, _) = request.into_parts();
-        let site = (deps.authorise)(&parts)?;
+        let site = (deps.authorise)(&parts).map_err(Box::new)?;
         let mut parameters = parameters(query.as_deref());
         let csv = wants_csv(&mut parameters, &parts.headers)?;
         let (rules, now) = ((deps.rules)(&site), deps.clock.now());
@@ -63,7 +66,7 @@ async fn report(State(deps): State<Deps>, Path(name): Path<String>, RawQuery(que
         let answer = run(&*deps.archive, &rules, &question, now, watermark).await.map_err(problem)?;
         if csv { csv_response(&answer) } else { json_response(&answer) }
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
 async fn customer(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
@@ -72,7 +75,7 @@ async fn customer(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(que
         let rules = (deps.rules)(&site);
         json_response(&timeline(&*deps.archive, &rules, &site, &id, paging, &*deps.sids).await.map_err(problem)?)
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
 async fn product(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
@@ -80,7 +83,7 @@ async fn product(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(quer
         let (site, paging) = paged(&deps, request, query.as_deref())?;
         json_response(&history(&*deps.archive, &site, &id, paging, &*deps.sids).await.map_err(problem)?)
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
 async fn event(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
@@ -89,16 +92,16 @@ async fn event(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query)
         let page: Page = trace(&*deps.archive, &site, &id, paging, &*deps.sids).await.map_err(problem)?;
         if page.events.is_empty() && paging.after.is_none() {
             let detail = "The archive holds none with this id. One taken a moment ago may not have reached it yet.";
-            return Err(Problem::new(StatusCode::NOT_FOUND, "event_not_found", "There is no such event.", detail));
+            return Err(Box::new(Problem::new(StatusCode::NOT_FOUND, "event_not_found", "There is no such event.", detail)));
         }
         json_response(&page)
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
-fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, Paging), Problem> {
+fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, Paging), Refusal> {
     let (parts, _) = request.into_parts();
-    let site = (deps.authorise)(&parts)?;
+    let site = (deps.authorise)(&parts).map_err(Box::new)?;
     Ok((site, Paging::parse(&parameters(query)).map_err(problem)?))
 }
 
@@ -109,7 +112,7 @@ fn parameters(query: Option<&str>) -> Vec<(String, String)> {
 }
 
 /// Whether CSV is asked for: by `format`, which is taken out, else by `Accept`.
-fn wants_csv(parameters: &mut Vec<(String, String)>, headers: &HeaderMap) -> Result<bool, Problem> {
+fn wants_csv(parameters: &mut Vec<(String, String)>, headers: &HeaderMap) -> Result<bool, Refusal> {
     let format = parameters.iter().position(|(name, _)| name == "format").map(|at| parameters.remove(at).1);
     match format.as_deref() {
         Some("csv") => Ok(true),
@@ -123,13 +126,13 @@ fn wants_csv(parameters: &mut Vec<(String, String)>, headers: &HeaderMap) -> Res
     }
 }
 
-fn json_response(body: &impl serde::Serialize) -> Result<Response<Body>, Problem> {
+fn json_response(body: &impl serde::Serialize) -> Result<Response<Body>, Refusal> {
     let bytes = serde_json::to_vec(body).map_err(|e| problem(Error::Store(e.to_string())))?;
     Ok(response("application/json", bytes))
 }
 
 /// The rows as CSV; what the answer says about itself stands in `contrail-` headers.
-fn csv_response(answer: &Answer) -> Result<Response<Body>, Problem> {
+fn csv_response(answer: &Answer) -> Result<Response<Body>, Refusal> {
     let mut response = response("text/csv; charset=utf-8; header=present", answer.csv().map_err(problem)?);
     let facts = [
         ("contrail-watermark", answer.watermark.to_string()),
@@ -153,8 +156,8 @@ fn response(kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
 }
 
 /// What an archive's error is to the caller. The inner detail of failures is logged, not sent.
-fn problem(error: Error) -> Problem {
-    match error {
+fn problem(error: Error) -> Refusal {
+    Box::new(match error {
         Error::BadQuestion { parameter: "report", message } => {
             Problem::new(StatusCode::NOT_FOUND, "unknown_report", "There is no such report.", format!("report: {message}"))
         }
@@ -169,7 +172,7 @@ fn problem(error: Error) -> Problem {
             tracing::error!(%error, "the archive is damaged");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "archive_damaged", "What is stored cannot be read.", "The server's log says what.")
         }
-    }
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ mod answers;
 mod day;
 mod read;
 mod readers;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::Path;

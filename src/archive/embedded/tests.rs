@@ -1,0 +1,118 @@
+//! The embedded archive against the suite, and what is its own: crashes between its files, its version, its bounded number of open files.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::archive::contract::{self, Bench, sample, snapshot};
+
+struct Directory(TempDir);
+
+impl Bench for Directory {
+    async fn open(&self) -> Arc<dyn Archive> {
+        Arc::new(Embedded::open(self.0.path()).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn passes_the_suite() {
+    contract::suite(|| Directory(tempfile::tempdir().unwrap())).await;
+}
+
+/// What a crash leaves: the files as they are, without anybody closing them.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        // The index of a WAL is not kept across a crash: SQLite makes it anew.
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else if !entry.path().to_string_lossy().ends_with("-shm") {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_between_event_rows_and_cursors_is_made_good_by_the_replay() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = Embedded::open(dir.path()).unwrap();
+    archive.write_side(|writer| writer.write_events(&sample().events)).await.unwrap();
+    copy(dir.path(), crashed.path());
+    archive.write(sample()).await.unwrap();
+    let whole = snapshot(&archive).await;
+
+    let reopened = Embedded::open(crashed.path()).unwrap();
+    assert_eq!(reopened.cursor(3).await.unwrap(), Cursor::default(), "rows without their cursor");
+    assert_eq!(reopened.scan(&SiteId::parse("demo").unwrap(), &Scan { limit: 9, ..Scan::default() }).await.unwrap().len(), 2);
+    reopened.write(sample()).await.unwrap();
+    assert_eq!(snapshot(&reopened).await, whole);
+    reopened.close().await.unwrap();
+
+    // A crash after both.
+    let crashed = tempfile::tempdir().unwrap();
+    copy(dir.path(), crashed.path());
+    let reopened = Embedded::open(crashed.path()).unwrap();
+    assert_eq!(snapshot(&reopened).await, whole);
+    reopened.close().await.unwrap();
+    archive.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn power_loss_of_answers_leaves_rows_that_the_replay_meets_again() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let archive = Embedded::open(dir.path()).unwrap();
+    archive.write(sample()).await.unwrap();
+    let whole = snapshot(&archive).await;
+    copy(dir.path(), crashed.path());
+    archive.close().await.unwrap();
+    // `answers.db` commits without a sync: its WAL may be lost from any point on. The days' files may not.
+    let wal = crashed.path().join("answers.db-wal");
+    let bytes = std::fs::read(&wal).unwrap();
+    for kept in [0, bytes.len() / 3, bytes.len() - 5_000] {
+        let again = tempfile::tempdir().unwrap();
+        copy(crashed.path(), again.path());
+        std::fs::write(again.path().join("answers.db-wal"), &bytes[..kept]).unwrap();
+        let reopened = Embedded::open(again.path()).unwrap();
+        assert_eq!(reopened.cursor(3).await.unwrap(), Cursor::default());
+        reopened.write(sample()).await.unwrap();
+        assert_eq!(snapshot(&reopened).await, whole);
+        reopened.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn more_days_than_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Embedded::open(dir.path()).unwrap();
+    let first = sample().events[0].clone();
+    for round in 0..2u64 {
+        let events = (0..100u64).map(|day| {
+            let (offset, occurred_at) = (day * 2 + round, first.occurred_at.plus_seconds(day as i64 * 86_400 + round as i64));
+            EventRow { offset, occurred_at, event_id: format!("e{offset}"), ..first.clone() }
+        });
+        archive.write(WriteBatch { events: events.collect(), ..WriteBatch::default() }).await.unwrap();
+    }
+    assert_eq!(archive.days().await.unwrap().len(), 100);
+    let rows = archive.scan(&first.site, &Scan { limit: 1_000, ..Scan::default() }).await.unwrap();
+    assert!(rows.iter().map(|row| row.offset).eq(0..200));
+    archive.close().await.unwrap();
+    let reading = Embedded::open_readonly(dir.path()).unwrap();
+    assert_eq!(reading.days().await.unwrap().len(), 100);
+    assert!(matches!(reading.write(WriteBatch::default()).await, Err(Error::Closed)));
+    assert!(Embedded::open_readonly(&dir.path().join("nowhere")).is_err());
+}
+
+#[tokio::test]
+async fn a_later_version_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Embedded::open(dir.path()).unwrap();
+    archive.write(sample()).await.unwrap();
+    archive.close().await.unwrap();
+    let answers = rusqlite::Connection::open(dir.path().join("answers.db")).unwrap();
+    answers.pragma_update(None, "user_version", 2).unwrap();
+    drop(answers);
+    assert!(matches!(Embedded::open(dir.path()), Err(Error::Corrupt(what)) if what.contains("version 2")));
+}
