@@ -11,8 +11,10 @@ mod top;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Archive, Cursor, Error};
+use super::progress::watermark;
+use super::{Archive, Error};
 use crate::event::{Currency, Money, SiteId, SiteRules, Timestamp};
+use crate::eventlog::{EventLog, Topic};
 
 pub use question::{By, DEFAULT_LIMIT, MAX_LIMIT, Question, ReportName, limit, time};
 pub use render::{Column, Table, decimal};
@@ -208,14 +210,12 @@ struct Body {
     currency: Option<Currency>,
 }
 
-/// Answers a question. `ends` are the durable ends of the `events` partitions, by number: they tell how fresh the answer is.
-///
-/// The watermark is taken first, so that what is archived meanwhile may be counted beyond it, but nothing before it is missed.
+/// Answers a question. `watermark` is what [`fresh_to`] gave just before, so that what is archived meanwhile may be counted beyond it, but nothing before it
+/// is missed.
 ///
 /// # Errors
 /// Those of the archive.
-pub async fn run(archive: &dyn Archive, rules: &SiteRules, question: &Question, now: Timestamp, ends: &[u64]) -> Result<Answer, Error> {
-    let watermark = watermark(&archive.cursors().await?, ends, now);
+pub async fn run(archive: &dyn Archive, rules: &SiteRules, question: &Question, now: Timestamp, watermark: Timestamp) -> Result<Answer, Error> {
     let as_of = question.as_of.unwrap_or(watermark);
     let body = match question.report {
         ReportName::TopSearches | ReportName::SearchesWithoutResults => top::searches(archive, rules, question).await?,
@@ -239,13 +239,13 @@ pub async fn run(archive: &dyn Archive, rules: &SiteRules, question: &Question, 
     })
 }
 
-/// `now` when every partition is read to its end, else the least last `received_at` of those that are not.
-pub fn watermark(cursors: &[Cursor], ends: &[u64], now: Timestamp) -> Timestamp {
-    let behind = ends.iter().enumerate().filter_map(|(partition, end)| {
-        let cursor = cursors.get(partition).copied().unwrap_or_default();
-        (cursor.next < *end).then_some(cursor.received_at)
-    });
-    behind.min().map_or(now, |least| least.min(now))
+/// The watermark of an answer given now: `now` when every partition is read to its end, else the least last `received_at` of those that are not.
+///
+/// # Errors
+/// Those of log and archive.
+pub async fn fresh_to(archive: &dyn Archive, log: &dyn EventLog, now: Timestamp) -> Result<Timestamp, Error> {
+    let bounds = log.bounds(Topic::Events).await?;
+    Ok(watermark(&archive.cursors().await?, &bounds, now))
 }
 
 fn seconds_between(from: Timestamp, to: Timestamp) -> i64 {

@@ -12,7 +12,7 @@ use super::rollup::{Additions, Judged, Labels, hour_of, is_taken};
 use super::*;
 use crate::event::identity;
 use crate::event::ids::{completion_id, events_partition, fingerprint};
-use crate::event::{Event, ObjectKind, PARTITIONS, Record, RecordKind, SiteRules, kind};
+use crate::event::{Event, ObjectKind, Record, RecordKind, SiteRules, kind};
 
 /// Archive and log of one test.
 pub(crate) struct Shop {
@@ -82,10 +82,6 @@ impl Shop {
 
     pub(crate) fn write(&self, batch: WriteBatch) {
         wait(self.archive.write(batch)).unwrap();
-    }
-
-    pub(crate) fn ends(&self) -> Vec<u64> {
-        (0..PARTITIONS).map(|p| self.log.get(&p).map_or(0, |log| log.len() as u64)).collect()
     }
 
     /// What the archiver would write for these posts.

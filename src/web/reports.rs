@@ -15,14 +15,17 @@ use crate::archive::report::{Answer, Question, run};
 use crate::archive::timeline::{Page, Paging, history, timeline, trace};
 use crate::archive::view::SidOf;
 use crate::archive::{Archive, Error};
-use crate::event::{Clock, RulesOf, SiteId};
+use crate::event::{Clock, RulesOf, SiteId, Timestamp};
 use crate::problem::Problem;
+
+/// Boxed, since it is rare and large.
+type Refusal = Box<Problem>;
 
 /// Which site a request may read, or why it may not.
 pub type Authorise = Arc<dyn Fn(&Parts) -> Result<SiteId, Problem> + Send + Sync>;
 
-/// The durable ends of the `events` partitions, by number: what answers measure their freshness by.
-pub type Ends = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Vec<u64>, Error>> + Send>> + Send + Sync>;
+/// Up to when the archive is complete at the time given: see [`crate::archive::report::fresh_to`].
+pub type Freshness = Arc<dyn Fn(Timestamp) -> Pin<Box<dyn Future<Output = Result<Timestamp, Error>> + Send>> + Send + Sync>;
 
 /// What answering takes.
 #[derive(Clone)]
@@ -33,8 +36,8 @@ pub struct Deps {
     pub rules: RulesOf,
     /// What the time is.
     pub clock: Clock,
-    /// How far the log is.
-    pub ends: Ends,
+    /// How far the archive is.
+    pub freshness: Freshness,
     /// Who may read what.
     pub authorise: Authorise,
     /// Gives objects' SIDs.
@@ -54,16 +57,16 @@ pub fn router(deps: Deps) -> Router {
 async fn report(State(deps): State<Deps>, Path(name): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
     let answer = async {
         let (parts, _) = request.into_parts();
-        let site = (deps.authorise)(&parts)?;
+        let site = (deps.authorise)(&parts).map_err(Box::new)?;
         let mut parameters = parameters(query.as_deref());
         let csv = wants_csv(&mut parameters, &parts.headers)?;
         let (rules, now) = ((deps.rules)(&site), deps.clock.now());
         let question = Question::parse(&name, site, &parameters, &rules, now).map_err(problem)?;
-        let ends = (deps.ends)().await.map_err(problem)?;
-        let answer = run(&*deps.archive, &rules, &question, now, &ends).await.map_err(problem)?;
+        let watermark = (deps.freshness)(now).await.map_err(problem)?;
+        let answer = run(&*deps.archive, &rules, &question, now, watermark).await.map_err(problem)?;
         if csv { csv_response(&answer) } else { json_response(&answer) }
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
 async fn customer(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
@@ -72,7 +75,7 @@ async fn customer(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(que
         let rules = (deps.rules)(&site);
         json_response(&timeline(&*deps.archive, &rules, &site, &id, paging, &*deps.sids).await.map_err(problem)?)
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
 async fn product(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
@@ -80,7 +83,7 @@ async fn product(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(quer
         let (site, paging) = paged(&deps, request, query.as_deref())?;
         json_response(&history(&*deps.archive, &site, &id, paging, &*deps.sids).await.map_err(problem)?)
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
 async fn event(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
@@ -89,16 +92,16 @@ async fn event(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query)
         let page: Page = trace(&*deps.archive, &site, &id, paging, &*deps.sids).await.map_err(problem)?;
         if page.events.is_empty() && paging.after.is_none() {
             let detail = "The archive holds none with this id. One taken a moment ago may not have reached it yet.";
-            return Err(Problem::new(StatusCode::NOT_FOUND, "event_not_found", "There is no such event.", detail));
+            return Err(Box::new(Problem::new(StatusCode::NOT_FOUND, "event_not_found", "There is no such event.", detail)));
         }
         json_response(&page)
     };
-    answer.await.unwrap_or_else(Problem::into_response)
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
-fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, Paging), Problem> {
+fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, Paging), Refusal> {
     let (parts, _) = request.into_parts();
-    let site = (deps.authorise)(&parts)?;
+    let site = (deps.authorise)(&parts).map_err(Box::new)?;
     Ok((site, Paging::parse(&parameters(query)).map_err(problem)?))
 }
 
@@ -109,7 +112,7 @@ fn parameters(query: Option<&str>) -> Vec<(String, String)> {
 }
 
 /// Whether CSV is asked for: by `format`, which is taken out, else by `Accept`.
-fn wants_csv(parameters: &mut Vec<(String, String)>, headers: &HeaderMap) -> Result<bool, Problem> {
+fn wants_csv(parameters: &mut Vec<(String, String)>, headers: &HeaderMap) -> Result<bool, Refusal> {
     let format = parameters.iter().position(|(name, _)| name == "format").map(|at| parameters.remove(at).1);
     match format.as_deref() {
         Some("csv") => Ok(true),
@@ -123,13 +126,13 @@ fn wants_csv(parameters: &mut Vec<(String, String)>, headers: &HeaderMap) -> Res
     }
 }
 
-fn json_response(body: &impl serde::Serialize) -> Result<Response<Body>, Problem> {
+fn json_response(body: &impl serde::Serialize) -> Result<Response<Body>, Refusal> {
     let bytes = serde_json::to_vec(body).map_err(|e| problem(Error::Store(e.to_string())))?;
     Ok(response("application/json", bytes))
 }
 
 /// The rows as CSV; what the answer says about itself stands in `contrail-` headers.
-fn csv_response(answer: &Answer) -> Result<Response<Body>, Problem> {
+fn csv_response(answer: &Answer) -> Result<Response<Body>, Refusal> {
     let mut response = response("text/csv; charset=utf-8; header=present", answer.csv().map_err(problem)?);
     let facts = [
         ("contrail-watermark", answer.watermark.to_string()),
@@ -153,8 +156,8 @@ fn response(kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
 }
 
 /// What an archive's error is to the caller. The inner detail of failures is logged, not sent.
-fn problem(error: Error) -> Problem {
-    match error {
+fn problem(error: Error) -> Refusal {
+    Box::new(match error {
         Error::BadQuestion { parameter: "report", message } => {
             Problem::new(StatusCode::NOT_FOUND, "unknown_report", "There is no such report.", format!("report: {message}"))
         }
@@ -169,7 +172,7 @@ fn problem(error: Error) -> Problem {
             tracing::error!(%error, "the archive is damaged");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "archive_damaged", "What is stored cannot be read.", "The server's log says what.")
         }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -182,16 +185,12 @@ mod tests {
     use crate::archive::shop::{Shop, at, post, site, wait};
 
     fn get(shop: &Shop, uri: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, String) {
-        let ends = shop.ends();
         let rules = Arc::new(shop.rules.clone());
         let deps = Deps {
             archive: Arc::clone(&shop.archive) as Arc<dyn Archive>,
             rules: Arc::new(move |_| Arc::clone(&rules)),
             clock: Clock::fixed(at("2026-11-20T12:00:00Z")),
-            ends: Arc::new(move || {
-                let ends = ends.clone();
-                Box::pin(async move { Ok(ends) })
-            }),
+            freshness: Arc::new(|now| Box::pin(async move { Ok(now) })),
             authorise: Arc::new(|parts| match parts.headers.get("authorization") {
                 Some(_) => Ok(site()),
                 None => Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "No token.", "")),

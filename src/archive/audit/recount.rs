@@ -16,7 +16,7 @@ const PART_BYTES: usize = 64 << 20;
 /// Seconds of a UTC day.
 const DAY: i64 = 86_400;
 
-/// Where completions stand among a checkout's reports: behind all rows, since no row tells their place (and it makes no difference).
+/// Tells completions' places from those of rows: their own are not known, only their orders'.
 const COMPLETIONS: u64 = 1 << 62;
 
 const METRICS: [Metric; 6] = [Metric::Searches, Metric::EmptySearches, Metric::Views, Metric::Pages, Metric::Sold, Metric::Steps];
@@ -116,7 +116,12 @@ fn reports(row: EventRow) -> Option<Vec<Report>> {
 impl Recount {
     /// Folds all reports of one entry.
     fn fold(&mut self, rules: &SiteRules, site: &SiteId, mut reports: Vec<Report>, audit: &mut Audit) {
-        reports.sort_unstable_by_key(|report| report.offset);
+        // Completions have no row that tells their place: they come last, as they were received. That matters only past `MAX_REPORTS` of one checkout.
+        let place = |report: &Report| match report.record.kind {
+            RecordKind::Completion => (true, report.record.received_at, report.offset),
+            _ => (false, Timestamp::ZERO, report.offset),
+        };
+        reports.sort_unstable_by_key(place);
         let mut entry: Option<Entry> = None;
         let mut first = None;
         for Report { offset, record, event, stored } in &reports {

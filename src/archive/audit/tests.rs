@@ -81,7 +81,8 @@ fn a_tampered_cell_shows() {
     });
     assert_eq!(moved, ["views of \"a\" in 2026-11-20T09:00:00Z", "views of \"a\" in 2026-11-20T10:45:00Z"]);
     let elsewhere = after(|batch| {
-        let mut stray = batch.cells[views(batch)].clone();
+        let at_views = views(batch);
+        let mut stray = batch.cells[at_views].clone();
         stray.1.cell = at("2024-01-01T00:00:00Z");
         batch.cells.push(stray);
     });
