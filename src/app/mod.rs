@@ -25,7 +25,7 @@ use crate::archive::rollup::Judged;
 use crate::archive::{self, Archive};
 use crate::config::{Config, Role};
 use crate::event::{Clock, ObjectKind, RulesOf};
-use crate::eventlog::{self, EventLog, Topic};
+use crate::eventlog::{self, EventLog};
 use crate::ingest::{self, Ingest};
 use crate::problem::Problem;
 use crate::server;
@@ -324,14 +324,14 @@ impl Parts {
     }
 
     fn reports(&self, access: access::Access) -> Router {
-        let log = Arc::clone(&self.log);
+        let (log, read) = (Arc::clone(&self.log), Arc::clone(&self.archive));
         web::reports::router(web::reports::Deps {
             archive: Arc::clone(&self.archive),
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
-            ends: Arc::new(move || {
-                let log = Arc::clone(&log);
-                Box::pin(async move { Ok(log.bounds(Topic::Events).await?.iter().map(|bounds| bounds.next).collect()) })
+            freshness: Arc::new(move |now| {
+                let (log, archive) = (Arc::clone(&log), Arc::clone(&read));
+                Box::pin(async move { archive::report::fresh_to(&*archive, &*log, now).await })
             }),
             authorise: Arc::new(move |parts| access.reader(parts)),
             sids: Arc::new(|site, kind, name| sync::naming::sid(site, kind, name, 0)),
