@@ -56,7 +56,7 @@ pub(super) enum Key {
 pub(super) struct TokenArguments {
     /// The site.
     site: String,
-    /// The object, as in /v1/live: documents/page.:about, maps/product.sku-1.
+    /// The object's name, such as product.sku-1.
     #[arg(long)]
     object: String,
     /// How long it works, such as 1h.

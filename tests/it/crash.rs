@@ -118,9 +118,24 @@ fn slow_killed_a_hundred_times_under_load() {
     let data = dir.path().join("data");
     let mut server = Server::on(&data, &[]);
     server.address.clone_into(&mut shared.address.write().unwrap());
-    let senders: Vec<_> = (0..SENDERS).map(|_| std::thread::spawn({ let shared = Arc::clone(&shared); move || sender(&shared) })).collect();
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|_| {
+            std::thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || sender(&shared)
+            })
+        })
+        .collect();
     let hot = [format!("/v1/live/maps/product.{}", day.hottest_product), "/v1/live/documents/checkout.contact".to_owned()];
-    let watchers: Vec<_> = hot.into_iter().map(|path| std::thread::spawn({ let shared = Arc::clone(&shared); move || watcher(&shared, &path) })).collect();
+    let watchers: Vec<_> = hot
+        .into_iter()
+        .map(|path| {
+            std::thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || watcher(&shared, &path)
+            })
+        })
+        .collect();
     for _ in 0..ROUNDS {
         shared.unlocked.fetch_add(total / ROUNDS + 1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(rng.random_range(5..150)));

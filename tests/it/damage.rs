@@ -31,7 +31,7 @@ fn a_flipped_bit_stops_its_partition_alone() {
     for entry in fs::read_dir(&data).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with("objects.db") {
+        if name.starts_with("objects.db") || name.starts_with("answers.db") {
             fs::remove_file(&path).unwrap();
         } else if name == "archive" {
             fs::remove_dir_all(&path).unwrap();

@@ -70,7 +70,8 @@ impl Connection {
 
     pub fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {
         let first = self.line()?;
-        let status = first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other(format!("no status line: {first:?}")))?;
+        let status =
+            first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other(format!("no status line: {first:?}")))?;
         let mut headers = Vec::new();
         loop {
             let line = self.line()?;

@@ -73,7 +73,7 @@ fn a_token_opens_one_object_alone() {
     let server = Server::fresh();
     server.accept(&[view("1", "p1"), view("2", "p2")]);
     server.settle();
-    let answer = server.admin("POST", "/admin/sites/demo/tokens", br#"{"object":"maps/product.p1","ttl_seconds":60}"#);
+    let answer = server.admin("POST", "/admin/sites/demo/tokens", br#"{"object":"product.p1","ttl_seconds":60}"#);
     assert_eq!(answer.status, 200, "{}", answer.text());
     let token = answer.json()["token"].as_str().unwrap().to_owned();
     let status = |path: &str| server.call("GET", &format!("{path}?token={token}"), &[], b"").status;

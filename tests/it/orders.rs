@@ -55,7 +55,9 @@ fn two_partial_refunds_both_count_and_never_exceed_the_order() {
     server.accept(&[refund("r1", 1), sale("webhook", 3, 300), refund("r2", 1), refund("r2", 1)]);
     server.settle();
     assert_eq!((&sold(&server)[0]["units"], &sold(&server)[0]["orders"]), (&json!(1), &json!(1)));
-    server.accept(&[json!({"type": "order_refunded", "event_id": "whole", "occurred_at": "2026-03-01T13:00:00Z", "refund": {"id": "r3"}, "order": {"id": "o1"}})]);
+    server.accept(&[
+        json!({"type": "order_refunded", "event_id": "whole", "occurred_at": "2026-03-01T13:00:00Z", "refund": {"id": "r3"}, "order": {"id": "o1"}}),
+    ]);
     server.settle();
     assert_eq!(sold(&server)[0]["units"], 0, "a whole refund takes what the others left");
     server.assert_audit();

@@ -95,7 +95,9 @@ fn slow_stores_older_than_the_log_catch_up_to_the_same_data() {
     let server = Server::on(&live, &[]);
     server.accept(late);
     let whole = told(server, &day, true);
-    for (what, older) in [("objects", &["objects.db"][..]), ("answers", &["archive"][..]), ("both", &["objects.db", "archive"][..])] {
+    for (what, older) in
+        [("objects", &["objects.db"][..]), ("answers", &["answers.db", "archive"][..]), ("both", &["objects.db", "answers.db", "archive"][..])]
+    {
         let mixed = dir.path().join(what);
         copy(&live, &mixed);
         for entry in fs::read_dir(&mixed).unwrap() {
@@ -109,7 +111,11 @@ fn slow_stores_older_than_the_log_catch_up_to_the_same_data() {
             let entry = entry.unwrap();
             let name = entry.file_name().to_string_lossy().into_owned();
             if older.iter().any(|prefix| name.starts_with(prefix)) {
-                if entry.path().is_dir() { copy(&entry.path(), &mixed.join(&name)) } else { fs::copy(entry.path(), mixed.join(&name)).map(drop).unwrap() }
+                if entry.path().is_dir() {
+                    copy(&entry.path(), &mixed.join(&name))
+                } else {
+                    fs::copy(entry.path(), mixed.join(&name)).map(drop).unwrap()
+                }
             }
         }
         assert_same(&whole, &told(Server::on(&mixed, &[]), &day, true), what);

@@ -1,0 +1,83 @@
+//! The simulated day as the tests send it, and the answers held against the simulator's own tally, over HTTP.
+
+use std::collections::BTreeMap;
+
+use contrail::event::{Clock, Currency, Timestamp};
+use contrail::simulate::{Settings, Simulation, Tally};
+use serde_json::{Value, json};
+
+use crate::harness::Server;
+
+/// A day and what must come of it.
+pub struct Day {
+    pub events: Vec<Value>,
+    pub tally: Tally,
+    pub from: Timestamp,
+    pub to: Timestamp,
+    /// The product with most views.
+    pub hottest_product: String,
+}
+
+pub const REPORTS: [&str; 7] =
+    ["top-searches", "searches-without-results", "top-viewed", "top-sold", "top-pages", "checkout-funnel", "unfinished-purchases"];
+
+/// A day of the recent past, complete two hours ago, so that every checkout in it is judged.
+pub fn day(seed: u64, events: u64) -> Day {
+    let start = Clock::system().now().plus_seconds(-26 * 3600).floor_to_seconds(3600);
+    let settings = Settings { seed, events, start };
+    let mut simulation = Simulation::new(settings.clone());
+    let events = simulation.by_ref().map(|event| serde_json::to_value(&event).unwrap()).collect();
+    let tally = simulation.tally().clone();
+    let hottest_product = tally.humans.top_viewed()[0].key.clone();
+    Day { events, tally, from: start, to: settings.end(), hottest_product }
+}
+
+/// Every report's rows for the day, with each choice of bots, judged at the day's end.
+pub fn reports(server: &Server, day: &Day) -> Value {
+    let mut all = BTreeMap::new();
+    for report in REPORTS {
+        for bots in ["exclude", "include", "only"] {
+            let path = format!("/v1/reports/{report}?from={}&to={}&as_of={}&bots={bots}&limit=10000", day.from, day.to, day.to.plus_seconds(3600));
+            all.insert(format!("{report} {bots}"), server.read(&path)["rows"].clone());
+        }
+    }
+    json!(all)
+}
+
+fn money(revenue: &BTreeMap<Currency, i64>) -> Value {
+    revenue.iter().map(|(currency, amount)| json!({"currency": currency, "amount_minor": amount})).collect()
+}
+
+/// Every row of every report equals what the simulator counted while it made the day.
+pub fn assert_reports_equal_tally(server: &Server, day: &Day) {
+    let as_of = day.to.plus_seconds(3600);
+    let ask = |report: &str, bots: &str| {
+        let path = format!("/v1/reports/{report}?from={}&to={}&as_of={as_of}&bots={bots}&limit=10000", day.from, day.to);
+        server.read(&path)["rows"].as_array().unwrap().clone()
+    };
+    let pick = |rows: Vec<Value>, columns: &[&str]| -> Vec<Value> {
+        rows.iter().map(|row| columns.iter().map(|column| row[*column].clone()).collect()).collect()
+    };
+    for (bots, looks) in [("exclude", &day.tally.humans), ("only", &day.tally.crawlers)] {
+        let told = |rows: Vec<contrail::simulate::LookRow>, by_label: bool| -> Vec<Value> {
+            rows.into_iter().take(10_000).map(|row| json!([if by_label { row.label } else { row.key }, row.count])).collect()
+        };
+        assert_eq!(pick(ask("top-searches", bots), &["query", "searches"]), told(looks.top_searches(), true), "{bots}");
+        assert_eq!(pick(ask("searches-without-results", bots), &["query", "searches"]), told(looks.searches_without_results(), true), "{bots}");
+        assert_eq!(pick(ask("top-viewed", bots), &["product_id", "views"]), told(looks.top_viewed(), false), "{bots}");
+        assert_eq!(pick(ask("top-pages", bots), &["path", "views"]), told(looks.top_pages(), false), "{bots}");
+    }
+    let sold: Vec<Value> = day.tally.top_sold().iter().map(|row| json!([row.product_id, row.units, row.orders, money(&row.revenue)])).collect();
+    assert_eq!(pick(ask("top-sold", "exclude"), &["product_id", "units", "orders", "revenue"]), sold);
+    let funnel: Vec<Value> = day
+        .tally
+        .funnel(as_of, 1800)
+        .iter()
+        .map(|row| json!([row.step, row.entered, row.completed, row.abandoned, money(&row.value_left)]))
+        .collect();
+    assert_eq!(pick(ask("checkout-funnel", "exclude"), &["step", "entered", "completed", "abandoned", "value_left"]), funnel);
+    let unfinished: Vec<Value> =
+        day.tally.unfinished(as_of, 1800).iter().map(|row| json!([row.checkout, row.last_step, row.value, row.last_at])).collect();
+    assert_eq!(pick(ask("unfinished-purchases", "exclude"), &["checkout_id", "last_step", "value", "last_at"]), unfinished);
+    assert!(sold.len() > 20 && funnel.len() >= 4 && unfinished.len() > 5, "the day has something to compare");
+}
