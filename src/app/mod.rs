@@ -325,7 +325,7 @@ impl Parts {
 
     fn reports(&self, access: access::Access) -> Router {
         let (log, read) = (Arc::clone(&self.log), Arc::clone(&self.archive));
-        web::reports::router(web::reports::Deps {
+        let deps = web::reports::Deps {
             archive: Arc::clone(&self.archive),
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
@@ -335,7 +335,8 @@ impl Parts {
             }),
             authorise: Arc::new(move |parts| access.reader(parts)),
             sids: Arc::new(|site, kind, name| sync::naming::sid(site, kind, name, 0)),
-        })
+        };
+        web::reports::router(deps.clone()).merge(web::export::router(deps))
     }
 
     fn admin(&self, access: access::Access) -> admin::Admin {

@@ -19,7 +19,7 @@ use crate::event::{Clock, RulesOf, SiteId, Timestamp};
 use crate::problem::Problem;
 
 /// Boxed, since it is rare and large.
-type Refusal = Box<Problem>;
+pub(super) type Refusal = Box<Problem>;
 
 /// Which site a request may read, or why it may not.
 pub type Authorise = Arc<dyn Fn(&Parts) -> Result<SiteId, Problem> + Send + Sync>;
@@ -106,7 +106,7 @@ fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, 
 }
 
 /// The query's pairs; the read token (`token`) belongs to the authorisation.
-fn parameters(query: Option<&str>) -> Vec<(String, String)> {
+pub(super) fn parameters(query: Option<&str>) -> Vec<(String, String)> {
     let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     pairs.filter(|(name, _)| name != "token").map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
 }
@@ -156,7 +156,7 @@ fn response(kind: &'static str, bytes: Vec<u8>) -> Response<Body> {
 }
 
 /// What an archive's error is to the caller. The inner detail of failures is logged, not sent.
-fn problem(error: Error) -> Refusal {
+pub(super) fn problem(error: Error) -> Refusal {
     Box::new(match error {
         Error::BadQuestion { parameter: "report", message } => {
             Problem::new(StatusCode::NOT_FOUND, "unknown_report", "There is no such report.", format!("report: {message}"))
