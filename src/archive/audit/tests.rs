@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::super::WriteBatch;
-use super::super::shop::{Post, Shop, at, post, site, wait};
+use super::super::shop::{Post, Shop, at, post, wait};
 use super::*;
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Clock};
@@ -130,7 +130,7 @@ fn the_log_is_compared_record_by_record() {
     let log = runtime.block_on(crate::eventlog::open("embedded", dir.path(), Default::default(), Clock::system())).unwrap();
     let records = shop.log.iter().flat_map(|(partition, log)| log.iter().map(|value| Append { partition: *partition, value: value.clone() }));
     let mut records: Vec<Append> = records.collect();
-    let lost = records.iter().position(|append| &append.value[..] == &shop.log[&append.partition].last().unwrap()[..]).unwrap();
+    let lost = records.iter().position(|append| append.value == *shop.log[&append.partition].last().unwrap()).unwrap();
     let one = records.remove(lost);
     let rules: RulesOf = Arc::new(|_| Arc::new(crate::event::SiteRules::default()));
     runtime.block_on(log.append(Topic::Events, records)).unwrap();
