@@ -194,13 +194,18 @@ impl Recount {
                 let mut sums: BTreeMap<String, CellValue> = BTreeMap::new();
                 all.values().flatten().for_each(|(dim, value)| sums.entry((*dim).to_owned()).or_default().merge(value));
                 let who = if crawler { " by crawlers" } else { "" };
-                let days = archive.days().await?.into_iter().map(|day| Timestamp::ZERO.plus_seconds(i64::from(day) * DAY));
-                for cell in days.flat_map(|day| (0..DAY / CELL_SECONDS).map(move |n| day.plus_seconds(n * CELL_SECONDS))) {
-                    let found = all.remove(&cell).unwrap_or_default();
-                    let stated = archive.totals(site, metric, cell, cell.plus_seconds(CELL_SECONDS), bots).await?;
-                    audit.cells += stated.len() as u64;
-                    let at = |dim: &str| format!("{} of {dim:?} in {cell}{who}", metric_name(metric));
-                    compare(site, audit, &at, stated, found);
+                let at = |cell: Timestamp, dim: &str| format!("{} of {dim:?} in {cell}{who}", metric_name(metric));
+                for day in archive.days().await?.into_iter().map(|day| Timestamp::ZERO.plus_seconds(i64::from(day) * DAY)) {
+                    let next = day.plus_seconds(DAY);
+                    if all.range(day..next).next().is_none() && archive.totals(site, metric, day, next, bots).await?.is_empty() {
+                        continue;
+                    }
+                    for cell in (0..DAY / CELL_SECONDS).map(|n| day.plus_seconds(n * CELL_SECONDS)) {
+                        let found = all.remove(&cell).unwrap_or_default();
+                        let stated = archive.totals(site, metric, cell, cell.plus_seconds(CELL_SECONDS), bots).await?;
+                        audit.cells += stated.len() as u64;
+                        compare(site, audit, &|dim| at(cell, dim), stated, found);
+                    }
                 }
                 let stated = archive.totals(site, metric, FIRST, LAST, bots).await?;
                 let found = sums.iter().map(|(dim, value)| (dim.as_str(), value)).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::super::WriteBatch;
-use super::super::shop::{Post, Shop, at, post, site, wait};
+use super::super::shop::{Post, Shop, at, post, wait};
 use super::*;
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Clock};
@@ -130,7 +130,7 @@ fn the_log_is_compared_record_by_record() {
     let log = runtime.block_on(crate::eventlog::open("embedded", dir.path(), Default::default(), Clock::system())).unwrap();
     let records = shop.log.iter().flat_map(|(partition, log)| log.iter().map(|value| Append { partition: *partition, value: value.clone() }));
     let mut records: Vec<Append> = records.collect();
-    let lost = records.iter().position(|append| &append.value[..] == &shop.log[&append.partition].last().unwrap()[..]).unwrap();
+    let lost = records.iter().position(|append| append.value == *shop.log[&append.partition].last().unwrap()).unwrap();
     let one = records.remove(lost);
     let rules: RulesOf = Arc::new(|_| Arc::new(crate::event::SiteRules::default()));
     runtime.block_on(log.append(Topic::Events, records)).unwrap();
@@ -141,4 +141,66 @@ fn the_log_is_compared_record_by_record() {
     assert!(whole.is_clean(), "{:#?}", whole.differences);
     assert_eq!(whole.records, 14, "12 events and 2 completions");
     runtime.block_on(log.close()).unwrap();
+}
+
+/// Events of few ids, products, orders and checkouts, so that repeats, conflicts, further reports, refunds and completions meet often.
+fn random_posts(seed: u64, number: usize) -> Vec<Post> {
+    use rand::{Rng, SeedableRng};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let one = |rng: &mut rand::rngs::StdRng| {
+        let when = at("2026-11-20T08:00:00Z").plus_seconds(rng.random_range(0..40) * 300).to_string();
+        let (id, few, who) = (rng.random_range(0..400), rng.random_range(0..5), format!("c{}", rng.random_range(0..4)));
+        let items = [json!({"product_id": format!("p{few}"), "quantity": rng.random_range(1..4), "price": {"amount_minor": 250, "currency": "EUR"}})];
+        let body = match id % 6 {
+            0 => json!({"type": "product_viewed", "product": {"id": format!("p{few}")}}),
+            1 => json!({"type": "product_searched", "search": {"query": format!(" Term {few}"), "results": few}}),
+            2 => json!({"type": "page_viewed", "page": {"url": format!("/p/{few}")}}),
+            3 => {
+                let (step, status) = (["contact", "address", "wrap"][few % 3], ["entered", "completed"][id % 4 / 2]);
+                json!({"type": "checkout_step", "checkout": {"id": format!("k{few}"), "step": step, "status": status}})
+            }
+            4 => json!({"type": "order_completed", "order": {"id": format!("o{}", id % 40), "items": items}, "checkout": {"id": format!("k{few}")}}),
+            _ => json!({"type": "order_refunded", "order": {"id": format!("o{}", id % 40), "items": items}, "refund": {"id": format!("r{few}")}}),
+        };
+        let channel = [Channel::Pixel, Channel::Server, Channel::Webhook][id % 3];
+        Post { channel, crawler: id % 7 == 0, ..post(&format!("e{id}"), &when, &who, body) }
+    };
+    (0..number).map(|_| one(&mut rng)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_archiver_leaves_is_clean() {
+    use tokio_util::sync::CancellationToken;
+    let dir = tempfile::TempDir::new().unwrap();
+    let log = crate::eventlog::open("embedded", &dir.path().join("log"), Default::default(), Clock::system()).await.unwrap();
+    let archive: Arc<dyn Archive> = Arc::new(crate::archive::embedded::Embedded::open(dir.path()).unwrap());
+    let rules: RulesOf = Arc::new(|_| Arc::new(crate::event::SiteRules::default()));
+    let records = tokio::task::spawn_blocking(|| Shop::new(&random_posts(7, 3_000)).log).await.unwrap();
+    let appends = records.into_iter().flat_map(|(partition, log)| log.into_iter().map(move |value| Append { partition, value })).collect();
+    log.append(Topic::Events, appends).await.unwrap();
+    let archiver = crate::archive::archiver::Archiver {
+        log: Arc::clone(&log),
+        archive: Arc::clone(&archive),
+        rules: Arc::clone(&rules),
+        clock: Clock::system(),
+        objects_of: Arc::new(|_| Vec::new()),
+        progress: Arc::default(),
+        settings: crate::archive::archiver::Settings { max_events: 700, ..Default::default() },
+    };
+    let stop = CancellationToken::new();
+    let caught_up = async {
+        loop {
+            let (bounds, cursors) = (log.bounds(Topic::Events).await.unwrap(), archive.cursors().await.unwrap());
+            if bounds.iter().zip(cursors).all(|(bounds, cursor)| bounds.next == cursor.next) {
+                return stop.cancel();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (ended, ()) = tokio::join!(archiver.run(stop.clone()), caught_up);
+    ended.unwrap();
+    let audit = audit(&*archive, Some(&*log), &rules).await.unwrap();
+    assert!(audit.is_clean(), "{:#?}", audit.differences.iter().map(ToString::to_string).take(10).collect::<Vec<_>>());
+    assert!(audit.events > 1_000 && audit.records > 3_000, "{audit:?}");
+    log.close().await.unwrap();
 }

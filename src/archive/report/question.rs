@@ -183,18 +183,17 @@ fn unknown_report(name: &str) -> Error {
 /// # Errors
 /// [`Error::BadQuestion`] naming `parameter`.
 pub fn time(parameter: &'static str, text: &str, rules: &SiteRules) -> Result<Timestamp, Error> {
-    // A plus sign that a query string turned into a blank.
-    let text = text.replace(' ', "+");
-    if let Ok(time) = Timestamp::parse(&text) {
+    // A plus sign that a query string turned into a blank is meant as one.
+    if let Ok(time) = Timestamp::parse(text).or_else(|_| Timestamp::parse(&text.replace(' ', "+"))) {
         return Ok(time);
     }
     let date: civil::Date = match text.len() {
-        10 => text.parse().map_err(|_| not_a_time(parameter, &text))?,
-        _ => return Err(not_a_time(parameter, &text)),
+        10 => text.parse().map_err(|_| not_a_time(parameter, text))?,
+        _ => return Err(not_a_time(parameter, text)),
     };
     let zone = TimeZone::get(&rules.time_zone)
         .map_err(|_| bad(parameter, format!("the site's time zone {:?} is not known here; give a time with an offset", rules.time_zone)))?;
-    let start = date.to_zoned(zone).and_then(|day| day.start_of_day()).map_err(|_| not_a_time(parameter, &text))?;
+    let start = date.to_zoned(zone).and_then(|day| day.start_of_day()).map_err(|_| not_a_time(parameter, text))?;
     Ok(Timestamp::from_micros(start.timestamp().as_microsecond()))
 }
 
@@ -276,8 +275,10 @@ mod tests {
         // Santiago's go forward at midnight: 2026-09-06 begins at 01:00 (-03:00).
         let spring = ask_in("America/Santiago", "top-viewed", &[("from", "2026-09-06")]).unwrap();
         assert_eq!(spring.from, Timestamp::parse("2026-09-06T04:00:00Z").unwrap());
-        let offset = ask_in("UTC", "top-viewed", &[("from", "2026-11-20T09:00:00 01:00")]).unwrap();
-        assert_eq!(offset.from, Timestamp::parse("2026-11-20T08:00:00Z").unwrap());
+        for from in ["2026-11-20T09:00:00 01:00", "2026-11-20T09:00:00+01:00", "2026-11-20 08:00:00Z"] {
+            let offset = ask_in("UTC", "top-viewed", &[("from", from)]).unwrap();
+            assert_eq!(offset.from, Timestamp::parse("2026-11-20T08:00:00Z").unwrap());
+        }
     }
 
     #[test]
