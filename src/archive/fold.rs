@@ -9,7 +9,7 @@ use super::rollup::{Additions, Judged, Labels, hour_of, is_taken};
 use super::{Books, CellValue, Cursor, EventRow, QuarantineRow, WriteBatch};
 use crate::event::identity::{Entry, IdentityKey, Verdict, fold, key_of};
 use crate::event::record::{Quarantined, Refusals};
-use crate::event::{Event, ObjectKind, Record, RecordKind, RulesOf, SiteId, Timestamp};
+use crate::event::{Event, ObjectKind, Record, RecordKind, RulesOf, SiteId, SiteRules, Timestamp};
 use crate::eventlog::Stored;
 
 /// Most products an event row can be found by.
@@ -65,18 +65,22 @@ impl What {
             Ok(record) => record,
             Err(error) => return Self::Unreadable(bytes, error.to_string()),
         };
-        let read = match record.kind {
-            RecordKind::Event | RecordKind::Completion => Event::from_body(&record.body).map(|event| {
-                let key = key_of(&record, &event);
-                Self::Judged { record: record.clone(), event: Box::new(event), key }
-            }),
-            RecordKind::Quarantine => serde_json::from_slice(&record.body).map(|quarantined| Self::Quarantine(record.clone(), Box::new(quarantined))),
-            RecordKind::Refusals => serde_json::from_slice(&record.body).map(|refusals| Self::Refusals(record.clone(), refusals)),
+        let error = match record.kind {
+            RecordKind::Event | RecordKind::Completion => match Event::from_body(&record.body) {
+                Ok(event) => return Self::Judged { key: key_of(&record, &event), event: Box::new(event), record },
+                Err(error) => error,
+            },
+            RecordKind::Quarantine => match serde_json::from_slice(&record.body) {
+                Ok(quarantined) => return Self::Quarantine(record, Box::new(quarantined)),
+                Err(error) => error,
+            },
+            RecordKind::Refusals => match serde_json::from_slice(&record.body) {
+                Ok(refusals) => return Self::Refusals(record, refusals),
+                Err(error) => error,
+            },
         };
         // What the parser says may quote the body.
-        read.unwrap_or_else(|error| {
-            Self::BadBody(record, format!("the body is not what its kind says (line {}, column {})", error.line(), error.column()))
-        })
+        Self::BadBody(record, format!("the body is not what its kind says (line {}, column {})", error.line(), error.column()))
     }
 }
 
@@ -105,8 +109,24 @@ pub(super) struct Folded {
     links: BTreeSet<(SiteId, [u8; 16], [u8; 16])>,
     quarantine: Vec<QuarantineRow>,
     cursors: BTreeMap<u16, Cursor>,
+    people: Hashes,
     /// How many records of each verdict.
     pub(super) verdicts: [u64; 4],
+}
+
+/// Keyed hashes of a batch's people: each costs as much as reading the event, and most people do several things.
+#[derive(Default)]
+struct Hashes(HashMap<SiteId, HashMap<String, [u8; 16]>>);
+
+impl Hashes {
+    fn hash(&mut self, site: &SiteId, id: &str, rules: &SiteRules) -> [u8; 16] {
+        if let Some(known) = self.0.get(site).and_then(|of_site| of_site.get(id)) {
+            return *known;
+        }
+        let hash = rules.person_hash(id);
+        self.0.entry(site.clone()).or_default().insert(id.to_owned(), hash);
+        hash
+    }
 }
 
 /// An identity entry to save.
@@ -171,8 +191,9 @@ impl Folded {
         let mut entry = self.entries.remove(&key);
         let outcome = fold(&mut entry, record, event, offset);
         let judged = Judged { partition, record, event, outcome: &outcome, rules: &rules };
-        let customer = event.customer.as_ref().and_then(|customer| customer.id.as_deref()).map(|id| rules.person_hash(id));
-        let visitor = event.customer.as_ref().and_then(|customer| customer.anonymous_id.as_deref()).map(|id| rules.person_hash(id));
+        let mut hash = |id: Option<&String>| id.map(|id| self.people.hash(&record.site, id, &rules));
+        let customer = hash(event.customer.as_ref().and_then(|customer| customer.id.as_ref()));
+        let visitor = hash(event.customer.as_ref().and_then(|customer| customer.anonymous_id.as_ref()));
         self.additions.count(judged, customer.as_ref().or(visitor.as_ref()));
         if let Some(count) = self.verdicts.get_mut(outcome.verdict as usize) {
             *count += 1;
@@ -248,9 +269,9 @@ impl Folded {
         });
     }
 
-    /// The batch to write: differences become absolute values over what was known before.
+    /// The batch to write, in which differences become absolute values over what was known before; and the orders and checkouts as they now are.
     pub(super) fn into_batch(
-        self,
+        mut self,
         rules: &RulesOf,
         known_cell: impl FnMut(&(u16, super::CellKey)) -> Option<CellValue>,
         mut known_books: impl FnMut(&(u16, SiteId, Timestamp)) -> Option<Books>,
@@ -265,7 +286,7 @@ impl Folded {
             ..WriteBatch::default()
         };
         for (key, Changed { partition, site, view }) in self.changed {
-            let Some(entry) = self.entries.get(&key) else { continue };
+            let Some(entry) = self.entries.remove(&key) else { continue };
             if view {
                 let hashed = |person: Option<String>| person.map(|id| hex(&rules(&site).person_hash(&id)));
                 batch.orders.extend(entry.order().map(|mut order| {
@@ -277,7 +298,10 @@ impl Folded {
                     (partition, site.clone(), checkout)
                 }));
             }
-            batch.identities.push((partition, key, entry.clone()));
+            if !matches!(entry, Entry::Event(_)) {
+                self.entries.insert(key, entry.clone());
+            }
+            batch.identities.push((partition, key, entry));
         }
         for (key, books) in self.books {
             let mut sum = known_books(&key).unwrap_or_default();

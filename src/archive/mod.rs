@@ -337,6 +337,21 @@ pub trait Archive: Send + Sync + 'static {
     async fn close(&self) -> Result<(), Error>;
 }
 
+/// Opens the archive that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time).
+///
+/// # Errors
+/// [`Error::BadQuestion`] for an unknown URL, [`Error::Corrupt`] for files of a later version, [`Error::Store`] when the disk refuses.
+pub async fn open(url: &str, dir: &std::path::Path) -> Result<std::sync::Arc<dyn Archive>, Error> {
+    if url != "embedded" {
+        return Err(Error::BadQuestion { parameter: "archive", message: format!("no archive is known by `{url}`; this build has: embedded") });
+    }
+    let dir = dir.to_owned();
+    match tokio::task::spawn_blocking(move || embedded::Embedded::open(&dir)).await {
+        Ok(archive) => Ok(std::sync::Arc::new(archive?)),
+        Err(error) => Err(Error::Store(format!("opening the archive stopped: {error}"))),
+    }
+}
+
 /// What can go wrong with the archive.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {

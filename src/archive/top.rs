@@ -170,25 +170,27 @@ async fn documents(
     let totals = async |metric| archive.totals(site, metric, start, end, Bots::Exclude).await;
     let day = start.to_string();
     let mut all = Vec::new();
-    let plain = [
-        ("top.searches", Metric::Searches, Label::Spelling, "query", "searches"),
-        ("top.viewed", Metric::Views, Label::ProductName, "name", "views"),
-        ("top.pages", Metric::Pages, Label::PageTitle, "title", "views"),
-    ];
-    for (name, metric, label, label_name, count_name) in plain {
-        let top = greatest(totals(metric).await?, ROWS);
-        let labels = labels_of(archive, site, label, &top).await?;
-        let rows = top.iter().map(|(dim, value)| {
-            let mut row = json!({ label_name: labels.get(dim), count_name: value.counts[0], "customers": value.people.estimate() });
-            match metric {
-                Metric::Views => row["product_id"] = json!(dim),
-                Metric::Pages => row["path"] = json!(dim),
-                _ => row["query"] = json!(labels.get(dim).unwrap_or(dim)),
-            }
-            row
-        });
-        all.push((name, json!({ "day": day, "rows": rows.collect::<Vec<_>>() })));
-    }
+    let top = greatest(totals(Metric::Searches).await?, ROWS);
+    let spellings = labels_of(archive, site, Label::Spelling, &top).await?;
+    let rows = top.iter().map(|(term, value)| {
+        let [searches, _] = value.counts;
+        json!({ "query": spellings.get(term).unwrap_or(term), "searches": searches, "customers": value.people.estimate() })
+    });
+    all.push(("top.searches", json!({ "day": day, "rows": rows.collect::<Vec<_>>() })));
+    let top = greatest(totals(Metric::Views).await?, ROWS);
+    let names = labels_of(archive, site, Label::ProductName, &top).await?;
+    let rows = top.iter().map(|(product, value)| {
+        let [views, _] = value.counts;
+        json!({ "product_id": product, "name": names.get(product), "views": views, "customers": value.people.estimate() })
+    });
+    all.push(("top.viewed", json!({ "day": day, "rows": rows.collect::<Vec<_>>() })));
+    let top = greatest(totals(Metric::Pages).await?, ROWS);
+    let titles = labels_of(archive, site, Label::PageTitle, &top).await?;
+    let rows = top.iter().map(|(path, value)| {
+        let [views, _] = value.counts;
+        json!({ "path": path, "title": titles.get(path), "views": views, "customers": value.people.estimate() })
+    });
+    all.push(("top.pages", json!({ "day": day, "rows": rows.collect::<Vec<_>>() })));
     let top = greatest(totals(Metric::Sold).await?, ROWS);
     let names = labels_of(archive, site, Label::ProductName, &top).await?;
     let rows = top.iter().map(|(dim, value)| {

@@ -1,18 +1,16 @@
 //! The archiver over the embedded log and archive: the whole way of an event, restarts, what cannot be read, what cannot be written.
 
-use std::sync::Mutex;
-
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tempfile::TempDir;
 
+use super::flaky::Flaky;
 use super::*;
 use crate::archive::embedded::Embedded;
-use crate::archive::{Bots, EventRow, Label, LabelValue, Metric, QuarantineRow, Scan};
-use crate::event::identity::{CheckoutView, Sale, StepCount};
+use crate::archive::{Bots, Label, Metric, Scan, WriteBatch};
 use crate::event::ids::{events_partition, fingerprint};
-use crate::event::{Channel, Event, Flags, Record, RecordKind, SiteRules};
+use crate::event::{Channel, Event, Flags, Record, RecordKind, SiteId, SiteRules, Timestamp};
 use crate::eventlog::Append;
 
 pub(crate) fn site() -> SiteId {
@@ -239,7 +237,7 @@ async fn whatever_interrupts_it_the_archive_equals_a_recount() {
             rest = later;
             world.log.append(Topic::Events, now.to_vec()).await.unwrap();
             world.settings.max_events = rng.random_range(1..80);
-            let failures = Flaky { inner: Arc::clone(&world.archive), calls: Mutex::new(StdRng::seed_from_u64(rng.random())) };
+            let failures = Flaky::new(Arc::clone(&world.archive), rng.random());
             let archiver = Archiver { archive: Arc::new(failures), ..world.archiver() };
             let stop = CancellationToken::new();
             let patience = Duration::from_millis(rng.random_range(0..25));
@@ -270,95 +268,99 @@ async fn whatever_interrupts_it_the_archive_equals_a_recount() {
     }
 }
 
-/// Fails now and then, before or after doing what it was asked: the caller cannot tell which.
-struct Flaky {
-    inner: Arc<dyn Archive>,
-    calls: Mutex<StdRng>,
+#[tokio::test]
+async fn the_dashboard_documents_follow_the_archive() {
+    let mut world = World::new().await;
+    let clock = Clock::fixed(at(60));
+    world.settings.durable_every = Duration::from_millis(1);
+    let search =
+        |query: &str| serde_json::json!({"type": "product_searched", "occurred_at": at(0), "search": {"query": query}, "customer": {"id": "c"}});
+    world.append(&[record("e1", at(1), viewed("p1", "c1", at(0))), record("s1", at(1), search(" Red  Mug "))]).await;
+    let stop = CancellationToken::new();
+    let archiver = Archiver { clock: clock.clone(), ..world.archiver() };
+    let watching = async {
+        let mut seen = BTreeMap::new();
+        let mut version = 0;
+        // Wait until a document says so, whatever was published before.
+        let mut wait_for = async |name: &str, row: serde_json::Value| loop {
+            for (name, (of, data)) in documents(world.log.as_ref()).await {
+                version = version.max(of);
+                seen.insert(name, data);
+            }
+            if seen.get(name).is_some_and(|data: &serde_json::Value| data["rows"][0] == row) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        wait_for("top.viewed", serde_json::json!({"product_id": "p1", "name": "The p1", "views": 1, "customers": 1})).await;
+        wait_for("top.searches", serde_json::json!({"query": "Red  Mug", "searches": 1, "customers": 1})).await;
+        world.append(&[record("e2", at(2), viewed("p1", "c2", at(1)))]).await;
+        wait_for("top.viewed", serde_json::json!({"product_id": "p1", "name": "The p1", "views": 2, "customers": 2})).await;
+        assert_eq!(version, 3, "the sum of the offsets included");
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(archiver.run(stop.clone()), watching);
+    ended.unwrap();
 }
 
-impl Flaky {
-    fn fails(&self) -> bool {
-        self.calls.lock().unwrap().random_bool(0.1)
-    }
-
-    fn maybe<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
-        if self.fails() { Err(Error::Store("no answer".into())) } else { answer }
-    }
-}
-
-#[async_trait::async_trait]
-impl Archive for Flaky {
-    async fn cursor(&self, partition: u16) -> Result<Cursor, Error> {
-        self.maybe(self.inner.cursor(partition).await)
-    }
-    async fn identities(&self, partition: u16, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry)>, Error> {
-        self.maybe(self.inner.identities(partition, keys).await)
-    }
-    async fn cells(&self, partition: u16, keys: &[CellKey]) -> Result<Vec<(CellKey, CellValue)>, Error> {
-        self.maybe(self.inner.cells(partition, keys).await)
-    }
-    async fn books_of(&self, partition: u16, keys: &[(SiteId, Timestamp)]) -> Result<Vec<(SiteId, Timestamp, Books)>, Error> {
-        self.maybe(self.inner.books_of(partition, keys).await)
-    }
-    async fn write(&self, mut batch: WriteBatch) -> Result<(), Error> {
-        if self.fails() {
-            // As far as the event rows, or some of them.
-            batch.events.truncate(batch.events.len() / 2 + 1);
-            self.inner.write(WriteBatch { events: batch.events, ..WriteBatch::default() }).await?;
-            return Err(Error::Store("cut short".into()));
+/// The last of each dashboard document in the log, with its version.
+async fn documents(log: &dyn EventLog) -> BTreeMap<String, (u64, serde_json::Value)> {
+    let mut all = BTreeMap::new();
+    for partition in 0..PARTITIONS {
+        for stored in log.read(Topic::Changes, partition, 0, 1 << 20).await.unwrap() {
+            let change = crate::event::Change::decode(&stored.value).unwrap();
+            let crate::event::change::Origin::Archive { version } = change.origin else { panic!("{change:?}") };
+            let [crate::event::change::Op::Replace { data }] = change.ops.as_slice() else { panic!("{change:?}") };
+            assert_eq!(change.key.partition(), partition);
+            all.insert(change.key.name, (version, serde_json::from_str(data).unwrap()));
         }
-        self.maybe(self.inner.write(batch).await)
     }
-    async fn cursors(&self) -> Result<Vec<Cursor>, Error> {
-        self.inner.cursors().await
-    }
-    async fn durable(&self) -> Result<Vec<u64>, Error> {
-        self.inner.durable().await
-    }
-    async fn totals(&self, site: &SiteId, metric: Metric, from: Timestamp, to: Timestamp, bots: Bots) -> Result<Vec<(String, CellValue)>, Error> {
-        self.inner.totals(site, metric, from, to, bots).await
-    }
-    async fn sales(&self, site: &SiteId, from: Timestamp, to: Timestamp) -> Result<Vec<Sale>, Error> {
-        self.inner.sales(site, from, to).await
-    }
-    async fn steps(&self, site: &SiteId, from: Timestamp, to: Timestamp) -> Result<Vec<StepCount>, Error> {
-        self.inner.steps(site, from, to).await
-    }
-    async fn checkouts(
-        &self,
-        site: &SiteId,
-        from: Timestamp,
-        to: Timestamp,
-        after: Option<(Timestamp, String)>,
-        limit: usize,
-    ) -> Result<Vec<CheckoutView>, Error> {
-        self.inner.checkouts(site, from, to, after, limit).await
-    }
-    async fn labels(&self, site: &SiteId, label: Label, dims: &[String]) -> Result<Vec<(String, LabelValue)>, Error> {
-        self.inner.labels(site, label, dims).await
-    }
-    async fn scan(&self, site: &SiteId, scan: &Scan) -> Result<Vec<EventRow>, Error> {
-        self.inner.scan(site, scan).await
-    }
-    async fn linked(&self, site: &SiteId, person: [u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
-        self.inner.linked(site, person).await
-    }
-    async fn books(&self, site: &SiteId, from: Timestamp, to: Timestamp) -> Result<Vec<(Timestamp, Books)>, Error> {
-        self.inner.books(site, from, to).await
-    }
-    async fn quarantine(&self, site: &SiteId, after: Option<(Timestamp, u16, u64)>, limit: usize) -> Result<Vec<QuarantineRow>, Error> {
-        self.inner.quarantine(site, after, limit).await
-    }
-    async fn sites(&self) -> Result<Vec<SiteId>, Error> {
-        self.inner.sites().await
-    }
-    async fn days(&self) -> Result<Vec<i32>, Error> {
-        self.inner.days().await
-    }
-    async fn retain(&self, before: Timestamp) -> Result<(), Error> {
-        self.inner.retain(before).await
-    }
-    async fn close(&self) -> Result<(), Error> {
-        self.inner.close().await
-    }
+    all
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_quarantined_and_the_partition_goes_on() {
+    let world = World::new().await;
+    let good = record("e1", at(5), viewed("p1", "c1", at(0)));
+    let partition = append(&good).partition;
+    let bad_body = Record { body: Bytes::from_static(b"{\"type\":7}"), ..good.clone() };
+    let raw = |value: Bytes| Append { partition, value };
+    let records = vec![raw(bad_body.to_bytes()), raw(Bytes::from_static(b"\x09later version")), raw(good.to_bytes())];
+    world.log.append(Topic::Events, records).await.unwrap();
+    world.catch_up().await;
+    let kept = world.archive.quarantine(&site(), None, 10).await.unwrap();
+    assert_eq!(kept.len(), 1, "the other tells no site");
+    assert_eq!((kept[0].code.as_str(), kept[0].offset, kept[0].raw.as_ref()), ("unreadable_record", 0, &b"{\"type\":7}"[..]));
+    let books = world.archive.books(&site(), at(0), at(3_600)).await.unwrap();
+    assert_eq!((books[0].1.appended, books[0].1.archived, books[0].1.quarantined), (2, 1, 1));
+    assert!(world.progress.failed().is_empty());
+}
+
+#[tokio::test]
+async fn a_cursor_outside_the_log_stops_its_partition_alone() {
+    let world = World::new().await;
+    let records: Vec<Record> = (0..40).map(|n| record(&format!("e{n}"), at(n), viewed("p1", "c1", at(n)))).collect();
+    world.append(&records).await;
+    let lost = append(&records[0]).partition;
+    world.archive.write(WriteBatch { cursors: vec![(lost, Cursor { next: 1_000, received_at: at(0) })], ..WriteBatch::default() }).await.unwrap();
+    let stop = CancellationToken::new();
+    let watching = async {
+        let others = || async {
+            let bounds = world.log.bounds(Topic::Events).await.unwrap();
+            let cursors = world.archive.cursors().await.unwrap();
+            let mut all = (0..PARTITIONS).zip(bounds.into_iter().zip(cursors)).filter(|(partition, _)| *partition != lost);
+            all.all(|(_, (bounds, cursor))| bounds.next == cursor.next)
+        };
+        while world.progress.failed().is_empty() || !others().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(world.archiver().run(stop.clone()), watching);
+    ended.unwrap();
+    let failed = world.progress.failed();
+    assert_eq!(failed.iter().map(|(partition, _)| *partition).collect::<Vec<_>>(), [lost]);
+    assert!(failed[0].1.contains("outside"), "{}", failed[0].1);
+    assert!(!world.progress.is_caught_up());
+    assert_eq!(world.archive.cursor(lost).await.unwrap().next, 1_000, "never a silent skip");
 }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::answers;
 use super::day::{self, DayFile};
 use super::readers::Days;
-use crate::archive::{Error, EventRow, WriteBatch};
+use crate::archive::{Cursor, Error, EventRow, WriteBatch};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{SiteId, Timestamp};
 use crate::sqlite::{self, Durability, IdentityTables};
@@ -87,12 +87,12 @@ impl Writer {
     }
 
     /// All but the event rows, and the cursors, in one transaction.
-    pub(super) fn write_answers(&mut self, batch: WriteBatch) -> Result<(), Error> {
+    pub(super) fn write_answers(&mut self, mut batch: WriteBatch) -> Result<(), Error> {
         let Answers { conn, identities, sites } = self.answers.as_mut().ok_or(Error::Closed)?;
         let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         let new_sites = answers::put_sites(&tx, sites, &batch)?;
         answers::put(&tx, &batch)?;
-        save_identities(&tx, identities, &batch)?;
+        save_identities(&tx, identities, std::mem::take(&mut batch.identities), &batch.cursors)?;
         answers::put_cursors(&tx, &batch.cursors)?;
         tx.commit()?;
         sites.extend(new_sites);
@@ -156,17 +156,25 @@ impl Writer {
 }
 
 /// Saves identity entries under the hour of their partition's greatest `received_at`, and drops what every partition has outlived.
-fn save_identities(tx: &rusqlite::Transaction<'_>, identities: &mut IdentityTables, batch: &WriteBatch) -> Result<(), Error> {
-    for (partition, cursor) in &batch.cursors {
-        let mut entries: Vec<(IdentityKey, Entry)> =
-            batch.identities.iter().filter(|(of, _, _)| of == partition).map(|(_, key, entry)| (*key, entry.clone())).collect();
-        entries.sort_unstable_by_key(|(key, _)| *key);
-        identities.save(tx, cursor.received_at, &entries)?;
+fn save_identities(
+    tx: &rusqlite::Transaction<'_>,
+    identities: &mut IdentityTables,
+    entries: Vec<(u16, IdentityKey, Entry)>,
+    cursors: &[(u16, Cursor)],
+) -> Result<(), Error> {
+    let mut by_partition: BTreeMap<u16, Vec<(IdentityKey, Entry)>> = BTreeMap::new();
+    for (partition, key, entry) in entries {
+        by_partition.entry(partition).or_default().push((key, entry));
     }
-    let stored = super::read::cursors(tx)?;
-    let written = |partition: usize| batch.cursors.iter().find(|(of, _)| usize::from(*of) == partition).map(|(_, cursor)| *cursor);
-    let now = stored.iter().enumerate().map(|(partition, cursor)| written(partition).unwrap_or(*cursor));
-    if let Some(least) = now.filter(|cursor| cursor.next > 0).map(|cursor| cursor.received_at).min() {
+    let mut now = super::read::cursors(tx)?;
+    for (partition, cursor) in cursors {
+        now.get_mut(usize::from(*partition)).into_iter().for_each(|now| *now = *cursor);
+    }
+    for (partition, entries) in by_partition {
+        let hour = now.get(usize::from(partition)).map_or(Timestamp::ZERO, |cursor| cursor.received_at);
+        identities.save(tx, hour, &entries)?;
+    }
+    if let Some(least) = now.iter().filter(|cursor| cursor.next > 0).map(|cursor| cursor.received_at).min() {
         identities.expire(tx, least.plus_seconds(-EVENT_MEMORY_SECONDS))?;
     }
     Ok(())

@@ -1,0 +1,150 @@
+//! One batch of the archiver: read, judged by what the archive knows, made absolute, written. Called by the archiver's loop; whatever fails here, the loop
+//! begins again at the archive's cursors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Pending, Run};
+use crate::archive::fold::{self, Folded, Taken};
+use crate::archive::recent::Recent;
+use crate::archive::{Books, CellKey, CellValue, Error, WriteBatch};
+use crate::event::identity::{Entry, IdentityKey};
+use crate::event::{SiteId, Timestamp};
+
+/// Clean copies of what was written lately.
+pub(super) struct Known {
+    cells: Recent<(u16, CellKey), CellValue>,
+    books: Recent<(u16, SiteId, Timestamp), Books>,
+    /// Orders and checkouts only: an event's entry has its time to live, which the store keeps.
+    entries: Recent<IdentityKey, Entry>,
+}
+
+impl Known {
+    /// At most about this many bytes of cells, and of orders and checkouts (each twice, see [`Recent`]).
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { cells: Recent::new(bytes), books: Recent::new(bytes / 8), entries: Recent::new(bytes) }
+    }
+
+    /// Forgets everything: after a failure only the archive knows.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+        self.books.clear();
+        self.entries.clear();
+    }
+}
+
+impl Run {
+    /// Folds what is pending and writes it.
+    pub(super) async fn write(&mut self) -> Result<(), Error> {
+        let pending = std::mem::take(&mut self.pending);
+        let count = pending.count;
+        let began = Instant::now();
+        let (taken, keys) = on_cpu(move || pending.read()).await?;
+        let mut entries = HashMap::with_capacity(keys.len());
+        for (partition, mut keys) in keys {
+            keys.retain(|key| match self.recent.entries.take(key) {
+                Some(entry) => {
+                    entries.insert(*key, entry);
+                    false
+                }
+                None => true,
+            });
+            entries.extend(self.job.archive.identities(partition, &keys).await?);
+        }
+        let cursors = self.owned.iter().map(|(partition, owned)| (*partition, owned.written)).collect();
+        let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
+        let folded = on_cpu(move || fold::fold_all(taken, entries, cursors, &rules, &objects_of)).await?;
+        let verdicts = folded.verdicts;
+        let (batch, entries) = self.complete(folded).await?;
+        metrics::histogram!("contrail_archiver_fold_seconds").record(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        self.put(batch, entries).await?;
+        metrics::histogram!("contrail_archiver_write_seconds").record(began.elapsed().as_secs_f64());
+        metrics::histogram!("contrail_archiver_batch_records").record(count as f64);
+        for (verdict, count) in ["counted", "report", "duplicate", "conflict"].into_iter().zip(verdicts) {
+            metrics::counter!("contrail_archiver_events_total", "verdict" => verdict).increment(count);
+        }
+        Ok(())
+    }
+
+    /// Makes a batch's differences absolute, over what the archive holds.
+    async fn complete(&mut self, folded: Folded) -> Result<(WriteBatch, HashMap<IdentityKey, Entry>), Error> {
+        let mut unknown: BTreeMap<u16, Vec<CellKey>> = BTreeMap::new();
+        let mut cells = HashMap::new();
+        for key in folded.additions.keys() {
+            match self.recent.cells.take(key) {
+                Some(value) => drop(cells.insert(key.clone(), value)),
+                None => unknown.entry(key.0).or_default().push(key.1.clone()),
+            }
+        }
+        for (partition, keys) in unknown {
+            cells.extend(self.job.archive.cells(partition, &keys).await?.into_iter().map(|(key, value)| ((partition, key), value)));
+        }
+        let mut unknown: BTreeMap<u16, Vec<(SiteId, Timestamp)>> = BTreeMap::new();
+        let mut books = HashMap::new();
+        for key in folded.books.keys() {
+            match self.recent.books.take(key) {
+                Some(value) => drop(books.insert(key.clone(), value)),
+                None => unknown.entry(key.0).or_default().push((key.1.clone(), key.2)),
+            }
+        }
+        for (partition, keys) in unknown {
+            books.extend(self.job.archive.books_of(partition, &keys).await?.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)));
+        }
+        let rules = Arc::clone(&self.job.rules);
+        on_cpu(move || folded.into_batch(&rules, |key| cells.remove(key), |key| books.remove(key))).await
+    }
+
+    /// Writes a batch and remembers what it made of things.
+    async fn put(&mut self, batch: WriteBatch, entries: HashMap<IdentityKey, Entry>) -> Result<(), Error> {
+        let cells: Vec<_> = batch.cells.clone();
+        let books: Vec<_> = batch.books.clone();
+        let cursors = batch.cursors.clone();
+        self.job.archive.write(batch).await?;
+        self.touched.note(books.iter().map(|(_, site, _, _)| site));
+        for (partition, key, value) in cells {
+            let bytes = 200 + key.dim.len() + value.people.0.len();
+            self.recent.cells.put((partition, key), value, bytes);
+        }
+        for (partition, site, hour, value) in books {
+            self.recent.books.put((partition, site, hour), value, 300);
+        }
+        for (key, entry) in entries {
+            let bytes = match &entry {
+                Entry::Event(_) => continue,
+                Entry::Order(_) | Entry::Checkout(_) => 100 + 4 * entry.to_bytes().len(),
+            };
+            self.recent.entries.put(key, entry, bytes);
+        }
+        for (partition, cursor) in cursors {
+            if let Some(owned) = self.owned.get_mut(&partition) {
+                owned.written = cursor;
+                self.job.progress.update(partition, |progress| progress.cursor = cursor);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pending {
+    /// Reads the records, and tells which identity entries decide on them.
+    fn read(self) -> (Vec<Taken>, BTreeMap<u16, Vec<IdentityKey>>) {
+        let taken: Vec<Taken> = self.records.into_iter().flat_map(|(partition, records)| fold::take(partition, records)).collect();
+        let mut keys: BTreeMap<u16, Vec<IdentityKey>> = BTreeMap::new();
+        for (partition, key) in taken.iter().filter_map(Taken::key) {
+            keys.entry(partition).or_default().push(key);
+        }
+        for keys in keys.values_mut() {
+            keys.sort_unstable();
+            keys.dedup();
+        }
+        (taken, keys)
+    }
+}
+
+/// Runs computing away from the threads that serve requests.
+async fn on_cpu<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::Corrupt(format!("a batch that stopped the archiver ({error})")))
+}
