@@ -25,6 +25,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+pub use batch::{Assigned, Rejected};
+pub use receive::{Answer, Refused};
+
 use crate::event::Clock;
 use crate::eventlog::EventLog;
 use crate::site::Sites;
