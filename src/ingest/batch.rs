@@ -75,7 +75,7 @@ impl Batch {
     pub(crate) fn read(body: &[u8], sender: &Sender, crawlers: &Crawlers) -> Result<Self, Unreadable> {
         let mut batch = Self::default();
         batch.wire.bytes.reserve(body.len() + body.len() / 4 + 256);
-        let mut scratch = Scratch::default();
+        let mut scratch = Scratch::sized(body.len().min(4 << 10));
         native::events(body, super::MAX_EVENTS, |piece| batch.take(piece, sender, crawlers, &mut scratch))?;
         Ok(batch)
     }

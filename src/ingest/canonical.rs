@@ -54,6 +54,11 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// Buffers for events of about so many bytes; longer ones make them grow.
+    pub(crate) fn sized(bytes: usize) -> Self {
+        Self { body: Vec::with_capacity(bytes + bytes / 4), ..Self::default() }
+    }
+
     fn is_crawler(&mut self, agent: &str, crawlers: &Crawlers) -> bool {
         if self.agent.0 != agent {
             self.agent = (agent.to_owned(), crawlers.is_crawler(agent));
