@@ -1,5 +1,5 @@
 //! INGEST: checks the sender, translates, validates, identifies, appends, and only then answers. Built by the composition root, which serves
-//! [`Ingest::router`] and runs [`Ingest::run`]. Stateless but for counters and limits; must never answer 2xx before the log holds
+//! `Ingest::router` and runs `Ingest::run`. Stateless but for counters and limits; must never answer 2xx before the log holds
 //! every valid event of the request durably, nor decide what counts.
 
 mod admission;
