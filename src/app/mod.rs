@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::{ConnectInfo, Request};
 use axum::http::StatusCode;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -228,7 +229,13 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     }
     let (stop, log, clock) = (rooms.stop_token(), Arc::clone(&parts.log), parts.clock.clone());
     rooms.spawn("retention", async move { retain(log, clock, stop).await });
-    router.fallback(unknown_path)
+    router.fallback(unknown_path).layer(axum::middleware::map_request(peer))
+}
+
+/// Tells ingest whom a request comes from.
+async fn peer(ConnectInfo(peer): ConnectInfo<SocketAddr>, mut request: Request) -> Request {
+    request.extensions_mut().insert(ingest::PeerAddress(peer.ip()));
+    request
 }
 
 async fn unknown_path() -> axum::response::Response {
