@@ -189,7 +189,7 @@ impl Memory {
     }
 
     /// Everything unsaved as commits; it stays readable in `in_save` until [`Memory::saved`].
-    pub(super) fn to_save(&mut self) -> Vec<RouterCommit> {
+    pub(super) fn take_unsaved(&mut self) -> Vec<RouterCommit> {
         if self.unsaved.next.is_empty() {
             return Vec::new();
         }

@@ -247,7 +247,7 @@ impl Run<'_> {
 
     /// Begins saving what is unsaved; one save at a time, in order, so that the store never holds an offset without what led to it.
     fn save(&mut self) {
-        let commits = self.memory.to_save();
+        let commits = self.memory.take_unsaved();
         if !commits.is_empty() {
             let store = Arc::clone(&self.router.store);
             self.saving = Some(Box::pin(async move { store.commit_router(commits).await }));
