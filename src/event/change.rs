@@ -173,7 +173,9 @@ impl Change {
     /// Version 1 bytes.
     pub fn to_bytes(&self) -> bytes::Bytes {
         // Serialising plain data into memory cannot fail; an empty record would be refused by every reader.
-        postcard::to_extend(self, vec![VERSION]).unwrap_or_default().into()
+        let mut out = Vec::with_capacity(256);
+        out.push(VERSION);
+        postcard::to_extend(self, out).unwrap_or_default().into()
     }
 
     /// Reads version 1 bytes.

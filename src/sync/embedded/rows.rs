@@ -59,10 +59,17 @@ pub(super) fn family_of(name: &str) -> String {
     format!("={}", name.split_once('.').map_or("", |(family, _)| family))
 }
 
-/// Where an object is filed in the `expiry` table: family and hour of its last change.
-pub(super) fn filing_of(name: &str, head: &Head) -> (String, i64) {
-    let family = if head.removed_at.is_some() { REMOVED.to_owned() } else { family_of(name) };
-    (family, hour_of(head.updated_at))
+/// Where an object is filed for expiry beside its name: whether as a tombstone, and the hour of its last change.
+pub(super) type Filing = (bool, i64);
+
+/// Where an object with this head is filed.
+pub(super) const fn filing_of(head: &Head) -> Filing {
+    (head.removed_at.is_some(), hour_of(head.updated_at))
+}
+
+/// The family in which an object is filed.
+pub(super) fn filed_as(name: &str, (removed, _): Filing) -> String {
+    if removed { REMOVED.to_owned() } else { family_of(name) }
 }
 
 /// The hour an object is filed under for expiry.
@@ -70,14 +77,13 @@ pub(super) const fn hour_of(at: Timestamp) -> i64 {
     at.micros().div_euclid(3_600_000_000)
 }
 
-/// A row's value but for its name.
+/// A row's value but for its name and its state, whose bytes follow as they are.
 #[derive(Serialize, Deserialize)]
-struct Value<'a> {
+struct Value {
     revision: u64,
     event_id: u64,
     updated_at: Timestamp,
-    #[serde(borrow)]
-    state: Option<&'a [u8]>,
+    lives: bool,
 }
 
 /// A head's bytes.
@@ -88,10 +94,13 @@ pub(super) fn head_to_bytes(head: &Head) -> Vec<u8> {
 
 /// A row's bytes.
 pub(super) fn row_to_bytes(row: &Row) -> Vec<u8> {
-    let value = Value { revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, state: row.state.as_deref() };
-    let mut out = Vec::with_capacity(32 + row.state.as_ref().map_or(0, Vec::len));
+    let state = row.state.as_deref();
+    let mut out = Vec::with_capacity(32 + state.map_or(0, <[u8]>::len));
     out.push(VERSION);
-    postcard::to_extend(&value, out).unwrap_or_default()
+    let value = Value { revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, lives: state.is_some() };
+    let mut out = postcard::to_extend(&value, out).unwrap_or_default();
+    out.extend_from_slice(state.unwrap_or_default());
+    out
 }
 
 /// Reads a head.
@@ -108,13 +117,13 @@ pub(super) fn row_from_bytes(key: &ObjectKey, item: &[u8], bytes: &[u8]) -> Resu
     let item = item.get(1..).and_then(|name| std::str::from_utf8(name).ok()).ok_or_else(|| corrupt(key, "an item's name is malformed"))?;
     match bytes.split_first() {
         Some((&VERSION, rest)) => {
-            let value: Value<'_> = postcard::from_bytes(rest).map_err(|_| corrupt(key, "a row is malformed"))?;
+            let (value, state): (Value, &[u8]) = postcard::take_from_bytes(rest).map_err(|_| corrupt(key, "a row is malformed"))?;
             Ok(Row {
                 item: item.to_owned(),
                 revision: value.revision,
                 event_id: value.event_id,
                 updated_at: value.updated_at,
-                state: value.state.map(<[u8]>::to_vec),
+                state: value.lives.then(|| state.to_vec()),
             })
         }
         Some(_) => Err(corrupt(key, "a row is of a later version")),
@@ -160,7 +169,7 @@ mod tests {
         let row = Row { item: "views".into(), revision: 3, event_id: 7, updated_at: Timestamp::from_micros(64), state: Some(vec![1, 2]) };
         let key = key("demo", ObjectKind::Map, "p");
         assert_eq!(hex(&head_to_bytes(&head)), "010705ac020100000000270009");
-        assert_eq!(hex(&row_to_bytes(&row)), "0103078001010201 02".replace(' ', ""));
+        assert_eq!(hex(&row_to_bytes(&row)), "0103078001010102");
         assert_eq!(head_from_bytes(&key, &head_to_bytes(&head)).unwrap(), head);
         assert_eq!(row_from_bytes(&key, &item_bytes("views"), &row_to_bytes(&row)).unwrap(), row);
         assert!(head_from_bytes(&key, &[2]).is_err());

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::queries::failed;
-use super::rows;
+use super::rows::{self, Filing};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{ObjectKey, PARTITIONS, Timestamp};
 use crate::sqlite::IdentityTables;
@@ -23,9 +23,6 @@ const MAX_JOINED: usize = 64;
 
 /// The identity memory, shared with the readers: they look up while no transaction saves.
 pub(super) type SharedIdentity = Arc<RwLock<IdentityTables>>;
-
-/// An object's place in the expiry table: family and hour.
-pub(super) type Filing = (String, i64);
 
 /// What durable() tells: next offsets of `events` and of `changes` by partition.
 pub(super) type Offsets = (Vec<u64>, Vec<u64>);
@@ -190,11 +187,11 @@ fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, object
     let mut delete = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item = ?2")?;
     let mut clear = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item > x''")?;
     for (object, write) in &mut keyed {
-        let to = rows::filing_of(&write.key.name, &write.head);
+        let to = rows::filing_of(&write.head);
         if filed.get(object) != Some(&to) {
             let before: Option<Vec<u8>> = head_of.query_row([&*object], |row| row.get(0)).optional()?;
-            let from = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::filing_of(&write.key.name, &head));
-            refile(tx, object, from, Some(to.clone()))?;
+            let from = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::filing_of(&head));
+            refile(tx, &write.key.name, object, from, Some(to))?;
             filed.take(object);
             filed.insert(object.clone(), to);
         }
@@ -214,15 +211,17 @@ fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, object
 }
 
 /// Moves an object's expiry entry; nothing while it stays in its hour, so that a busy object costs no page here.
-fn refile(tx: &Transaction<'_>, object: &[u8], from: Option<Filing>, to: Option<Filing>) -> rusqlite::Result<()> {
+fn refile(tx: &Transaction<'_>, name: &str, object: &[u8], from: Option<Filing>, to: Option<Filing>) -> rusqlite::Result<()> {
     if from == to {
         return Ok(());
     }
-    if let Some((family, hour)) = from {
-        tx.prepare_cached("DELETE FROM expiry WHERE family = ?1 AND hour = ?2 AND object = ?3")?.execute(params![family, hour, object])?;
+    if let Some(filing) = from {
+        let mut delete = tx.prepare_cached("DELETE FROM expiry WHERE family = ?1 AND hour = ?2 AND object = ?3")?;
+        delete.execute(params![rows::filed_as(name, filing), filing.1, object])?;
     }
-    if let Some((family, hour)) = to {
-        tx.prepare_cached("INSERT OR IGNORE INTO expiry (family, hour, object) VALUES (?1, ?2, ?3)")?.execute(params![family, hour, object])?;
+    if let Some(filing) = to {
+        let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO expiry (family, hour, object) VALUES (?1, ?2, ?3)")?;
+        insert.execute(params![rows::filed_as(name, filing), filing.1, object])?;
     }
     Ok(())
 }
@@ -247,7 +246,7 @@ fn purge(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, keys: &[Obje
         if head.removed_at.is_some() {
             delete.execute([&object])?;
             filed.take(&object);
-            refile(tx, &object, Some(rows::filing_of(&key.name, &head)), None)?;
+            refile(tx, &key.name, &object, Some(rows::filing_of(&head)), None)?;
         }
     }
     Ok(())

@@ -194,8 +194,9 @@ impl KeeperState {
 
     /// The objects a batch needs that are not in memory.
     pub fn missing(&self, batch: &Batch) -> Vec<ObjectKey> {
-        let keys: HashSet<&ObjectKey> = batch.changes.iter().filter_map(|(_, _, change)| Some(&change.as_ref().ok()?.key)).collect();
-        keys.into_iter().filter(|key| !self.objects.contains_key(*key) && !self.frozen.contains(*key)).cloned().collect()
+        let keys = batch.changes.iter().filter_map(|(_, _, change)| Some(&change.as_ref().ok()?.key));
+        let missing: HashSet<&ObjectKey> = keys.filter(|key| !self.objects.contains_key(*key) && !self.frozen.contains(*key)).collect();
+        missing.into_iter().cloned().collect()
     }
 
     /// Takes an object into memory.

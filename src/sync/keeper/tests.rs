@@ -11,7 +11,9 @@ use crate::event::change::{Merge, Op, Origin, Stamp};
 use crate::event::{Change, Timestamp};
 use crate::eventlog::Stored;
 use crate::sync::contract::map;
-use crate::sync::{Checkpoint, ObjectWrite};
+use crate::sync::embedded::EmbeddedStore;
+use crate::sync::feed::{self, LocalFeed};
+use crate::sync::{Checkpoint, ObjectWrite, Update};
 
 const START: Timestamp = Timestamp::from_micros(1_790_000_000_000_000);
 
@@ -254,7 +256,7 @@ fn frozen_and_malformed_changes_do_not_hold_the_checkpoint() {
     state.assign(partition, Checkpoint::default());
     let records = [stored(0, &add(&key, 0, 0)), Stored { offset: 1, value: vec![9, 9].into() }];
     let batch = Batch::decode(partition, &records);
-    assert_eq!(state.missing(&batch), [key.clone()]);
+    assert_eq!(state.missing(&batch), std::slice::from_ref(&key));
     state.freeze(key);
     let counts = state.read(batch, ms(0));
     assert_eq!(counts, Counts { frozen: 1, malformed: 1, ..Counts::default() });
@@ -281,4 +283,22 @@ fn memory_is_bounded_and_only_clean_objects_leave() {
     assert_eq!(state.pending_bytes(), 0);
     shelf.read(&mut state, 0, &[stored(offset, &add(&map("product.last"), offset, 0))], ms(20));
     assert!(state.cached_bytes() <= 20_000, "{}", state.cached_bytes());
+}
+
+/// Who subscribes between the taking of a write and its commit may have read the object as it was before: it is told nevertheless, with data.
+#[tokio::test]
+async fn a_subscriber_that_comes_late_misses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store: Arc<dyn ObjectStore> = Arc::new(EmbeddedStore::open(&dir.path().join("objects.db"), Duration::ZERO).unwrap());
+    let (feed, key) = (LocalFeed::new(feed::Settings::default()), map("product.0"));
+    let mut state = state();
+    state.assign(key.partition(), Checkpoint::default());
+    Shelf::default().read(&mut state, key.partition(), &[stored(0, &add(&key, 0, 0))], ms(0));
+    let flight = state.due(ms(10), 10, |key| feed.wanted(key));
+    let mut late = feed.subscribe(&key).await.unwrap();
+    assert!(store.load(std::slice::from_ref(&key)).await.unwrap()[0].is_none(), "it reads before the commit");
+    write(store, Arc::new(feed), flight).await.unwrap();
+    let Update::Write(told) = late.next().await else { panic!("nothing told") };
+    assert_eq!((told.event_id, told.rows.len()), (1, 1));
+    assert_eq!(told.rows[0].data.as_deref(), Some("{\"views\":1}"));
 }

@@ -1,10 +1,13 @@
 //! Live reads over a real loopback listener, before a feed and a store that the test writes.
 
+use std::sync::Mutex;
+
 use axum::body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::event::Timestamp;
@@ -22,13 +25,8 @@ struct Server {
     clock: Clock,
     offset: u64,
     _dir: tempfile::TempDir,
-    serving: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
+    /// The server and its clients' connections; aborted when the test ends.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 const NOW: Timestamp = Timestamp::from_micros(1_790_000_000_000_000);
@@ -54,9 +52,9 @@ impl Server {
         let router = router(Reader::new(Arc::clone(&store), Expiry::default()), Arc::new(feed.clone()), clock.clone(), authorise, &settings);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        #[expect(clippy::disallowed_methods, reason = "the test's server; its handle is aborted when the test ends")]
-        let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { addr, store, feed, clock, offset: 0, _dir: dir, serving }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { addr, store, feed, clock, offset: 0, _dir: dir, tasks: Mutex::new(tasks) }
     }
 
     /// One change of an object, committed and published as the keeper does.
@@ -75,8 +73,7 @@ impl Server {
     async fn request(&self, path: &str, headers: &[(&str, &str)]) -> Response<Incoming> {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        #[expect(clippy::disallowed_methods, reason = "the test's client connection; ends with its answer")]
-        tokio::spawn(connection);
+        self.tasks.lock().unwrap().spawn(async move { connection.await.unwrap_or_default() });
         let mut request = hyper::Request::get(path).header("host", "localhost");
         for (name, value) in headers {
             request = request.header(*name, *value);
