@@ -42,6 +42,11 @@ impl Progress {
             .all(|progress| progress.failed.is_none() && progress.cursor.next >= progress.end)
     }
 
+    /// Records read into no batch yet, as far as known: what `/metrics` shows as lag.
+    pub fn lag(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().map(|progress| progress.end.saturating_sub(progress.cursor.next)).sum()
+    }
+
     /// Changes one partition's.
     pub(super) fn update(&self, partition: u16, change: impl FnOnce(&mut PartitionProgress)) {
         change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(partition).or_default());
@@ -58,4 +63,36 @@ impl Progress {
 pub fn watermark(cursors: &[Cursor], bounds: &[Bounds], now: Timestamp) -> Timestamp {
     let behind = cursors.iter().zip(bounds).filter(|(cursor, bounds)| cursor.next < bounds.next);
     behind.map(|(cursor, _)| cursor.received_at).min().unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watermark_is_now_only_where_all_is_read() {
+        let cursor = |next, at| Cursor { next, received_at: Timestamp::from_micros(at) };
+        let bounds = |next| Bounds { start: 0, next };
+        let now = Timestamp::from_micros(100);
+        assert_eq!(watermark(&[cursor(5, 50), cursor(0, 0)], &[bounds(5), bounds(0)], now), now);
+        assert_eq!(watermark(&[cursor(5, 50), cursor(3, 40)], &[bounds(6), bounds(4)], now), Timestamp::from_micros(40));
+        assert_eq!(
+            watermark(&[cursor(5, 30), cursor(3, 40)], &[bounds(5), bounds(4)], now),
+            Timestamp::from_micros(40),
+            "what is read to its end holds nothing back"
+        );
+    }
+
+    #[test]
+    fn a_failed_partition_is_not_caught_up() {
+        let progress = Progress::default();
+        progress.update(3, |p| (p.cursor.next, p.end) = (7, 9));
+        assert_eq!((progress.lag(), progress.is_caught_up()), (2, false));
+        progress.update(3, |p| p.cursor.next = 9);
+        assert!(progress.is_caught_up());
+        progress.update(3, |p| p.failed = Some("damaged".into()));
+        assert_eq!((progress.is_caught_up(), progress.failed()), (false, vec![(3, "damaged".into())]));
+        progress.forget(3);
+        assert!(progress.all().is_empty());
+    }
 }

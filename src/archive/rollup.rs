@@ -202,3 +202,93 @@ impl Labels {
         self.0.into_iter().map(|((site, label, dim), value)| (site, label, dim, value)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Channel, KeyKind, RecordKind};
+
+    fn judge(body: &str, verdict: Verdict, flags: u16) -> Vec<(Metric, String, bool, CellValue)> {
+        let event = Event::from_body(body.as_bytes()).unwrap();
+        let record = record("e1", 0);
+        let record = Record { flags: Flags(flags), ..record };
+        let outcome = Outcome { verdict, effects: crate::event::identity::Effects::default() };
+        let mut additions = Additions::default();
+        let judged = Judged { partition: 1, record: &record, event: &event, outcome: &outcome, rules: &SiteRules::default() };
+        additions.count(judged, Some(&[7; 16]));
+        let mut all: Vec<_> = additions.apply(|_| None).into_iter().map(|(_, key, value)| (key.metric, key.dim, key.crawler, value)).collect();
+        all.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        all
+    }
+
+    fn record(event_id: &str, received: i64) -> Record {
+        Record {
+            kind: RecordKind::Event,
+            body_key: 0,
+            site: SiteId::parse("demo").unwrap(),
+            event_id: event_id.into(),
+            fingerprint: 1,
+            received_at: Timestamp::from_micros(received),
+            key_kind: KeyKind::Event,
+            key: event_id.into(),
+            flags: Flags::default(),
+            channel: Channel::Server,
+            body: bytes::Bytes::new(),
+        }
+    }
+
+    #[test]
+    fn what_each_type_counts_under() {
+        let names = |body: &str| judge(body, Verdict::Counted, 0).into_iter().map(|(metric, dim, ..)| (metric, dim)).collect::<Vec<_>>();
+        let at = "\"occurred_at\":\"2026-11-20T10:00:00Z\"";
+        let page = "\"page\":{\"url\":\"https://shop.example/p%20q?x=1\"}";
+        assert_eq!(names(&format!("{{\"type\":\"page_viewed\",{at},{page}}}")), [(Metric::Pages, "/p q".to_owned())]);
+        assert_eq!(names(&format!("{{\"type\":\"product_viewed\",{at},{page},\"product\":{{\"id\":\"p1\"}}}}")), [(Metric::Views, "p1".to_owned())]);
+        let search = |rest: &str| names(&format!("{{\"type\":\"product_searched\",{at},\"search\":{{\"query\":\"  Red\\tMUG \"{rest}}}}}"));
+        assert_eq!(search(""), [(Metric::Searches, "red mug".to_owned())]);
+        assert_eq!(search(",\"results\":2"), [(Metric::Searches, "red mug".to_owned())]);
+        assert_eq!(search(",\"results\":0"), [(Metric::Searches, "red mug".to_owned()), (Metric::EmptySearches, "red mug".to_owned())]);
+        assert!(names(&format!("{{\"type\":\"product_searched\",{at},\"search\":{{\"query\":\" \",\"results\":0}}}}")).is_empty());
+        assert!(names(&format!("{{\"type\":\"cart_updated\",{at},{page},\"product\":{{\"id\":\"p1\"}}}}")).is_empty());
+    }
+
+    #[test]
+    fn only_what_counts_is_counted_and_crawlers_apart() {
+        let body = "{\"type\":\"product_viewed\",\"occurred_at\":\"2026-11-20T10:00:00Z\",\"product\":{\"id\":\"p1\"}}";
+        for verdict in [Verdict::Report, Verdict::Duplicate, Verdict::Conflict] {
+            assert!(judge(body, verdict, 0).is_empty());
+        }
+        let counted = judge(body, Verdict::Counted, Flags::CRAWLER);
+        assert_eq!((counted.len(), counted[0].2, counted[0].3.counts, counted[0].3.people.estimate()), (1, true, [1, 0], 1));
+    }
+
+    #[test]
+    fn the_later_label_wins_in_any_order() {
+        let said = |at: &str, name: &str| {
+            let body = format!("{{\"type\":\"x\",\"occurred_at\":\"{at}\",\"product\":{{\"id\":\"p\",\"name\":\"{name}\"}}}}");
+            Event::from_body(body.as_bytes()).unwrap()
+        };
+        let late = Timestamp::parse("2026-11-20T12:00:00Z").unwrap().micros();
+        // The second claims to be from the future; what it was received at stands.
+        let mut all = [
+            (record("e1", late), said("2026-11-20T11:00:00Z", "older")),
+            (record("e2", late - 3_600_000_001), said("2026-11-21T00:00:00Z", "claims")),
+            (record("e3", late), said("2026-11-20T11:00:00Z", "same time, greater id")),
+        ];
+        for _ in 0..3 {
+            all.rotate_left(1);
+            let mut labels = Labels::default();
+            all.iter().for_each(|(record, event)| labels.take(record, event, &SiteRules::default()));
+            let rows = labels.into_rows();
+            assert_eq!((rows.len(), rows[0].3.value.as_str()), (1, "same time, greater id"));
+        }
+    }
+
+    #[test]
+    fn amounts_that_cancel_out_leave_nothing() {
+        let (mut sums, eur) = (BTreeMap::new(), Currency::parse("EUR").unwrap());
+        add_money(&mut sums, eur, 5);
+        add_money(&mut sums, eur, -5);
+        assert!(sums.is_empty());
+    }
+}

@@ -230,3 +230,43 @@ fn funnel(order: &[String], totals: Vec<(String, CellValue)>) -> Vec<Value> {
     let row = |(step, value): (String, CellValue)| json!({ "step": step, "entered": value.counts[0], "completed": value.counts[1] });
     rows.into_iter().map(row).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_the_sites_own() {
+        let day = |at: &str, zone: &str| {
+            let (start, end) = day_of(Timestamp::parse(at).unwrap(), &SiteRules { time_zone: zone.into(), ..SiteRules::default() });
+            (start.to_string(), end.to_string())
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(day("2026-11-20T23:30:00Z", "UTC"), pair("2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"));
+        assert_eq!(day("2026-11-20T23:30:00Z", "Europe/Berlin"), pair("2026-11-20T23:00:00Z", "2026-11-21T23:00:00Z"));
+        // The clocks go back: 25 hours.
+        assert_eq!(day("2026-10-25T12:00:00Z", "Europe/Berlin"), pair("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"));
+        assert_eq!(day("2026-11-20T12:00:00Z", "Asia/Kathmandu"), pair("2026-11-19T18:15:00Z", "2026-11-20T18:15:00Z"));
+        assert_eq!(day("2026-11-20T12:00:00Z", "No/Such"), day("2026-11-20T12:00:00Z", "UTC"));
+    }
+
+    #[test]
+    fn the_greatest_come_first_then_names() {
+        let total = |dim: &str, count: i64| (dim.to_owned(), CellValue { counts: [count, 0], ..CellValue::default() });
+        let mut all = vec![total("b", 2), total("none", 0), total("a", 2), total("back", -1)];
+        all.extend((0..30).map(|n| total(&format!("x{n:02}"), 100 + n)));
+        let dims: Vec<String> = greatest(all.clone(), 32).into_iter().map(|(dim, _)| dim).collect();
+        assert_eq!((dims.len(), dims[0].as_str(), &dims[30..]), (32, "x29", &["a".to_owned(), "b".to_owned()][..]));
+        assert_eq!(greatest(all, ROWS).len(), ROWS);
+    }
+
+    #[test]
+    fn steps_stand_in_the_shops_order() {
+        let total = |dim: &str| (dim.to_owned(), CellValue { counts: [3, 2], ..CellValue::default() });
+        let order = ["contact".to_owned(), "payment".to_owned()];
+        let rows = funnel(&order, vec![total("(order)"), total("payment"), total("gift"), total("contact")]);
+        let steps: Vec<&str> = rows.iter().map(|row| row["step"].as_str().unwrap()).collect();
+        assert_eq!(steps, ["contact", "payment", "(order)", "gift"]);
+        assert_eq!(rows[0], json!({"step": "contact", "entered": 3, "completed": 2}));
+    }
+}

@@ -40,6 +40,8 @@ impl Run {
     pub(super) async fn write(&mut self) -> Result<(), Error> {
         let pending = std::mem::take(&mut self.pending);
         let count = pending.count;
+        // Of what was read alone: no other partition's cursor is written.
+        let cursors = pending.records.iter().filter_map(|(partition, _)| Some((*partition, self.owned.get(partition)?.written))).collect();
         let began = Instant::now();
         let (taken, keys) = on_cpu(move || pending.read()).await?;
         let mut entries = HashMap::with_capacity(keys.len());
@@ -53,7 +55,6 @@ impl Run {
             });
             entries.extend(self.job.archive.identities(partition, &keys).await?);
         }
-        let cursors = self.owned.iter().map(|(partition, owned)| (*partition, owned.written)).collect();
         let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
         let folded = on_cpu(move || fold::fold_all(taken, entries, cursors, &rules, &objects_of)).await?;
         let verdicts = folded.verdicts;
@@ -102,6 +103,7 @@ impl Run {
         let cells: Vec<_> = batch.cells.clone();
         let books: Vec<_> = batch.books.clone();
         let cursors = batch.cursors.clone();
+        let quarantined = batch.quarantine.len() as u64;
         self.job.archive.write(batch).await?;
         self.touched.note(books.iter().map(|(_, site, _, _)| site));
         for (partition, key, value) in cells {
@@ -118,12 +120,14 @@ impl Run {
             };
             self.recent.entries.put(key, entry, bytes);
         }
+        metrics::counter!("contrail_archiver_quarantined_total").increment(quarantined);
         for (partition, cursor) in cursors {
             if let Some(owned) = self.owned.get_mut(&partition) {
                 owned.written = cursor;
                 self.job.progress.update(partition, |progress| progress.cursor = cursor);
             }
         }
+        metrics::gauge!("contrail_archiver_lag_records").set(self.job.progress.lag() as f64);
         Ok(())
     }
 }

@@ -49,7 +49,6 @@ impl DayFile {
     /// per file and transaction, as a sync from outside would be, without having to know when a header or a directory entry is new.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let conn = sqlite::open(path, Durability::Full)?;
-        conn.pragma_update(None, "cache_size", -8_192)?;
         conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         check_version(&conn, VERSION, path)?;
         conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?;
@@ -73,6 +72,11 @@ impl DayFile {
         tx.commit()?;
         self.next = first + rows.len() as i64;
         Ok(())
+    }
+
+    /// Lets the file keep so many KiB of pages in memory. A transaction that touches more than fit writes and reads some of them twice.
+    pub(super) fn keep_pages(&self, kib: i64) -> Result<(), Error> {
+        Ok(self.conn.pragma_update(None, "cache_size", -kib)?)
     }
 
     /// Closes the file, folding its WAL in.

@@ -199,12 +199,13 @@ impl Archive for Embedded {
     }
 
     async fn close(&self) -> Result<(), Error> {
+        // Readers first: the last connection to close a file is the one that folds its WAL in, and only a writer can.
+        self.readers.close();
         let closed = match self.write_side(Writer::close).await {
             Err(Error::Closed) => Ok(()),
             other => other,
         };
         drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.readers.close();
         closed
     }
 }

@@ -15,8 +15,11 @@ use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{SiteId, Timestamp};
 use crate::sqlite::{self, Durability, IdentityTables};
 
-/// Day files kept open for writing. An import of many months goes through them roughly in order; each holds at most 8 MiB of pages.
+/// Day files kept open for writing. An import of many months goes through them roughly in order.
 const OPEN_DAYS: usize = 32;
+
+/// Memory for the pages of all open day files, in KiB, shared evenly; one alone takes at most half.
+const DAY_PAGES_KIB: i64 = 128 << 10;
 
 /// The writing connections.
 pub(super) struct Writer {
@@ -111,6 +114,10 @@ impl Writer {
             let file = DayFile::open(&self.days.path(day))?;
             self.days.add(day);
             self.open.insert(day, (file, 0));
+            let share = (DAY_PAGES_KIB / self.open.len() as i64).min(DAY_PAGES_KIB / 2);
+            for (file, _) in self.open.values() {
+                file.keep_pages(share)?;
+            }
         }
         let (file, used) = self.open.get_mut(&day).ok_or(Error::Closed)?;
         *used = self.writes;
