@@ -8,18 +8,18 @@ use serde_json::Value;
 
 use crate::http::{Answer, Connection};
 
-pub const KEY: &str = "ck_demo_00000000000000000000000000000000test";
-pub const READ: &str = "cr_demo_00000000000000000000000000000000test";
+pub(crate) const KEY: &str = "ck_demo_00000000000000000000000000000000test";
+pub(crate) const READ: &str = "cr_demo_00000000000000000000000000000000test";
 
 /// A running server. Dropped, it is stopped by SIGTERM and must end cleanly.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub address: String,
-    pub data: PathBuf,
+    pub(crate) address: String,
+    pub(crate) data: PathBuf,
     _dir: Option<tempfile::TempDir>,
 }
 
-pub fn binary() -> Command {
+pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
     command.env("CONTRAIL_BOOTSTRAP_INGEST_KEY", KEY).env("CONTRAIL_BOOTSTRAP_READ_TOKEN", READ);
     command
@@ -27,7 +27,7 @@ pub fn binary() -> Command {
 
 impl Server {
     /// On a fresh directory that goes with the server.
-    pub fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Self::on(&dir.path().join("data"), &[]);
         server._dir = Some(dir);
@@ -35,12 +35,12 @@ impl Server {
     }
 
     /// On a directory that stays.
-    pub fn on(data: &Path, arguments: &[&str]) -> Self {
+    pub(crate) fn on(data: &Path, arguments: &[&str]) -> Self {
         Self::try_on(data, arguments).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
     }
 
     /// The exit status where it ends at its start.
-    pub fn try_on(data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
+    pub(crate) fn try_on(data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
         // A former process's announcement must not be taken for this one's.
         drop(std::fs::remove_file(data.join("admin.token")));
         let log = std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").map_or_else(Stdio::null, |_| Stdio::inherit());
@@ -70,25 +70,25 @@ impl Server {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn connect(&self) -> Connection {
+    pub(crate) fn connect(&self) -> Connection {
         Connection::open(&self.address).unwrap()
     }
 
-    pub fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(crate) fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         self.connect().call(method, path, headers, body).unwrap()
     }
 
     /// POST /v1/events with the server key.
-    pub fn post(&self, body: &[u8]) -> Answer {
+    pub(crate) fn post(&self, body: &[u8]) -> Answer {
         self.call("POST", "/v1/events", &[("authorization", &format!("Bearer {KEY}")), ("content-type", "application/json")], body)
     }
 
     /// Events that must all be accepted.
-    pub fn accept(&self, events: &[Value]) {
+    pub(crate) fn accept(&self, events: &[Value]) {
         for chunk in events.chunks(1000) {
             let answer = self.post(&serde_json::to_vec(chunk).unwrap());
             assert_eq!(answer.status, 200, "{}", answer.text());
@@ -96,24 +96,24 @@ impl Server {
         }
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.call("GET", path, &[("authorization", &format!("Bearer {READ}"))], b"")
     }
 
     /// GET that must succeed.
-    pub fn read(&self, path: &str) -> Value {
+    pub(crate) fn read(&self, path: &str) -> Value {
         let answer = self.get(path);
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         answer.json()
     }
 
-    pub fn admin(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn admin(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let token = std::fs::read_to_string(self.data.join("admin.token")).unwrap();
         self.call(method, path, &[("authorization", &format!("Bearer {token}")), ("content-type", "application/json")], body)
     }
 
     /// Waits until router, keeper and archiver have passed all that was accepted before this call.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         let asked = Instant::now();
         loop {
             let progress = self.admin("GET", "/admin/progress", b"");
@@ -127,24 +127,24 @@ impl Server {
     }
 
     /// Runs the audit and gives its exit status and output.
-    pub fn audit(&self) -> (bool, String) {
+    pub(crate) fn audit(&self) -> (bool, String) {
         let out = binary().args(["audit", "--data"]).arg(&self.data).output().unwrap();
         (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
     }
 
-    pub fn assert_audit(&self) {
+    pub(crate) fn assert_audit(&self) {
         let (clean, told) = self.audit();
         assert!(clean, "{told}");
     }
 
     /// SIGKILL.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM; the exit status.
-    pub fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(mut self) -> ExitStatus {
         self.terminate()
     }
 

@@ -8,31 +8,26 @@ use serde_json::Value;
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 }
 
 /// A kept connection.
-pub struct Connection(BufReader<TcpStream>);
+pub(crate) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
-    pub fn open(address: &str) -> std::io::Result<Self> {
+    pub(crate) fn open(address: &str) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -40,7 +35,7 @@ impl Connection {
     }
 
     /// One request; an error means that the connection broke before a whole answer came.
-    pub fn call(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Answer> {
+    pub(crate) fn call(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Answer> {
         self.send(method, path, headers, body)?;
         let (status, headers) = self.head()?;
         let find = |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone());
@@ -53,11 +48,11 @@ impl Connection {
                 body.append(&mut chunk);
             }
         }
-        Ok(Answer { status, headers, body })
+        Ok(Answer { status, body })
     }
 
     /// Sends a request whose answer is read by [`Connection::head`] and [`Connection::line`].
-    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<()> {
+    pub(crate) fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<()> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
@@ -68,7 +63,7 @@ impl Connection {
         stream.write_all(body)
     }
 
-    pub fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {
+    pub(crate) fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {
         let first = self.line()?;
         let status =
             first.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other(format!("no status line: {first:?}")))?;
@@ -92,7 +87,7 @@ impl Connection {
     }
 
     /// A line without its end; an error at the end of the stream.
-    pub fn line(&mut self) -> std::io::Result<String> {
+    pub(crate) fn line(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         if self.0.read_line(&mut line)? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -102,18 +97,18 @@ impl Connection {
 }
 
 /// Server-Sent Events of one subscription.
-pub struct Events(Connection);
+pub(crate) struct Events(Connection);
 
 /// One message.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Message {
-    pub event: String,
-    pub id: Option<u64>,
-    pub data: Value,
+pub(crate) struct Message {
+    pub(crate) event: String,
+    pub(crate) id: Option<u64>,
+    pub(crate) data: Value,
 }
 
 impl Events {
-    pub fn open(address: &str, path: &str, token: &str, last_event_id: Option<u64>) -> Self {
+    pub(crate) fn open(address: &str, path: &str, token: &str, last_event_id: Option<u64>) -> Self {
         let mut connection = Connection::open(address).unwrap();
         let (bearer, last) = (format!("Bearer {token}"), last_event_id.unwrap_or_default().to_string());
         let mut headers = vec![("authorization", bearer.as_str()), ("accept", "text/event-stream")];
@@ -127,7 +122,7 @@ impl Events {
     }
 
     /// The next message; comments are passed over.
-    pub fn next(&mut self) -> Message {
+    pub(crate) fn next(&mut self) -> Message {
         let (mut event, mut id, mut data) = (String::new(), None, String::new());
         loop {
             let line = self.0.line().expect("the stream goes on");

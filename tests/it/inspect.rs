@@ -36,7 +36,7 @@ async fn objects(data: &Path) -> Vec<Object> {
 }
 
 /// Every object's event id is the number of distinct changes the log holds for it.
-pub fn assert_revisions_equal_changes(data: &Path) {
+pub(crate) fn assert_revisions_equal_changes(data: &Path) {
     block_on(async {
         let log = eventlog::open("embedded", &data.join("log"), eventlog::embedded::Settings::default(), Clock::system()).await.unwrap();
         let mut changes = HashMap::<ObjectKey, u64>::new();
@@ -82,7 +82,7 @@ pub fn assert_revisions_equal_changes(data: &Path) {
 }
 
 /// The data of every object, without the archiver's own documents; with revisions where asked.
-pub fn objects_of(data: &Path, revisions: bool) -> Map<String, Value> {
+pub(crate) fn objects_of(data: &Path, revisions: bool) -> Map<String, Value> {
     let objects = block_on(objects(data));
     let mut all = Map::new();
     for object in objects {

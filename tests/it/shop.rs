@@ -9,20 +9,20 @@ use serde_json::{Value, json};
 use crate::harness::Server;
 
 /// A day and what must come of it.
-pub struct Day {
-    pub events: Vec<Value>,
-    pub tally: Tally,
-    pub from: Timestamp,
-    pub to: Timestamp,
+pub(crate) struct Day {
+    pub(crate) events: Vec<Value>,
+    pub(crate) tally: Tally,
+    pub(crate) from: Timestamp,
+    pub(crate) to: Timestamp,
     /// The product with most views.
-    pub hottest_product: String,
+    pub(crate) hottest_product: String,
 }
 
-pub const REPORTS: [&str; 7] =
+pub(crate) const REPORTS: [&str; 7] =
     ["top-searches", "searches-without-results", "top-viewed", "top-sold", "top-pages", "checkout-funnel", "unfinished-purchases"];
 
 /// A day of the recent past, complete two hours ago, so that every checkout in it is judged.
-pub fn day(seed: u64, events: u64) -> Day {
+pub(crate) fn day(seed: u64, events: u64) -> Day {
     let start = Clock::system().now().plus_seconds(-26 * 3600).floor_to_seconds(3600);
     let settings = Settings { seed, events, start };
     let mut simulation = Simulation::new(settings.clone());
@@ -33,7 +33,7 @@ pub fn day(seed: u64, events: u64) -> Day {
 }
 
 /// Every report's rows for the day, with each choice of bots, judged at the day's end.
-pub fn reports(server: &Server, day: &Day) -> Value {
+pub(crate) fn reports(server: &Server, day: &Day) -> Value {
     let mut all = BTreeMap::new();
     for report in REPORTS {
         for bots in ["exclude", "include", "only"] {
@@ -55,7 +55,7 @@ fn money(revenue: &BTreeMap<Currency, i64>) -> Value {
 }
 
 /// Every row of every report equals what the simulator counted while it made the day.
-pub fn assert_reports_equal_tally(server: &Server, day: &Day) {
+pub(crate) fn assert_reports_equal_tally(server: &Server, day: &Day) {
     let as_of = day.to.plus_seconds(3600);
     let ask = |report: &str, bots: &str| rows(server, day, report, bots).as_array().unwrap().clone();
     let pick = |rows: Vec<Value>, columns: &[&str]| -> Vec<Value> {
