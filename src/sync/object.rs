@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::batch::Bucket;
 use super::expiry::expired;
-use super::item::ItemState;
+use super::item::{ItemState, compare};
 use super::tombstones::{Tombstone, Tombstones};
 use super::{Applied, AppliedRow, Error, Head, ObjectWrite, Row, StoredObject};
 use crate::event::change::{Op, Origin};
@@ -31,8 +31,8 @@ pub struct Object {
     head: Head,
     rows: BTreeMap<String, Living>,
     tombstones: Tombstones,
-    /// Rows to write and publish.
-    changed: BTreeSet<String>,
+    /// Rows to write and publish; a name may stand twice.
+    changed: Vec<String>,
     /// Rows to publish again.
     repeated: BTreeSet<String>,
     /// Rows of an incarnation that ended since the last write.
@@ -49,6 +49,8 @@ struct Living {
     event_id: u64,
     updated_at: Timestamp,
     state: ItemState,
+    /// Whether it is among the changed rows.
+    changed: bool,
     /// The state's bytes where it was encoded since it last changed.
     encoded: Option<Vec<u8>>,
     /// Bytes of the row that `Head::bytes` counts.
@@ -97,7 +99,7 @@ impl Object {
             head: Head::default(),
             rows: BTreeMap::new(),
             tombstones: Tombstones::default(),
-            changed: BTreeSet::new(),
+            changed: Vec::new(),
             repeated: BTreeSet::new(),
             gone: BTreeSet::new(),
             clear: false,
@@ -117,7 +119,8 @@ impl Object {
             };
             let state = ItemState::decode(&bytes).map_err(|what| Error::Corrupt { kind: object.key.kind, name: object.key.name.clone(), what })?;
             let counted = (row.item.len() + bytes.len()) as u64;
-            let living = Living { revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, state, encoded: None, counted };
+            let living =
+                Living { revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, state, changed: false, encoded: None, counted };
             object.rows.insert(row.item, living);
         }
         Ok(object)
@@ -167,8 +170,8 @@ impl Object {
         if let Origin::Archive { version } = change.origin {
             self.head.version = version;
         }
-        for op in &change.ops {
-            self.fold(op, change);
+        for ops in change.ops.chunk_by(same_row) {
+            self.fold(ops, change);
         }
         self.needs_write = true;
         self.needs_publish = true;
@@ -187,6 +190,8 @@ impl Object {
 
     /// Bytes of the rows that the next write carries. Encodes them; the write reuses that.
     pub fn weigh(&mut self) -> usize {
+        self.changed.sort_unstable();
+        self.changed.dedup();
         let mut bytes = 0;
         for item in &self.changed {
             bytes += item.len();
@@ -219,7 +224,9 @@ impl Object {
             rows,
             removed: self.head.removed_at.is_some(),
         };
-        let changed = std::mem::take(&mut self.changed);
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        changed.dedup();
         let rows = changed.into_iter().filter_map(|item| self.written(item)).collect();
         self.repeated.clear();
         self.gone.clear();
@@ -306,33 +313,44 @@ impl Object {
         self.head.purged = if self.head.event_id > 1 { self.head.event_id } else { 0 };
     }
 
-    fn fold(&mut self, op: &Op, change: &Change) {
-        match op {
-            Op::Merge { item, field, with } => self.touch(item, change.received_at, |state| state.merge(field, with, &change.stamp)),
-            Op::Append { index, data, keep } => self.append(*index, data, *keep as usize, change.received_at),
-            Op::Replace { data } => self.touch("", change.received_at, |state| *state = ItemState::whole(data.clone())),
-            Op::Remove => {
+    /// Folds in operations that, if there are several, all merge into one row.
+    fn fold(&mut self, ops: &[Op], change: &Change) {
+        match ops {
+            [Op::Merge { item, .. }, ..] => self.touch(item, change.received_at, |state| {
+                for op in ops {
+                    if let Op::Merge { field, with, .. } = op {
+                        state.merge(field, with, &change.stamp);
+                    }
+                }
+            }),
+            [Op::Append { index, data, keep }, ..] => self.append(*index, data, *keep as usize, change.received_at),
+            [Op::Replace { data }, ..] => self.touch("", change.received_at, |state| *state = ItemState::whole(data.clone())),
+            [Op::Remove, ..] => {
                 self.drop_rows();
                 self.head.removed_at = Some(change.received_at);
             }
+            [] => {}
         }
     }
 
     /// Changes a row's state, making the row where it is missing, and counts the change once.
     fn touch(&mut self, item: &str, at: Timestamp, merge: impl FnOnce(&mut ItemState)) {
-        let event_id = self.head.event_id;
-        if !self.changed.contains(item) {
-            self.changed.insert(item.to_owned());
+        let row = match self.rows.get_mut(item) {
+            Some(row) => row,
+            None => {
+                self.tombstones.remove(item);
+                let state = ItemState::default();
+                let row = Living { revision: 0, event_id: 0, updated_at: at, state, changed: false, encoded: None, counted: 0 };
+                self.rows.entry(item.to_owned()).or_insert(row)
+            }
+        };
+        if !row.changed {
+            row.changed = true;
+            self.changed.push(item.to_owned());
         }
-        if !self.rows.contains_key(item) {
-            self.tombstones.remove(item);
-            let row = Living { revision: 0, event_id: 0, updated_at: at, state: ItemState::default(), encoded: None, counted: 0 };
-            self.rows.insert(item.to_owned(), row);
-        }
-        let Some(row) = self.rows.get_mut(item) else { return };
-        if row.event_id != event_id {
+        if row.event_id != self.head.event_id {
             row.revision += 1;
-            row.event_id = event_id;
+            row.event_id = self.head.event_id;
             row.updated_at = row.updated_at.max(at);
         }
         row.encoded = None;
@@ -352,7 +370,7 @@ impl Object {
         {
             self.head.bytes = self.head.bytes.saturating_sub(row.counted);
             self.tombstones.insert(least.clone(), Tombstone { revision: row.revision + 1, event_id: self.head.event_id, removed_at: at });
-            self.changed.insert(least);
+            self.changed.push(least);
         }
     }
 
@@ -370,6 +388,7 @@ impl Object {
     /// A changed row as it is stored; None where neither the row nor its tombstone is left.
     fn written(&mut self, item: String) -> Option<Row> {
         if let Some(row) = self.rows.get_mut(&item) {
+            row.changed = false;
             let state = row.encoded.take().unwrap_or_else(|| row.state.encode());
             let bytes = (item.len() + state.len()) as u64;
             self.head.bytes = self.head.bytes.saturating_sub(row.counted) + bytes;
@@ -391,6 +410,11 @@ impl Tombstone {
     fn shown(&self, item: &str) -> AppliedRow {
         AppliedRow { item: item.to_owned(), revision: self.revision, data: None }
     }
+}
+
+/// Whether two operations merge into the same row, so that it need be looked up once.
+fn same_row(a: &Op, b: &Op) -> bool {
+    matches!((a, b), (Op::Merge { item: a, .. }, Op::Merge { item: b, .. }) if compare(a, b).is_eq())
 }
 
 /// A list index as the name of its row, so that text order is index order.
