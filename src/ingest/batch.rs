@@ -15,27 +15,27 @@ use crate::eventlog::Append;
 
 /// An event that was not taken, as the answer lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Rejected {
+pub struct Rejected {
     /// Its place among the request's events, from 0.
-    pub(crate) index: usize,
+    pub index: usize,
     /// See [`Code`].
-    pub(crate) code: &'static str,
+    pub code: &'static str,
     /// What is wrong.
-    pub(crate) message: String,
+    pub message: String,
     /// JSON pointer into the event.
-    pub(crate) pointer: String,
+    pub pointer: String,
     /// Byte offset into the decoded body, for syntax errors.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) offset: Option<usize>,
+    pub offset: Option<usize>,
 }
 
 /// An id made at the edge, as the answer lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Assigned {
+pub struct Assigned {
     /// The event's place among the request's events, from 0.
-    pub(crate) index: usize,
+    pub index: usize,
     /// Its id from now on: to be sent with it when it is sent again.
-    pub(crate) event_id: String,
+    pub event_id: String,
 }
 
 /// A request's events, ready to be appended.
@@ -75,7 +75,7 @@ impl Batch {
     pub(crate) fn read(body: &[u8], sender: &Sender, crawlers: &Crawlers) -> Result<Self, Unreadable> {
         let mut batch = Self::default();
         batch.wire.bytes.reserve(body.len() + body.len() / 4 + 256);
-        let mut scratch = Scratch::default();
+        let mut scratch = Scratch::sized(body.len().min(4 << 10));
         native::events(body, super::MAX_EVENTS, |piece| batch.take(piece, sender, crawlers, &mut scratch))?;
         Ok(batch)
     }

@@ -49,6 +49,22 @@ pub(crate) struct Ready<'a> {
 pub(crate) struct Scratch {
     body: Vec<u8>,
     print: Vec<u8>,
+    /// The last event's agent and the verdict on it: a request's events are often one shopper's.
+    agent: (String, bool),
+}
+
+impl Scratch {
+    /// Buffers for events of about so many bytes; longer ones make them grow.
+    pub(crate) fn sized(bytes: usize) -> Self {
+        Self { body: Vec::with_capacity(bytes + bytes / 4), ..Self::default() }
+    }
+
+    fn is_crawler(&mut self, agent: &str, crawlers: &Crawlers) -> bool {
+        if self.agent.0 != agent {
+            self.agent = (agent.to_owned(), crawlers.is_crawler(agent));
+        }
+        self.agent.1
+    }
 }
 
 /// Takes records' bytes: partition and what to append there.
@@ -78,7 +94,7 @@ pub(crate) fn event<'a>(
     }
     let channel = channel_of(&mut event, sender);
     let arrival = Arrival { occurred: set_occurred_at(&mut event, facts, sender, &mut flags), client: set_agent(&mut event, sender) };
-    if event.object("client").and_then(|c| c.text("user_agent")).is_some_and(|agent| crawlers.is_crawler(agent)) {
+    if event.object("client").and_then(|c| c.text("user_agent")).is_some_and(|agent| scratch.is_crawler(agent, crawlers)) {
         flags.set(Flags::CRAWLER);
     }
     scratch.body.clear();

@@ -1,5 +1,5 @@
 //! INGEST: checks the sender, translates, validates, identifies, appends, and only then answers. Built by the composition root, which serves
-//! [`Ingest::router`] and runs [`Ingest::run`]. Stateless but for counters and limits; must never answer 2xx before the log holds
+//! `Ingest::router` and runs `Ingest::run`. Stateless but for counters and limits; must never answer 2xx before the log holds
 //! every valid event of the request durably, nor decide what counts.
 
 mod admission;
@@ -16,7 +16,7 @@ mod seen;
 mod sender;
 #[cfg(test)]
 mod testing;
-pub mod validate;
+mod validate;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -24,6 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+
+pub use batch::{Assigned, Rejected};
+pub use receive::{Answer, Refused};
 
 use crate::event::Clock;
 use crate::eventlog::EventLog;

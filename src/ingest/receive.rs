@@ -13,13 +13,13 @@ use serde::Serialize;
 
 use super::admission::Share;
 use super::batch::{Assigned, Batch, Rejected};
-use super::canonical::{Sender, hash_key};
+use super::canonical::Sender;
 use super::decode::{self, Encoding, Undecodable};
 use super::dialects::native::Unreadable;
 use super::reject::{Code, Level};
 use super::seen::Sight;
 use super::{Ingest, MAX_BODY_BYTES, PeerAddress, Room, sender};
-use crate::event::{KeyKind, SiteId};
+use crate::event::SiteId;
 use crate::eventlog::{Error as LogError, Topic};
 use crate::problem::{self, Problem};
 use crate::site::Sites;
@@ -48,21 +48,30 @@ impl Default for Meters {
 
 /// The answer when every valid event is durable.
 #[derive(Debug, Default, Serialize)]
-struct Answer {
-    accepted: usize,
-    duplicates: usize,
-    conflicts: usize,
-    rejected: Vec<Rejected>,
-    assigned: Vec<Assigned>,
+pub struct Answer {
+    /// Valid events appended that looked new.
+    pub accepted: usize,
+    /// Valid events appended that were appended of late already.
+    pub duplicates: usize,
+    /// Valid events appended whose id was appended of late with other content.
+    pub conflicts: usize,
+    /// Events not taken.
+    pub rejected: Vec<Rejected>,
+    /// Ids made here.
+    pub assigned: Vec<Assigned>,
 }
 
-/// A refused request.
-struct Refused {
-    code: Code,
-    detail: Cow<'static, str>,
-    offset: Option<usize>,
+/// Why a whole request was not taken.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which row of the table.
+    pub code: Code,
+    /// About this request; never holds its content.
+    pub detail: Cow<'static, str>,
+    /// Byte offset into the decoded body, for syntax errors.
+    pub offset: Option<usize>,
     /// Ids its events got before it failed; to be sent with the repetition.
-    assigned: Vec<Assigned>,
+    pub assigned: Vec<Assigned>,
 }
 
 impl From<Code> for Refused {
@@ -162,6 +171,21 @@ impl Refused {
     }
 }
 
+impl Ingest {
+    /// Takes a body from within the process as a request of the site's own server (not compressed, past rates and the byte budget): import,
+    /// and replay of quarantine. Durable when it returns `Ok`.
+    ///
+    /// # Errors
+    /// As over HTTP; `code` says whether to repeat.
+    pub async fn submit(&self, site: &SiteId, body: Bytes) -> Result<Answer, Refused> {
+        if body.len() > MAX_BODY_BYTES {
+            return Err(Code::BodyTooLarge.into());
+        }
+        let sender = Sender { site: site.clone(), received_at: self.0.deps.clock.now(), browser: false, agent: None, delivery: None };
+        self.0.append(read_batch(self, body, sender).await?, site).await
+    }
+}
+
 impl Room {
     /// Limit and verify; what fails from here on counts as its site's refusal.
     async fn take(&self, ingest: &Ingest, request: Request<Body>) -> Result<Answer, Refused> {
@@ -184,7 +208,7 @@ impl Room {
             let mut share = self.budget.share();
             let body = self.read(&head.headers, body, &mut share).await?;
             let batch = read_batch(ingest, body, sender).await?;
-            self.rates.events(grant.key, hash_key(site, KeyKind::Event, ""), batch.events())?;
+            self.rates.events(grant.key, grant.site.hash, batch.events())?;
             if dry_run { Ok(Answer::of(batch)) } else { self.append(batch, site).await }
         };
         taken.await.inspect_err(|refused: &Refused| {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Marks held: 8 bytes each.
-const SLOTS: usize = 1 << 17;
+const SLOTS: usize = 1 << 16;
 
 /// Not to be guessed from outside, or a sender could aim at another's slots.
 static KEYED: LazyLock<RandomState> = LazyLock::new(RandomState::new);

@@ -45,6 +45,8 @@ pub enum Error {
 pub struct Site {
     /// Its name.
     pub id: SiteId,
+    /// Names it in limits.
+    pub hash: u64,
     /// Origins whose pages may send and read, such as `https://shop.example`; `*` allows every one.
     pub origins: Vec<String>,
     /// How its events are read.

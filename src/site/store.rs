@@ -67,7 +67,7 @@ impl Store {
                 abandoned_after_seconds: rules.abandoned_after_seconds,
             });
             snapshot.token_keys.insert(id.clone(), row.get(4)?);
-            snapshot.sites.insert(id.clone(), Arc::new(Site { id, origins, rules }));
+            snapshot.sites.insert(id.clone(), Arc::new(Site { hash: ids::first_u64(&ids::sha256(&[id.as_str().as_bytes()])), id, origins, rules }));
         }
         snapshot.grants = self.load_grants(&snapshot)?;
         Ok(snapshot)

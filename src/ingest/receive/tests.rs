@@ -113,6 +113,9 @@ async fn bad_events_spoil_themselves_alone() {
     assert_eq!(reply.body["rejected"][0]["offset"], json!(lines.find("not json").unwrap()));
 }
 
+/// Headers, query, body; status, code.
+type Case<'a> = (Vec<(&'a str, &'a str)>, &'a str, Vec<u8>, u16, &'a str);
+
 #[tokio::test]
 async fn every_refusal_of_a_request() {
     let shop = shop();
@@ -121,7 +124,7 @@ async fn every_refusal_of_a_request() {
     let auth = ("authorization", bearer.as_str());
     let many = format!("[{}]", vec!["{}"; 10_001].join(","));
     let gzip_bomb = zip_bomb();
-    let cases: Vec<(Vec<(&str, &str)>, &str, Vec<u8>, u16, &str)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (vec![], "", b"{}".to_vec(), 401, "key_missing"),
         (vec![("authorization", "Bearer nonsense")], "", b"{}".to_vec(), 401, "key_unknown"),
         (vec![("authorization", "Digest x")], "", b"{}".to_vec(), 401, "key_unknown"),
@@ -218,6 +221,17 @@ async fn repeats_are_appended_and_named() {
     shop.log.fail_with([LogError::Unavailable("timeout".into())]);
     shop.post(failed.clone()).await;
     assert_eq!(counts(shop.post(failed).await), [1, 0, 0], "what was not confirmed is not recognised");
+}
+
+#[tokio::test]
+async fn submitting_from_within_is_a_servers_request() {
+    let shop = shop();
+    let site = SiteId::parse("demo").unwrap();
+    let body = r#"{"type":"x","event_id":"e","source":{"channel":"webhook"}}"#;
+    assert_eq!(shop.ingest.submit(&site, Bytes::from_static(body.as_bytes())).await.unwrap().accepted, 1);
+    assert_eq!(shop.records()[0].channel, Channel::Webhook);
+    shop.log.fail_with([LogError::Full("disk")]);
+    assert_eq!(shop.ingest.submit(&site, Bytes::from_static(b"{\"type\":\"x\"}")).await.unwrap_err().code, Code::LogFull);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ impl Keyword for MaxBytes {
     }
 }
 
+#[expect(clippy::result_large_err, reason = "the library's own error")]
 fn schema() -> jsonschema::Validator {
     let mut options = jsonschema::options()
         .should_validate_formats(true)
