@@ -7,7 +7,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// The backend in the process itself: segment files.
 pub mod embedded;
 
 #[cfg(test)]

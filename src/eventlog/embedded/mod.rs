@@ -1,5 +1,5 @@
 //! The embedded log: one sequence of segment files per topic, written by one thread each, one `fdatasync` per group of appends. Opened through
-//! [`crate::eventlog::open`]; nothing outside names this backend but for its [`Settings`] and [`Stats`]. Must never answer an append before its sync, nor show a
+//! [`super::open`]; nothing outside names this backend but for its [`Settings`] and [`Stats`]. Must never answer an append before its sync, nor show a
 //! reader what is not synced.
 //!
 //! `format` has the bytes, `recovery` opens them, `writer` adds to them, `topic` is what writer and readers share, `chunk` and `consumer` read, `groups`
