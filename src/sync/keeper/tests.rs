@@ -298,7 +298,8 @@ async fn a_subscriber_that_comes_late_misses_nothing() {
     let mut late = feed.subscribe(&key).await.unwrap();
     assert!(store.load(std::slice::from_ref(&key)).await.unwrap()[0].is_none(), "it reads before the commit");
     write(store, Arc::new(feed), flight).await.unwrap();
-    let Update::Write(told) = late.next().await else { panic!("nothing told") };
+    let told = tokio::time::timeout(Duration::from_secs(10), late.next()).await.expect("told");
+    let Update::Write(told) = told else { panic!("nothing told") };
     assert_eq!((told.event_id, told.rows.len()), (1, 1));
     assert_eq!(told.rows[0].data.as_deref(), Some("{\"views\":1}"));
 }
