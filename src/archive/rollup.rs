@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{Books, CELL_SECONDS, CellKey, CellValue, Label, LabelValue, Metric};
 use crate::event::identity::{Outcome, Verdict};
-use crate::event::naming::{counts_page_view, page_path, search_term};
+use crate::event::naming::{counts_page_view, page_path, search_spelling, search_term};
 use crate::event::{Currency, Event, Flags, Item, Record, SiteId, SiteRules, StepStatus, Timestamp, kind};
 
 /// The metrics that count events themselves. (Sales and steps count what identity says.)
@@ -164,7 +164,7 @@ pub fn labels_of(event: &Event, rules: &SiteRules) -> Vec<(Label, String, String
     labels.extend(cart.chain(order).filter_map(|Item { product_id, name, .. }| Some((Label::ProductName, product_id.clone(), name.clone()?))));
     if let (Some(term), Some(search)) = (dim_of(Metric::Searches, event, rules), &event.search) {
         labels.extend(search.results.map(|results| (Label::Results, term.clone(), results.to_string())));
-        labels.push((Label::Spelling, term, search.query.trim().to_owned()));
+        labels.push((Label::Spelling, term, search_spelling(&search.query)));
     }
     if let (Some(path), Some(page)) = (dim_of(Metric::Pages, event, rules), &event.page) {
         labels.extend(page.title.as_ref().map(|title| (Label::PageTitle, path, title.clone())));

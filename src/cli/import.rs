@@ -127,7 +127,7 @@ impl Summary {
     /// The exit status: 1 if lines were bad and nothing was taken; with `strict` also if anything at all was refused.
     pub fn exit_status(&self, strict: bool) -> u8 {
         let refused = self.tally.bad + self.rejected;
-        let taken = self.accepted + self.known;
+        let taken = self.accepted + self.duplicates + self.conflicts + self.known;
         u8::from(refused > 0 && (strict || taken == 0))
     }
 }

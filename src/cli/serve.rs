@@ -1,5 +1,6 @@
 //! `contrail serve`: runs until a signal, then drains.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -7,6 +8,7 @@ use anyhow::bail;
 use crate::app;
 use crate::config::Config;
 use crate::shutdown;
+use crate::site::NewKeys;
 
 /// Serves until SIGTERM or SIGINT, or until a part fails.
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
@@ -30,13 +32,16 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
 
 /// Says where it serves and, once, with which keys.
 pub(super) fn greet(running: &app::Running) {
-    println!("contrail serves on {}", running.public_url());
-    if let Some(keys) = running.first_keys() {
-        println!("\nThese keys of site `{}` are shown once; only their hashes are kept:", keys.site);
-        println!("  ingest key  {}\n  read token  {}", keys.ingest, keys.read);
-        println!("\nSend a first event:\n\n{}\n", curl(running.public_url(), &keys.ingest));
-        println!("and ask for it:\n\ncurl -H 'Authorization: Bearer {}' '{}/v1/reports/top-viewed'\n", keys.read, running.public_url());
+    let url = running.public_url();
+    let mut told = format!("contrail serves on {url}\n");
+    if let Some(NewKeys { site, ingest, read, .. }) = running.first_keys() {
+        told.push_str(&format!("\nThese keys of site `{site}` are shown once; only their hashes are kept:\n  ingest key  {ingest}\n  read token  {read}\n"));
+        told.push_str(&format!("\nSend a first event:\n\n{}\n\nand ask for it:\n\n", curl(url, ingest)));
+        told.push_str(&format!("curl -H 'Authorization: Bearer {read}' '{url}/v1/reports/top-viewed'\n\n"));
     }
+    // Nobody may be reading, which is no reason not to serve.
+    let mut out = std::io::stdout().lock();
+    out.write_all(told.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
 }
 
 /// A line that works when pasted.

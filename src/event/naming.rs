@@ -31,8 +31,14 @@ pub fn page_url(url: &str, rules: &SiteRules) -> String {
     out
 }
 
-/// A search term as searches are counted by: NFC, trimmed, runs of blanks as one space, lower case.
+/// A search term as searches are counted by: its spelling in lower case.
 pub fn search_term(query: &str) -> String {
+    // Lower case after composing, and composed again: lower-casing one letter may yield several.
+    nfc(search_spelling(query).to_lowercase())
+}
+
+/// A search term as it is shown: NFC, trimmed, runs of blanks as one space.
+pub fn search_spelling(query: &str) -> String {
     let mut out = String::with_capacity(query.len());
     for word in query.split_whitespace() {
         if !out.is_empty() {
@@ -40,8 +46,7 @@ pub fn search_term(query: &str) -> String {
         }
         out.push_str(word);
     }
-    // Lower case after composing, and composed again: lower-casing one letter may yield several.
-    nfc(nfc(out).to_lowercase())
+    nfc(out)
 }
 
 /// A URL cut where its parts begin. `origin` is empty for a path.
