@@ -285,6 +285,7 @@ impl Parts {
         sync::router::Router {
             log: Arc::clone(&self.log),
             store: Arc::clone(&self.objects),
+            feed: Arc::new(self.feed.clone()),
             rules: Arc::clone(&self.rules),
             settings: sync::router::RouterSettings::default(),
             status: Arc::clone(&self.status),

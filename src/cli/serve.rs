@@ -35,7 +35,9 @@ pub(super) fn greet(running: &app::Running) {
     let url = running.public_url();
     let mut told = format!("contrail serves on {url}\n");
     if let Some(NewKeys { site, ingest, read, .. }) = running.first_keys() {
-        told.push_str(&format!("\nThese keys of site `{site}` are shown once; only their hashes are kept:\n  ingest key  {ingest}\n  read token  {read}\n"));
+        told.push_str(&format!(
+            "\nThese keys of site `{site}` are shown once; only their hashes are kept:\n  ingest key  {ingest}\n  read token  {read}\n"
+        ));
         told.push_str(&format!("\nSend a first event:\n\n{}\n\nand ask for it:\n\n", curl(url, ingest)));
         told.push_str(&format!("curl -H 'Authorization: Bearer {read}' '{url}/v1/reports/top-viewed'\n\n"));
     }

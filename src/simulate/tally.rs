@@ -237,19 +237,22 @@ impl Tally {
         rows
     }
 
-    /// Rows of `unfinished-purchases` as of a moment, by checkout.
+    /// Rows of `unfinished-purchases` as of a moment, newest first, then by checkout.
     pub fn unfinished(&self, as_of: Timestamp, patience_seconds: i64) -> Vec<UnfinishedRow> {
         let name = |place: usize| STEPS.get(place).copied().unwrap_or_default().to_owned();
         let left = self.checkouts.iter().filter(|(_, told)| told.is_left(as_of, patience_seconds));
-        left.map(|(checkout, told)| UnfinishedRow {
-            checkout: checkout.clone(),
-            customer: told.customer.clone().map(|(_, id)| id),
-            last_step: told.last.map(|(_, _, place)| name(place)).unwrap_or_default(),
-            stopped_at: name(told.stopped_at()),
-            value: told.value.map(|(_, value)| value),
-            last_at: told.last_at.unwrap_or_default(),
-        })
-        .collect()
+        let mut rows: Vec<UnfinishedRow> = left
+            .map(|(checkout, told)| UnfinishedRow {
+                checkout: checkout.clone(),
+                customer: told.customer.clone().map(|(_, id)| id),
+                last_step: told.last.map(|(_, _, place)| name(place)).unwrap_or_default(),
+                stopped_at: name(told.stopped_at()),
+                value: told.value.map(|(_, value)| value),
+                last_at: told.last_at.unwrap_or_default(),
+            })
+            .collect();
+        rows.sort_by(|a, b| b.last_at.cmp(&a.last_at).then_with(|| a.checkout.cmp(&b.checkout)));
+        rows
     }
 
     /// Orders reported at least once.

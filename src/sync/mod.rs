@@ -16,6 +16,7 @@ mod recent;
 pub mod router;
 mod shown;
 pub mod status;
+mod tail;
 pub mod tombstones;
 
 use std::sync::Arc;

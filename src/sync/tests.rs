@@ -137,7 +137,14 @@ impl SyncSide {
         let (status, stop) = (Arc::new(Status::default()), CancellationToken::new());
         let rules: RulesOf = Arc::new(|_| Arc::default());
         let reader = Reader::new(Arc::clone(&store), settings.expiry);
-        let router = Router { log: Arc::clone(&log), store: Arc::clone(&store), rules, settings: router_settings(), status: Arc::clone(&status) };
+        let router = Router {
+            log: Arc::clone(&log),
+            store: Arc::clone(&store),
+            feed: Arc::new(LocalFeed::new(Default::default())),
+            rules,
+            settings: router_settings(),
+            status: Arc::clone(&status),
+        };
         let keeper = Keeper {
             log: Arc::clone(&log),
             store: Arc::clone(&store),

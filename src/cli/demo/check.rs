@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use crate::archive::report::{Amount, Answer, MAX_LIMIT, ReportName, Rows};
 use crate::event::Currency;
+use crate::event::identity::ORDER_STEP;
 use crate::simulate::{LookRow, Tally};
 
 /// Seconds after which a checkout of the default rules counts as abandoned.
@@ -25,7 +26,10 @@ pub(super) fn differences(answer: &Answer, tally: &Tally) -> Option<String> {
             tally.top_sold().into_iter().map(|row| (row.product_id, row.units, row.orders, row.revenue.into_iter().collect())),
         ),
         (Rows::Funnel(rows), _) => first(
-            rows.iter().map(|row| (row.step.clone(), row.entered, row.completed, row.abandoned, amounts(&row.value_left))),
+            // The simulator tells of the shop's own steps.
+            rows.iter()
+                .filter(|row| row.step != ORDER_STEP)
+                .map(|row| (row.step.clone(), row.entered, row.completed, row.abandoned, amounts(&row.value_left))),
             tally
                 .funnel(as_of, PATIENCE)
                 .into_iter()

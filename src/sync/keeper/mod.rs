@@ -234,7 +234,6 @@ impl Run<'_> {
             }
             Delivery::Records { partition, records, next } => {
                 let behind = records.last().map_or(0, |last| next.saturating_sub(last.offset + 1));
-                metrics::gauge!("contrail_keeper_lag_records", "partition" => partition.to_string()).set(behind as f64);
                 let settings = &self.keeper.settings;
                 self.window = if behind > 0 { (self.window * 2).min(settings.gather_most) } else { (self.window / 2).max(settings.gather) };
                 self.fold(Batch::decode(partition, &records)).await

@@ -64,6 +64,11 @@ impl Round {
         round
     }
 
+    /// The records in the order they are mapped in.
+    pub(super) fn events(&self) -> impl Iterator<Item = (&Record, &Event)> {
+        self.events.iter().map(|parsed| (&parsed.record, &parsed.event))
+    }
+
     pub(super) fn hour(&self) -> i64 {
         self.received_at.values().max().map_or(0, |at| at.micros().div_euclid(3_600_000_000))
     }

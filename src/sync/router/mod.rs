@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::memory::{Memory, Round};
 use super::status::Status;
-use super::{Error, ObjectStore};
+use super::tail::{self, Tail};
+use super::{Applied, Error, Feed, ObjectStore};
 use crate::event::{Change, RulesOf};
 use crate::eventlog::{self, Append, Consumer, Delivery, EventLog, Stored, Topic};
 
@@ -56,6 +57,8 @@ pub struct Router {
     pub log: Arc<dyn EventLog>,
     /// Where identity, first sights and offsets are kept.
     pub store: Arc<dyn ObjectStore>,
+    /// Where the live tail goes.
+    pub feed: Arc<dyn Feed>,
     /// The sites' rules.
     pub rules: RulesOf,
     /// How it works.
@@ -94,7 +97,14 @@ impl Router {
     /// Routes from what is stored until `stop` or the first error; a save under way is always awaited, so that the next start reads whole state.
     async fn route(&self, stop: &CancellationToken) -> Result<(), Error> {
         let consumer = self.log.subscribe(Topic::Events, GROUP).await?;
-        let mut run = Run { router: self, consumer, memory: Memory::new(self.settings.remembered), saving: None, refused: HashSet::new() };
+        let mut run = Run {
+            router: self,
+            consumer,
+            memory: Memory::new(self.settings.remembered),
+            saving: None,
+            tail: Tail::default(),
+            refused: HashSet::new(),
+        };
         let outcome = run.until(stop).await;
         let saved = run.finish_saving().await;
         outcome?;
@@ -110,6 +120,7 @@ struct Run<'a> {
     consumer: Box<dyn Consumer>,
     memory: Memory,
     saving: Option<BoxFuture<'static, Result<(), Error>>>,
+    tail: Tail,
     /// Partitions of `changes` that the log refuses for damage.
     refused: HashSet<u16>,
 }
@@ -166,12 +177,9 @@ impl Run<'_> {
                     tracing::error!(%error, partition, "router stops reading a partition of events");
                     self.router.status.fail(Topic::Events, partition, error.to_string());
                 }
-                Delivery::Records { partition, records: read, next } => {
+                Delivery::Records { partition, records: read, .. } => {
                     records += read.len();
                     bytes += read.iter().map(|record| record.value.len()).sum::<usize>();
-                    if let Some(last) = read.last() {
-                        lag(partition, next.saturating_sub(last.offset + 1));
-                    }
                     out.push((partition, read));
                 }
             }
@@ -208,6 +216,7 @@ impl Run<'_> {
             self.memory.sighted(&mapped.fresh, &known);
         }
         self.append(&mapped.changes).await?;
+        self.show(&round, &mapped.changes).await?;
         for (verdict, count) in mapped.verdicts {
             metrics::counter!("contrail_router_verdicts_total", "verdict" => verdict).increment(count);
         }
@@ -216,6 +225,15 @@ impl Run<'_> {
         }
         self.memory.routed(&round);
         Ok(())
+    }
+
+    /// Publishes a sample of what happened to the sites' live tails, where anybody watches.
+    async fn show(&mut self, round: &Round, changes: &[Vec<Change>]) -> Result<(), Error> {
+        let now = std::time::Instant::now();
+        let counted = round.events().zip(changes).filter(|(_, changes)| !changes.is_empty()).map(|(event, _)| event);
+        let watched = counted.filter(|(record, _)| self.router.feed.wanted(&tail::key(&record.site)));
+        let messages: Vec<Applied> = watched.filter_map(|(record, event)| self.tail.sample(record, event, now)).collect();
+        if messages.is_empty() { Ok(()) } else { self.router.feed.publish(messages).await }
     }
 
     /// Appends a round's changes, all in one call. A partition of `changes` that is damaged gets none: its objects wait for a rebuild, the others go on.
@@ -271,8 +289,4 @@ async fn saving(saving: &mut Option<BoxFuture<'static, Result<(), Error>>>) -> R
         Some(saving) => saving.await,
         None => std::future::pending().await,
     }
-}
-
-fn lag(partition: u16, behind: u64) {
-    metrics::gauge!("contrail_router_lag_records", "partition" => partition.to_string()).set(behind as f64);
 }
