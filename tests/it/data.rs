@@ -153,7 +153,9 @@ fn slow_zanbil_equals_the_independent_count_with_and_without_crawlers() {
                 ("top-pages", "top_pages", ["path", "views"]),
             ] {
                 let told = json!(rows(&server, report, &choice));
-                assert_eq!(columns(&told, &columns_of), columns(&counted[bots][top], &columns_of), "{}: {report}, {bots}", file.display());
+                // Answers show a search as last typed, the count names it in lower case.
+                let folded = |rows: &Value| json!(columns(rows, &columns_of)).to_string().to_lowercase();
+                assert_eq!(folded(&told), folded(&counted[bots][top]), "{}: {report}, {bots}", file.display());
             }
         }
         let funnel = json!(rows(&server, "checkout-funnel", "&bots=include"));
