@@ -22,7 +22,7 @@ impl Access {
     }
 
     /// A reader of a whole site: a read token, or the admin token with the site in `X-Contrail-Site`.
-    pub(super) fn reader(&self, parts: &Parts) -> Result<SiteId, Problem> {
+    pub(super) fn reader(&self, parts: &Parts) -> Result<SiteId, Box<Problem>> {
         let token = bearer(parts).ok_or_else(unauthorized)?;
         if let Some(grant) = self.sites.authenticate_read(token) {
             return Ok(grant.site.id.clone());
@@ -32,7 +32,7 @@ impl Access {
     }
 
     /// A reader of one object: who reads the whole site, or an object token in `?token=` or as bearer.
-    pub(super) fn object_reader(&self, parts: &Parts, object: &str) -> Result<SiteId, Problem> {
+    pub(super) fn object_reader(&self, parts: &Parts, object: &str) -> Result<SiteId, Box<Problem>> {
         let query = parts.uri.query().unwrap_or_default();
         let in_query = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token").map(|(_, token)| token.into_owned());
         let Some(token) = in_query.as_deref().or_else(|| bearer(parts).filter(|token| token.starts_with("ct_"))) else {
@@ -40,18 +40,18 @@ impl Access {
         };
         let grant = self.sites.open_object_token(token).ok_or_else(unauthorized)?;
         if grant.object != object {
-            return Err(Problem::new(
+            return Err(Box::new(Problem::new(
                 StatusCode::FORBIDDEN,
                 "token_for_another_object",
                 "The token opens another object",
                 "mint a token for this object",
-            ));
+            )));
         }
         Ok(grant.site)
     }
 
     /// Whether a request comes from this machine's administrator.
-    pub(super) fn admin(&self, parts: &Parts) -> Result<(), Problem> {
+    pub(super) fn admin(&self, parts: &Parts) -> Result<(), Box<Problem>> {
         let token = bearer(parts).ok_or_else(unauthorized)?;
         if self.sites.is_admin(token) { Ok(()) } else { Err(unauthorized()) }
     }
@@ -64,7 +64,7 @@ fn bearer(parts: &Parts) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn unauthorized() -> Problem {
+fn unauthorized() -> Box<Problem> {
     let detail = "send a read token as `Authorization: Bearer`, or for one object an object token as `?token=`";
-    Problem::new(StatusCode::UNAUTHORIZED, "token_unknown", "No token, or one that opens nothing here", detail)
+    Box::new(Problem::new(StatusCode::UNAUTHORIZED, "token_unknown", "No token, or one that opens nothing here", detail))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -53,19 +53,27 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
     }
 }
 
-/// An answer, or the problem that stands in its place.
-type Answer = Result<Json<Value>, Response>;
+/// The problem that stands in an answer's place.
+struct Refused(Box<Problem>);
 
-fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: impl std::fmt::Display) -> Response {
-    Problem::new(status, code, title, detail.to_string()).into_response()
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
 }
 
-fn failed(error: impl std::fmt::Display) -> Response {
+type Answer = Result<Json<Value>, Refused>;
+
+fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: impl std::fmt::Display) -> Refused {
+    Refused(Box::new(Problem::new(status, code, title, detail.to_string())))
+}
+
+fn failed(error: impl std::fmt::Display) -> Refused {
     tracing::error!(%error, "an admin request failed");
     refuse(StatusCode::INTERNAL_SERVER_ERROR, "failed", "The server could not do that", error)
 }
 
-fn of_site(error: site::Error) -> Response {
+fn of_site(error: site::Error) -> Refused {
     match error {
         site::Error::Exists(_) => refuse(StatusCode::CONFLICT, "site_exists", "There is such a site", error),
         site::Error::Unknown(_) => refuse(StatusCode::NOT_FOUND, "site_unknown", "There is no such site", error),
@@ -74,12 +82,12 @@ fn of_site(error: site::Error) -> Response {
     }
 }
 
-fn named(site: &str) -> Result<SiteId, Response> {
+fn named(site: &str) -> Result<SiteId, Refused> {
     SiteId::parse(site).map_err(|error| refuse(StatusCode::BAD_REQUEST, "site_name_invalid", "No site can have that name", error))
 }
 
 /// Runs what changes the sites' file off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, site::Error> + Send + 'static) -> Result<T, Response> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, site::Error> + Send + 'static) -> Result<T, Refused> {
     tokio::task::spawn_blocking(work).await.map_err(failed)?.map_err(of_site)
 }
 

@@ -1,6 +1,8 @@
 //! The suite that every [`EventLog`] must pass. A backend's tests say how its log is opened ([`Subject`]) and run all of it by [`contract_tests`]. What
 //! only one backend promises (power loss, damage) is tested beside that backend.
 
+#![expect(clippy::disallowed_methods, reason = "every handle is awaited in the test that spawns it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

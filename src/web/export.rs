@@ -28,7 +28,7 @@ async fn export(State(deps): State<Deps>, RawQuery(query): RawQuery, request: Re
 
 fn asked(deps: &Deps, query: Option<&str>, request: Request) -> Result<Export, Refusal> {
     let (parts, _) = request.into_parts();
-    let site = (deps.authorise)(&parts).map_err(Box::new)?;
+    let site = (deps.authorise)(&parts)?;
     let rules = (deps.rules)(&site);
     let mut export = Export { archive: Arc::clone(&deps.archive), sids: Arc::clone(&deps.sids), site, from: None, to: None, format: Format::Ndjson };
     let off = |parameter, message: String| problem(Error::BadQuestion { parameter, message });

@@ -22,7 +22,7 @@ use crate::problem::Problem;
 pub(super) type Refusal = Box<Problem>;
 
 /// Which site a request may read, or why it may not.
-pub type Authorise = Arc<dyn Fn(&Parts) -> Result<SiteId, Problem> + Send + Sync>;
+pub type Authorise = Arc<dyn Fn(&Parts) -> Result<SiteId, Refusal> + Send + Sync>;
 
 /// Up to when the archive is complete at the time given: see [`crate::archive::report::fresh_to`].
 pub type Freshness = Arc<dyn Fn(Timestamp) -> Pin<Box<dyn Future<Output = Result<Timestamp, Error>> + Send>> + Send + Sync>;
@@ -57,7 +57,7 @@ pub fn router(deps: Deps) -> Router {
 async fn report(State(deps): State<Deps>, Path(name): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
     let answer = async {
         let (parts, _) = request.into_parts();
-        let site = (deps.authorise)(&parts).map_err(Box::new)?;
+        let site = (deps.authorise)(&parts)?;
         let mut parameters = parameters(query.as_deref());
         let csv = wants_csv(&mut parameters, &parts.headers)?;
         let (rules, now) = ((deps.rules)(&site), deps.clock.now());
@@ -101,7 +101,7 @@ async fn event(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query)
 
 fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, Paging), Refusal> {
     let (parts, _) = request.into_parts();
-    let site = (deps.authorise)(&parts).map_err(Box::new)?;
+    let site = (deps.authorise)(&parts)?;
     Ok((site, Paging::parse(&parameters(query)).map_err(problem)?))
 }
 
@@ -193,7 +193,7 @@ mod tests {
             freshness: Arc::new(|now| Box::pin(async move { Ok(now) })),
             authorise: Arc::new(|parts| match parts.headers.get("authorization") {
                 Some(_) => Ok(site()),
-                None => Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "No token.", "")),
+                None => Err(Box::new(Problem::new(StatusCode::UNAUTHORIZED, "unauthorised", "No token.", ""))),
             }),
             sids: Arc::new(|_, _, name| format!("MP-{name}")),
         };

@@ -1,5 +1,7 @@
 //! End to end: the shipped binary, started as a user starts it, spoken to over HTTP, killed as machines kill.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets the unexpected fails")]
+
 mod crash;
 mod damage;
 mod data;

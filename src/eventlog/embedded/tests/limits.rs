@@ -1,5 +1,7 @@
 //! Bounds, stops and housekeeping of the embedded log.
 
+#![expect(clippy::disallowed_methods, reason = "every handle is awaited in the test that spawns it")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
