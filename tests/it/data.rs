@@ -127,7 +127,7 @@ fn timeline(server: &Server, customer: &str) -> Vec<Value> {
         }
     }
     let key = |event: &Value| (event["at"].to_string(), event["order"].to_string());
-    events.sort_by(|a, b| key(a).cmp(&key(b)));
+    events.sort_by_key(key);
     events
 }
 
