@@ -101,7 +101,7 @@ async fn take(body: Bytes) -> StatusCode {
 }
 
 /// Serves on a free loopback port, prints the address, runs until killed.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);

@@ -5,13 +5,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// One kept HTTP/1.1 connection.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// What came back.
-pub struct Answer {
+pub(crate) struct Answer {
     /// The status code.
     pub status: u16,
     /// The body.
@@ -19,7 +19,7 @@ pub struct Answer {
 }
 
 /// The bytes of a POST with a JSON body.
-pub fn post(path: &str, key: &str, body: &[u8]) -> Vec<u8> {
+pub(crate) fn post(path: &str, key: &str, body: &[u8]) -> Vec<u8> {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
@@ -30,20 +30,20 @@ pub fn post(path: &str, key: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// The bytes of a GET.
-pub fn get(path: &str, key: &str) -> Vec<u8> {
+pub(crate) fn get(path: &str, key: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\r\n").into_bytes()
 }
 
 impl Connection {
     /// Connects.
-    pub async fn open(address: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn open(address: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await.with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: Vec::with_capacity(4096) })
     }
 
     /// Sends a request and reads its answer.
-    pub async fn call(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
+    pub(crate) async fn call(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         let head = loop {
@@ -97,7 +97,7 @@ impl Connection {
     }
 
     /// The stream itself, for reading what never ends.
-    pub fn into_stream(self) -> TcpStream {
+    pub(crate) fn into_stream(self) -> TcpStream {
         self.stream
     }
 }

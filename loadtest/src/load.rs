@@ -11,9 +11,10 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::Receiver;
 
 use crate::http::Connection;
+use crate::journeys::Pool;
 
 /// One request and how many events it carries.
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// The whole request.
     pub bytes: Vec<u8>,
     /// Events in it.
@@ -22,7 +23,7 @@ pub struct Prepared {
 
 /// What came of a load.
 #[derive(Clone)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Requests answered 2xx.
     pub requests: u64,
     /// Events in them.
@@ -43,7 +44,7 @@ pub struct Outcome {
 
 /// How fast to send.
 #[derive(Clone, Copy, Debug)]
-pub enum Pace {
+pub(crate) enum Pace {
     /// So many requests a second, whatever the answers do.
     Open(f64),
     /// As fast as answers come.
@@ -64,7 +65,7 @@ struct Answer {
 }
 
 /// Sends all that `source` gives over so many connections. A 429 or 503 is sent again after a pause, as a well-behaved sender does.
-pub async fn send(address: &str, source: Receiver<Prepared>, connections: usize, pace: Pace) -> anyhow::Result<Outcome> {
+pub(crate) async fn send(address: &str, source: Receiver<Prepared>, connections: usize, pace: Pace) -> anyhow::Result<Outcome> {
     let source = Arc::new(Mutex::new(source));
     let number = Arc::new(AtomicUsize::new(0));
     let repeated = Arc::new(AtomicU64::new(0));
@@ -98,7 +99,9 @@ pub async fn send(address: &str, source: Receiver<Prepared>, connections: usize,
                 anyhow::ensure!(answer.status < 300, "status {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
                 latency.record(intended.elapsed().as_micros().max(1) as u64)?;
                 let told: Answer = if answer.body.is_empty() { Answer::default() } else { serde_json::from_slice(&answer.body)? };
-                for (sum, more) in sums.iter_mut().zip([1, request.events, told.accepted, told.duplicates + told.conflicts, told.rejected.len() as u64]) {
+                for (sum, more) in
+                    sums.iter_mut().zip([1, request.events, told.accepted, told.duplicates + told.conflicts, told.rejected.len() as u64])
+                {
                     *sum += more;
                 }
             }
@@ -118,6 +121,41 @@ pub async fn send(address: &str, source: Receiver<Prepared>, connections: usize,
 }
 
 /// Milliseconds of a quantile.
-pub fn ms(latency: &Histogram<u64>, quantile: f64) -> f64 {
+pub(crate) fn ms(latency: &Histogram<u64>, quantile: f64) -> f64 {
     latency.value_at_quantile(quantile) as f64 / 1000.0
+}
+
+/// Sends a pool's events in requests of `batch` as fast as answers come, for so long. Gives how many were answered 2xx, and the latency.
+pub(crate) async fn flood(
+    address: &str,
+    pool: &Arc<Pool>,
+    batch: usize,
+    connections: usize,
+    lasts: Duration,
+) -> anyhow::Result<(u64, Histogram<u64>)> {
+    let until = Instant::now() + lasts;
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..connections {
+        let (pool, address) = (Arc::clone(pool), address.to_owned());
+        workers.spawn(async move {
+            let mut connection = Connection::open(&address).await?;
+            let (mut events, mut latency, mut body) = (0, Histogram::<u64>::new(3)?, Vec::new());
+            while Instant::now() < until {
+                let request = pool.request(batch, &mut body);
+                let sent = Instant::now();
+                let answer = connection.call(&request).await?;
+                anyhow::ensure!(answer.status < 300, "status {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+                latency.record(sent.elapsed().as_micros().max(1) as u64)?;
+                events += batch as u64;
+            }
+            anyhow::Ok((events, latency))
+        });
+    }
+    let (mut events, mut latency) = (0, Histogram::<u64>::new(3)?);
+    while let Some(worker) = workers.join_next().await {
+        let (more, histogram) = worker.context("a sender panicked")??;
+        events += more;
+        latency.add(&histogram)?;
+    }
+    Ok((events, latency))
 }

@@ -1,5 +1,7 @@
 //! The server under load: a process of our own on loopback, its CPU time and memory as the kernel accounts them.
 
+use std::collections::BTreeMap;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 /// The ingest key every run uses.
-pub const INGEST_KEY: &str = "ck_demo_loadtest0000000000000000000000000000";
+pub(crate) const INGEST_KEY: &str = "ck_demo_loadtest0000000000000000000000000000";
 /// The read token every run uses.
-pub const READ_TOKEN: &str = "cr_demo_loadtest0000000000000000000000000000";
+pub(crate) const READ_TOKEN: &str = "cr_demo_loadtest0000000000000000000000000000";
 
 /// A started server; killed and its directory removed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// Where it listens.
     pub address: String,
@@ -23,7 +25,7 @@ pub struct Server {
 
 /// CPU seconds and memory of a process.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// User and system time.
     pub cpu: Duration,
     /// Resident bytes.
@@ -31,15 +33,24 @@ pub struct Usage {
 }
 
 impl Server {
-    /// Starts contrail on a free port with a fresh data directory and waits until it is ready.
-    pub async fn start(contrail: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+    /// Starts contrail on a free port with a fresh data directory, which goes with it, and waits until it is ready.
+    pub(crate) async fn start(contrail: &Path, arguments: &[&str], core: Option<usize>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let data = dir.path().join("data");
-        let mut command = Command::new(contrail);
-        command.arg("serve").arg("--data").arg(&data).args(["--listen", "127.0.0.1:0"]).args(arguments);
-        command.env("CONTRAIL_BOOTSTRAP_INGEST_KEY", INGEST_KEY).env("CONTRAIL_BOOTSTRAP_READ_TOKEN", READ_TOKEN);
-        let mut server = Self::spawn(command, data)?;
+        let mut server = Self::on(contrail, &dir.path().join("data"), arguments, core).await?;
         server._dir = Some(dir);
+        Ok(server)
+    }
+
+    /// Starts contrail on a data directory of the caller's and waits until it is ready.
+    pub(crate) async fn on(contrail: &Path, data: &Path, arguments: &[&str], core: Option<usize>) -> anyhow::Result<Self> {
+        let mut command = pinned(contrail, core);
+        command.arg("serve").arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]).args(arguments).stdout(Stdio::null());
+        command.env("CONTRAIL_BOOTSTRAP_INGEST_KEY", INGEST_KEY).env("CONTRAIL_BOOTSTRAP_READ_TOKEN", READ_TOKEN);
+        command.env("CONTRAIL_TELEMETRY_FILTER", "warn");
+        if core.is_some() {
+            command.env("CONTRAIL_SERVER_WORKER_THREADS", "1");
+        }
+        let mut server = Self::spawn(command, data.to_owned())?;
         let lock = server.data.join("contrail.lock");
         let asked = Instant::now();
         loop {
@@ -63,9 +74,8 @@ impl Server {
     }
 
     /// Starts a floor server of this very binary; it prints its address first.
-    pub fn floor() -> anyhow::Result<Self> {
-        use std::io::BufRead;
-        let mut command = Command::new(std::env::current_exe()?);
+    pub(crate) fn floor(core: Option<usize>) -> anyhow::Result<Self> {
+        let mut command = pinned(&std::env::current_exe()?, core);
         command.arg("floor").stdout(Stdio::piped());
         let mut server = Self::spawn(command, PathBuf::new())?;
         let out = server.child.stdout.take().context("no standard output")?;
@@ -81,21 +91,28 @@ impl Server {
     }
 
     /// What the process has used so far.
-    pub fn usage(&self) -> anyhow::Result<Usage> {
-        let dir = PathBuf::from("/proc").join(self.child.id().to_string());
-        let stat = std::fs::read_to_string(dir.join("stat"))?;
-        // The command's name may hold anything; the numbers begin behind its closing bracket.
-        let numbers: Vec<u64> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(1).map(|n| n.parse().unwrap_or(0)).collect();
-        let (user, system, pages) = match numbers.as_slice() {
-            [.., _] if numbers.len() > 20 => (numbers.get(10), numbers.get(11), numbers.get(20)),
-            _ => bail!("cannot read /proc stat"),
-        };
-        let ticks = user.zip(system).map(|(u, s)| u + s).unwrap_or_default();
-        Ok(Usage { cpu: Duration::from_millis(ticks * 10), resident: pages.copied().unwrap_or_default() * 4096 })
+    pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
+        usage_at(&self.proc().join("stat"))
+    }
+
+    /// CPU time by thread name; threads of one name are summed, ended ones are gone.
+    pub(crate) fn threads(&self) -> anyhow::Result<BTreeMap<String, Duration>> {
+        let mut threads = BTreeMap::new();
+        for entry in std::fs::read_dir(self.proc().join("task"))? {
+            let dir = entry?.path();
+            // A thread may end between the listing and the reading.
+            let (Ok(name), Ok(usage)) = (std::fs::read_to_string(dir.join("comm")), usage_at(&dir.join("stat"))) else { continue };
+            *threads.entry(name.trim().to_owned()).or_default() += usage.cpu;
+        }
+        Ok(threads)
+    }
+
+    fn proc(&self) -> PathBuf {
+        PathBuf::from("/proc").join(self.child.id().to_string())
     }
 
     /// Asks it to stop and waits for its exit.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status()?;
         let asked = Instant::now();
@@ -110,6 +127,40 @@ impl Server {
         }
         bail!("the server did not stop within 60 s")
     }
+}
+
+/// A command bound to a core, where `taskset` is at hand.
+fn pinned(program: &Path, core: Option<usize>) -> Command {
+    match core {
+        Some(core) if has_taskset() => {
+            let mut command = Command::new("taskset");
+            command.args(["-c", &core.to_string()]).arg(program);
+            command
+        }
+        _ => Command::new(program),
+    }
+}
+
+/// Whether processes can be bound to cores here.
+pub(crate) fn has_taskset() -> bool {
+    Command::new("taskset").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Binds this process, with all threads that it has, to a core.
+pub(crate) fn pin_self(core: usize) -> anyhow::Result<()> {
+    if has_taskset() {
+        Command::new("taskset").args(["-apc", &core.to_string(), &std::process::id().to_string()]).stdout(Stdio::null()).status()?;
+    }
+    Ok(())
+}
+
+/// Reads a `stat` file of `/proc`.
+fn usage_at(path: &Path) -> anyhow::Result<Usage> {
+    let stat = std::fs::read_to_string(path)?;
+    // The command's name may hold anything; the numbers begin behind its closing bracket and the state.
+    let numbers: Vec<u64> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(1).map(|n| n.parse().unwrap_or(0)).collect();
+    let (Some(user), Some(system), Some(pages)) = (numbers.get(10), numbers.get(11), numbers.get(20)) else { bail!("cannot read /proc stat") };
+    Ok(Usage { cpu: Duration::from_millis((user + system) * 10), resident: pages * 4096 })
 }
 
 impl Drop for Server {

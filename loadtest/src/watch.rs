@@ -10,13 +10,13 @@ use tokio::net::TcpStream;
 use crate::http::{self, Connection};
 
 /// A subscription.
-pub struct Watch {
+pub(crate) struct Watch {
     lines: BufReader<TcpStream>,
 }
 
 /// One message.
 #[derive(Debug)]
-pub struct Message {
+pub(crate) struct Message {
     /// `snapshot`, `change` or `removed`.
     pub event: String,
     /// The event id, on the last message of a write.
@@ -29,7 +29,7 @@ pub struct Message {
 
 impl Watch {
     /// Subscribes to `/v1/live/<object>/events`.
-    pub async fn open(address: &str, object: &str, token: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn open(address: &str, object: &str, token: &str) -> anyhow::Result<Self> {
         let mut stream = Connection::open(address).await?.into_stream();
         stream.write_all(&http::get(&format!("/v1/live/{object}/events"), token)).await?;
         let mut lines = BufReader::new(stream);
@@ -46,7 +46,7 @@ impl Watch {
     }
 
     /// The next message. Chunk sizes and comments are passed over: neither looks like a field.
-    pub async fn next(&mut self) -> anyhow::Result<Message> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Message> {
         let (mut event, mut id, mut data) = (String::new(), None, String::new());
         let mut line = String::new();
         loop {

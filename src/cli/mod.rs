@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, and what they share. Called by `main` only.
 
 pub mod client;
-mod demo;
+pub mod demo;
 pub mod format;
 pub mod import;
 mod import_command;

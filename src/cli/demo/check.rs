@@ -1,4 +1,4 @@
-//! An answer against the simulator's tally, row by row. Called by `contrail demo`. Estimates are not compared. Pure.
+//! An answer against the simulator's tally, row by row. Called by `contrail demo` and by load tests. Estimates are not compared. Pure.
 
 use std::fmt::Debug;
 
@@ -11,7 +11,7 @@ use crate::simulate::{LookRow, Tally};
 const PATIENCE: i64 = 30 * 60;
 
 /// What differs, at most one line a report: the first row that does.
-pub(super) fn differences(answer: &Answer, tally: &Tally) -> Option<String> {
+pub fn differences(answer: &Answer, tally: &Tally) -> Option<String> {
     let looks = &tally.humans;
     let as_of = answer.watermark;
     let found = match (&answer.rows, answer.report) {

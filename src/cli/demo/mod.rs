@@ -1,7 +1,7 @@
 //! `contrail demo`: serves on loopback with a fresh data directory, sends it a simulated shop day through its own front door, prints the answers and
 //! checks them against the simulator's own tally.
 
-mod check;
+pub mod check;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

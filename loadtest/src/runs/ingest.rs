@@ -1,0 +1,87 @@
+//! Ingest alone against the bare handler: both on core 0 and the load on core 1, in turns of a few seconds, CPU time of the server process over the
+//! events it answered with 2xx. The log's writer thread is part of that process.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::control::Control;
+use crate::findings::Findings;
+use crate::journeys::Pool;
+use crate::load::{flood, ms};
+use crate::process::{Server, has_taskset, pin_self};
+
+const CONNECTIONS: usize = 64;
+
+/// What a round gave.
+#[derive(Clone, Copy)]
+struct Round {
+    /// CPU microseconds an event.
+    cpu: f64,
+    /// Microseconds of a parse in the same seconds.
+    control: f64,
+    rate: f64,
+    p99: f64,
+}
+
+/// Measures singles and batches of 100.
+pub(crate) async fn run(contrail: &Path, rounds: usize, seconds: u64) -> anyhow::Result<Findings> {
+    let pool = Pool::new(7, 4_000)?;
+    let mut findings = Findings::new(format!("ingest alone, {CONNECTIONS} connections, {rounds} rounds of {seconds} s in turns"));
+    findings.note("mean event", format!("{} bytes", pool.mean_bytes()));
+    findings.note("server on core 0, load on core 1", if has_taskset() { "yes" } else { "no: taskset is missing" });
+    pin_self(1)?;
+    let control = Control::start(pool.bodies(40));
+    for batch in [1, 100] {
+        let (mut ours, mut floors) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let server = Server::start(contrail, &["--roles", "ingest"], Some(0)).await?;
+            ours.push(round(&server, &pool, batch, seconds, &control).await?);
+            server.stop().await?;
+            let floor = Server::floor(Some(0))?;
+            floors.push(round(&floor, &pool, batch, seconds, &control).await?);
+        }
+        tell(&mut findings, batch, &ours, &floors);
+    }
+    Ok(findings)
+}
+
+async fn round(server: &Server, pool: &Arc<Pool>, batch: usize, seconds: u64, control: &Control) -> anyhow::Result<Round> {
+    flood(&server.address, pool, batch, CONNECTIONS, Duration::from_millis(500)).await?;
+    control.read();
+    let before = server.usage()?.cpu;
+    let (events, latency) = flood(&server.address, pool, batch, CONNECTIONS, Duration::from_secs(seconds)).await?;
+    let spent = server.usage()?.cpu - before;
+    let cpu = spent.as_secs_f64() * 1e6 / events.max(1) as f64;
+    Ok(Round { cpu, control: control.read(), rate: events as f64 / seconds as f64, p99: ms(&latency, 0.99) })
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn least(figures: impl Iterator<Item = f64>) -> f64 {
+    figures.fold(f64::INFINITY, f64::min)
+}
+
+fn tell(findings: &mut Findings, batch: usize, ours: &[Round], floors: &[Round]) {
+    // The fastest control of all rounds is this machine at its best: figures are told as they would be there.
+    let fast = least(ours.iter().chain(floors).map(|round| round.control));
+    for (name, rounds) in [("contrail", ours), ("floor", floors)] {
+        let cpu = || rounds.iter().map(|round| round.cpu);
+        let norm = median(rounds.iter().map(|round| round.cpu * fast / round.control).collect());
+        let figure = format!("min {:.2}, median {:.2}, norm {norm:.2} us/event", least(cpu()), median(cpu().collect()));
+        findings.note(format!("{name}, {batch} per request: CPU"), figure);
+        let (rate, p99) = (median(rounds.iter().map(|round| round.rate).collect()), median(rounds.iter().map(|round| round.p99).collect()));
+        findings.note(format!("{name}, {batch} per request: rate"), format!("{rate:.0} events/s, p99 {p99:.2} ms"));
+    }
+    let norm = |round: &Round| round.cpu / round.control;
+    let ratio = median(ours.iter().zip(floors).map(|(a, b)| norm(a) / norm(b)).collect());
+    if batch == 1 {
+        findings.at_most("1 per request: contrail over floor, median of the rounds' ratios (normalised)", ratio, 1.5, "x");
+    } else {
+        findings.note(format!("{batch} per request: contrail over floor (normalised)"), format!("{ratio:.2} x"));
+        findings.at_most(format!("{batch} per request: CPU, least of the rounds"), least(ours.iter().map(|round| round.cpu)), 6.0, "us/event");
+    }
+}
