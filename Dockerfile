@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # contrail alone: small, non-root, everything it writes under /data.
 FROM rust:1.95-slim-bookworm AS build
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
