@@ -194,6 +194,24 @@ impl Config {
     /// # Errors
     /// See [`Error`]; each names where the value came from.
     pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Self, Error> {
+        let all = Self::sum(file, variables, flags)?;
+        Value::Table(all).try_into().map_err(|error| Error::Value(Box::new(error)))
+    }
+
+    /// The settings that differ from their defaults, a line each: key, value, default, and what a change of it takes.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn differences(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Vec<String>, Error> {
+        let (all, defaults) = (Self::sum(file, variables, flags)?, parse("defaults", DEFAULTS)?);
+        let changed = keys(&defaults).into_iter().filter_map(|key| {
+            let (now, default) = (find(&all, &key)?, find(&defaults, &key)?);
+            (now != default).then(|| format!("{key} = {now}    # default {default}; a change takes a {}", takes(&key)))
+        });
+        Ok(changed.collect())
+    }
+
+    fn sum(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Table, Error> {
         let mut all = parse("defaults", DEFAULTS)?;
         let known = keys(&all);
         if let Some(path) = file {
@@ -218,7 +236,7 @@ impl Config {
         }
         check("flags", &keys(&flags), &known)?;
         merge(&mut all, flags);
-        Value::Table(all).try_into().map_err(|error| Error::Value(Box::new(error)))
+        Ok(all)
     }
 }
 
@@ -262,6 +280,29 @@ fn merge(into: &mut Table, from: Table) {
             }
         }
     }
+}
+
+fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        Some((section, rest)) => find(table.get(section)?.as_table()?, rest),
+        None => table.get(key),
+    }
+}
+
+/// What a change of a setting takes, as `defaults.toml` says above it.
+fn takes(key: &str) -> &'static str {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let (mut within, mut said) = ("", "restart");
+    for line in DEFAULTS.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            within = header.trim_end_matches(']');
+        } else if let Some((class, _)) = line.strip_prefix("# [").and_then(|rest| rest.split_once(']')) {
+            said = class;
+        } else if within == section && line.split(" = ").next() == Some(name) {
+            return said;
+        }
+    }
+    said
 }
 
 fn set(table: &mut Table, key: &str, value: Value) {
@@ -315,6 +356,20 @@ mod tests {
         );
         assert!(told(load(None, &[], "[eventlog]\nmax_bytes = \"lots\"")).contains("`lots` is not a size"));
         assert!(told(load(None, &[], "[server]\ndrain = \"soon\"")).contains("`soon` is not a span of time"));
+    }
+
+    #[test]
+    fn differences_say_what_a_change_takes() {
+        let flags = "listen = \"127.0.0.1:9\"\nlog = \"x\"\n[live]\nmax_subscribers = 3".parse().unwrap();
+        let told = Config::differences(None, [], flags).unwrap();
+        assert_eq!(
+            told,
+            [
+                "listen = \"127.0.0.1:9\"    # default \"127.0.0.1:8080\"; a change takes a restart",
+                "live.max_subscribers = 3    # default 10000; a change takes a restart",
+                "log = \"x\"    # default \"embedded\"; a change takes a migration",
+            ]
+        );
     }
 
     #[test]

@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request};
-use axum::http::StatusCode;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -142,7 +144,13 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
         let told = "beyond loopback the first start takes its keys from CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN";
         return Err(Error { stage: "checking the listen address", source: told.into() });
     }
-    let first_keys = sites.bootstrap(&options.bootstrap).at("making the first site")?;
+    if options.bootstrap.ingest_key.is_some() != options.bootstrap.read_token.is_some() {
+        let told = "give both CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN, or neither";
+        return Err(Error { stage: "making the first site", source: told.into() });
+    }
+    // Keys that were given are known already, and standard output may be somebody's log.
+    let given = options.bootstrap.ingest_key.is_some();
+    let first_keys = sites.bootstrap(&options.bootstrap).at("making the first site")?.filter(|_| !given);
     let parts = open(config, options.clock, sites).await?;
     let listener = TcpListener::bind(listen).await.at("listening")?;
     let address = listener.local_addr().at("listening")?;
@@ -227,9 +235,20 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     if has(Role::Web) {
         router = router.merge(parts.live(access.clone())).merge(parts.reports(access));
     }
-    let (stop, log, clock) = (rooms.stop_token(), Arc::clone(&parts.log), parts.clock.clone());
-    rooms.spawn("retention", async move { retain(log, clock, stop).await });
+    let (stop, retention) = (rooms.stop_token(), parts.retention());
+    rooms.spawn("retention", async move { retention.run(stop).await });
     router.fallback(unknown_path).layer(axum::middleware::map_request(peer))
+}
+
+/// Lets pages of the origins that any site allows read live objects; what a page may read, its token says.
+async fn share(State(sites): State<Arc<Sites>>, request: Request, next: Next) -> Response {
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = next.run(request).await;
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
+    if let Some(origin) = origin.filter(|origin| origin.to_str().is_ok_and(|origin| sites.any_allows_origin(origin))) {
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    }
+    response
 }
 
 /// Tells ingest whom a request comes from.
@@ -238,20 +257,38 @@ async fn peer(ConnectInfo(peer): ConnectInfo<SocketAddr>, mut request: Request) 
     request
 }
 
-async fn unknown_path() -> axum::response::Response {
+async fn unknown_path() -> Response {
     Problem::new(StatusCode::NOT_FOUND, "path_unknown", "Nothing is served under this path", "see the README for the paths there are").into_response()
 }
 
-/// Lets the log forget, once a minute, what is old and passed by every reader.
-async fn retain(log: Arc<dyn EventLog>, clock: Clock, stop: CancellationToken) -> Result<(), Failure> {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+/// Forgets what is old: in the log what every reader has passed, in the archive what is past its age.
+struct Retention {
+    log: Arc<dyn EventLog>,
+    archive: Option<Arc<dyn Archive>>,
+    clock: Clock,
+    age: Duration,
+}
+
+impl Retention {
+    /// The log once a minute, the archive once an hour.
+    async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
+        for minute in 0u64.. {
+            let now = self.clock.now();
+            if let Err(error) = self.log.retain(now).await {
+                tracing::warn!(%error, "old segments could not be removed; tried again in a minute");
+            }
+            if let Some(archive) = self.archive.as_ref().filter(|_| minute % 60 == 0) {
+                let oldest = now.plus_seconds(-(self.age.as_secs() as i64));
+                if let Err(error) = archive.retain(oldest).await {
+                    tracing::warn!(%error, "old events could not be removed; tried again in an hour");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(Duration::from_secs(60)) => {}
+            }
         }
-        if let Err(error) = log.retain(clock.now()).await {
-            tracing::warn!(%error, "old segments could not be removed; tried again in a minute");
-        }
+        Ok(())
     }
 }
 
@@ -323,12 +360,18 @@ impl Parts {
         }
     }
 
+    fn retention(&self) -> Retention {
+        let archive = self.config.roles.contains(&Role::Archive).then(|| Arc::clone(&self.archive));
+        Retention { log: Arc::clone(&self.log), archive, clock: self.clock.clone(), age: self.config.archiver.retention.0 }
+    }
+
     fn live(&self, access: access::Access) -> Router {
         let reader = Reader::new(Arc::clone(&self.objects), self.expiry());
         let settings = web::live::Settings { max_subscribers: self.config.live.max_subscribers, ..web::live::Settings::default() };
         let authorise: web::live::Authorise =
             Arc::new(move |parts, _, name| access.object_reader(parts, name).map_err(|problem| Box::new(problem.into_response())));
-        web::live::router(reader, Arc::new(self.feed.clone()), self.clock.clone(), authorise, &settings)
+        let routes = web::live::router(reader, Arc::new(self.feed.clone()), self.clock.clone(), authorise, &settings);
+        routes.layer(axum::middleware::from_fn_with_state(Arc::clone(&self.sites), share))
     }
 
     fn reports(&self, access: access::Access) -> Router {

@@ -92,7 +92,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = arguments.shared.load()?;
     let command = arguments.command.unwrap_or(Command::Serve);
     if let Command::Config(ConfigCommand::Check) = command {
-        println!("{config:#?}");
+        let (file, flags) = arguments.shared.layers();
+        let differences = Config::differences(file.as_deref(), std::env::vars(), flags)?;
+        println!("{}", if differences.is_empty() { "every setting has its default".to_owned() } else { differences.join("\n") });
         return Ok(ExitCode::SUCCESS);
     }
     // A command's own output is its answer; only servers speak of their doings.
@@ -120,6 +122,12 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 impl Shared {
     fn load(&self) -> anyhow::Result<Config> {
+        let (file, flags) = self.layers();
+        Ok(Config::load(file.as_deref(), std::env::vars(), flags)?)
+    }
+
+    /// The configuration file, where there is one, and the flags as settings.
+    fn layers(&self) -> (Option<PathBuf>, toml::Table) {
         let mut flags = toml::Table::new();
         if let Some(data) = &self.data {
             flags.insert("data".into(), data.display().to_string().into());
@@ -133,6 +141,6 @@ impl Shared {
         }
         let beside = PathBuf::from("contrail.toml");
         let file = self.config.clone().or_else(|| beside.exists().then_some(beside));
-        Ok(Config::load(file.as_deref(), std::env::vars(), flags)?)
+        (file, flags)
     }
 }

@@ -59,6 +59,9 @@ pub(super) struct ReportArguments {
     /// Order of top-sold: units or revenue.
     #[arg(long)]
     by: Option<String>,
+    /// Currency that top-sold is ranked by, with --by revenue.
+    #[arg(long)]
+    currency: Option<String>,
     /// When an unfinished purchase is judged; default: the watermark.
     #[arg(long)]
     as_of: Option<String>,
@@ -116,6 +119,7 @@ pub(super) async fn report(config: Config, arguments: ReportArguments) -> anyhow
             ("bots", arguments.bots),
             ("available_in", arguments.available_in),
             ("by", arguments.by),
+            ("currency", arguments.currency),
             ("as_of", arguments.as_of),
             ("format", format),
         ],

@@ -24,6 +24,11 @@ use crate::eventlog::{Error as LogError, Topic};
 use crate::problem::{self, Problem};
 use crate::site::Sites;
 
+/// Bytes of a body over the limit that are still read, so that its sender gets the answer.
+const DISCARD_BYTES: usize = 4 * MAX_BODY_BYTES;
+/// How long that may take.
+const DISCARD_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Bodies longer than this are worked on by a blocking thread, so that they hold no other request up.
 const OFFLOAD_BYTES: usize = 256 << 10;
 
@@ -312,6 +317,7 @@ async fn read_batch(ingest: &Ingest, body: Bytes, sender: Sender) -> Result<Batc
 async fn read_body(mut body: Body, share: &mut Share) -> Result<Bytes, Code> {
     let stated = body.size_hint();
     if stated.lower() > MAX_BODY_BYTES as u64 {
+        discard(body).await;
         return Err(Code::BodyTooLarge);
     }
     // The body and the records made of it.
@@ -322,6 +328,7 @@ async fn read_body(mut body: Body, share: &mut Share) -> Result<Bytes, Code> {
         let Ok(data) = frame.map_err(|_| Code::BodyIncomplete)?.into_data() else { continue };
         let held = first.len() + more.len() + data.len();
         if held > MAX_BODY_BYTES {
+            discard(body).await;
             return Err(Code::BodyTooLarge);
         }
         share.grow_to(2 * held)?;
@@ -336,6 +343,21 @@ async fn read_body(mut body: Body, share: &mut Share) -> Result<Bytes, Code> {
         }
     }
     Ok(if more.is_empty() { first } else { more.freeze() })
+}
+
+/// Reads on for a moment what is thrown away: a connection closed on a sender that is still sending is reset, and the answer lost with it.
+async fn discard(mut body: Body) {
+    let mut left = DISCARD_BYTES;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Out of time, the sender may see a reset instead of the answer.
+    tokio::time::timeout(DISCARD_TIME, reading).await.unwrap_or_default();
 }
 
 #[cfg(test)]
