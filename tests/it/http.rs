@@ -10,10 +10,15 @@ use serde_json::Value;
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
@@ -48,7 +53,7 @@ impl Connection {
                 body.append(&mut chunk);
             }
         }
-        Ok(Answer { status, body })
+        Ok(Answer { status, headers, body })
     }
 
     /// Sends a request whose answer is read by [`Connection::head`] and [`Connection::line`].

@@ -116,3 +116,28 @@ fn a_subscriber_that_does_not_read_delays_nobody_and_gets_a_fresh_snapshot() {
         text.push_str(&deaf.line().unwrap());
     }
 }
+
+#[test]
+fn pages_of_allowed_origins_alone_may_read() {
+    let server = Server::fresh();
+    let added = server.admin("POST", "/admin/sites", br#"{"site":"shop","origins":["https://shop.example"]}"#);
+    assert_eq!(added.status, 200, "{}", added.text());
+    let allowed = |origin: &str| {
+        let answer = server.call("GET", "/v1/live/maps/product.p1", &[("origin", origin)], b"");
+        answer.header("access-control-allow-origin").map(str::to_owned)
+    };
+    assert_eq!(allowed("https://shop.example").as_deref(), Some("https://shop.example"));
+    assert_eq!(allowed("https://elsewhere.example"), None);
+}
+
+#[test]
+fn the_live_tail_shows_what_happens_and_nobodys_id() {
+    let server = Server::fresh();
+    let mut tail = Events::open(&server.address, "/v1/live/streams/activity/events", READ, None);
+    // The subscription stands before the event is sent: the head has been answered.
+    server.accept(&[view("1", "sku-1")]);
+    let message = tail.next();
+    assert_eq!(message.data["data"]["type"], "product_viewed", "{message:?}");
+    assert_eq!(message.data["data"]["product"]["id"], "sku-1");
+    assert!(!message.data.to_string().contains("c1"), "{message:?}");
+}
