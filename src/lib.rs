@@ -1,52 +1,52 @@
 //! Contrail: a self-hosted activity tracker for e-commerce. Rooms in the data's order; the README walks one event through them.
 
-/// The event: parts, ids, wire record, identity.
+// The event: parts, ids, wire record, identity.
 pub mod event;
 
-/// Sites, their keys and tokens: who may do what.
+// Sites, their keys and tokens: who may do what.
 pub mod site;
 
-/// From bytes to durable events.
+// From bytes to durable events.
 pub mod ingest;
 
-/// The log: the only source of truth.
+// The log: the only source of truth.
 pub mod eventlog;
 
-/// Map, merge, live objects, subscribers.
+// Map, merge, live objects, subscribers.
 pub mod sync;
 
-/// Archive and answers.
+// Archive and answers.
 pub mod archive;
 
-/// What readers ask over HTTP.
+// What readers ask over HTTP.
 pub mod web;
 
-/// The one JSON error body.
+// The one JSON error body.
 pub mod problem;
 
-/// SQLite as both embedded stores use it.
+// SQLite as both embedded stores use it.
 pub mod sqlite;
 
-/// The composition root.
+// The composition root.
 pub mod app;
 
-/// Settings.
+// Settings.
 pub mod config;
 
-/// The HTTP listener.
+// The HTTP listener.
 pub mod server;
 
-/// Starting and stopping as one.
+// Starting and stopping as one.
 pub mod shutdown;
 
-/// Log lines and metrics.
+// Log lines and metrics.
 pub mod telemetry;
 
-/// The simulated shop day.
+// The simulated shop day.
 pub mod simulate;
 
-/// Mapping files: foreign rows into events.
+// Mapping files: foreign rows into events.
 pub mod import;
 
-/// The command line.
+// The command line.
 pub mod cli;

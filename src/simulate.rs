@@ -1,6 +1,6 @@
 //! A simulated shop day for `contrail demo`, `loadtest` and tests: customers who browse, search, fill carts, go through the checkout, buy or
 //! stop; crawlers; retries, late events, refunds. Seeded and pure: reads no clock, does no I/O, uses nothing of the pipeline but the
-//! event's types, and keeps its own [`Tally`](crate::simulate::Tally) of what the answers must be.
+//! event's types, and keeps its own [`Tally`] of what the answers must be.
 //!
 //! A day is made as it is consumed: memory grows with the tally, not with what is still to be sent.
 

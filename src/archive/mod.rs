@@ -76,17 +76,17 @@ pub struct EventRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Metric {
-    /// By normalised search term: counts[0] searches.
+    /// By normalised search term: `counts[0]` searches.
     Searches = 0,
-    /// By normalised search term: counts[0] searches that found nothing (`results` = 0).
+    /// By normalised search term: `counts[0]` searches that found nothing (`results` = 0).
     EmptySearches = 1,
-    /// By product: counts[0] views.
+    /// By product: `counts[0]` views.
     Views = 2,
-    /// By page path: counts[0] views.
+    /// By page path: `counts[0]` views.
     Pages = 3,
-    /// By product: counts[0] units, counts[1] orders, and revenue; net of refunds. No people.
+    /// By product: `counts[0]` units, `counts[1]` orders, and revenue; net of refunds. No people.
     Sold = 4,
-    /// By step: counts[0] entered, counts[1] completed. No people.
+    /// By step: `counts[0]` entered, `counts[1]` completed. No people.
     Steps = 5,
 }
 

@@ -236,7 +236,7 @@ impl Object {
         (ObjectWrite { key: self.key.clone(), head: self.head.clone(), rows, purge, clear }, applied)
     }
 
-    /// What readers see; None where the object does not exist or was removed. Expiry is the caller's to judge ([`Expiry::expired`]).
+    /// What readers see; None where the object does not exist or was removed. Expiry is the caller's to judge ([`super::expiry::Expiry::expired`]).
     pub fn snapshot(&self) -> Option<Snapshot> {
         if !self.is_living() {
             return None;

@@ -68,7 +68,7 @@ pub(crate) async fn run(contrail: &Path, rate: u64, seconds: u64) -> anyhow::Res
 
 /// Views of the product and entries into the step, in turn; every entry is of its own checkout.
 fn event(number: u64) -> String {
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         format!(r#"{{"event_id":"hot-{number}","type":"product_viewed","product":{{"id":"hot","name":"Hot"}}}}"#)
     } else {
         format!(r#"{{"event_id":"hot-{number}","type":"checkout_step","checkout":{{"id":"c{number}","step":"hot","status":"entered"}}}}"#)

@@ -1,7 +1,7 @@
 //! The embedded ObjectStore: one SQLite file, `objects.db`, an index over what the log already holds durably. Opened by the composition root;
 //! must never be opened for writing twice.
 //!
-//! One thread writes ([`writer`]); reads go through a small pool of read-only connections. Objects lie in one table by (object, item), the head in
+//! One thread writes (`writer`); reads go through a small pool of read-only connections. Objects lie in one table by (object, item), the head in
 //! front of its items, so that an object's rows share a page; a transaction writes in key order. Expiry has its own table, filed by the hour of an
 //! object's last change: an object that changes within the same hour costs nothing there, and a sweep reads only the hours that are over.
 //! `synchronous=NORMAL`: after power loss the file is older but consistent, and the log replays.

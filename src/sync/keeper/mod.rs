@@ -3,7 +3,7 @@
 //! than its budget allows.
 //!
 //! [`state`] is the pure machine; this file is its loop: read, load what is missing, fold, write what is due (one commit at a time, while reading goes
-//! on), publish, and now and then sweep what has expired ([`sweep`]).
+//! on), publish, and now and then sweep what has expired (`sweep`).
 
 pub mod state;
 mod sweep;
