@@ -27,6 +27,8 @@ use crate::eventlog::{Consumer, Delivery, EventLog, Topic};
 /// The keeper's consumer group on `changes`.
 pub const GROUP: &str = "keeper";
 
+/// Records behind, in one partition, from which writes are gathered for longer: throughput before latency.
+const BACKLOG: u64 = 1_000;
 /// Most keys of one load.
 const LOAD: usize = 2_000;
 
@@ -126,8 +128,17 @@ impl Keeper {
         let settings = &self.settings;
         let consumer = self.log.subscribe(Topic::Changes, GROUP).await?;
         let state = KeeperState::new(settings.expiry, settings.gather, settings.max_pending_bytes, settings.max_cached_bytes);
-        let mut run =
-            Run { keeper: self, consumer, state, flight: None, sweep: None, paused: false, window: settings.gather, not_before: Instant::now() };
+        let mut run = Run {
+            keeper: self,
+            consumer,
+            state,
+            flight: None,
+            sweep: None,
+            paused: false,
+            window: settings.gather,
+            pace: (Duration::ZERO, Instant::now()),
+            not_before: Instant::now(),
+        };
         let outcome = run.until(stop).await;
         match outcome {
             Ok(()) => run.drain().await,
@@ -152,6 +163,8 @@ struct Run<'a> {
     paused: bool,
     /// How long writes are gathered now: longer while there is a backlog.
     window: Duration,
+    /// How long a write takes lately, and when the one under way began.
+    pace: (Duration, Instant),
     /// Before this no write begins.
     not_before: Instant,
 }
@@ -235,7 +248,8 @@ impl Run<'_> {
             Delivery::Records { partition, records, next } => {
                 let behind = records.last().map_or(0, |last| next.saturating_sub(last.offset + 1));
                 let settings = &self.keeper.settings;
-                self.window = if behind > 0 { (self.window * 2).min(settings.gather_most) } else { (self.window / 2).max(settings.gather) };
+                // A few records behind are only what came while the last were folded.
+                self.window = if behind > BACKLOG { (self.window * 2).min(settings.gather_most) } else { (self.window / 2).max(settings.gather) };
                 self.fold(Batch::decode(partition, &records)).await
             }
         }
@@ -288,11 +302,16 @@ impl Run<'_> {
     fn fly(&mut self, flight: Flight) {
         if !flight.is_empty() {
             metrics::counter!("contrail_keeper_writes_total").increment(flight.writes.len() as u64);
+            self.pace.1 = Instant::now();
             self.flight = Some(Box::pin(write(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flight)));
         }
     }
 
     fn landed(&mut self, flight: &Flight) {
+        // Gathering as long as writing takes leaves half of the store's thread free, and keeps transactions in proportion to the load.
+        let (lately, began) = self.pace;
+        self.pace.0 = (lately * 7 + began.elapsed()) / 8;
+        self.not_before = self.not_before.max(Instant::now() + self.pace.0.min(self.keeper.settings.gather_most));
         self.state.written(flight);
         for (partition, next) in self.state.lowest() {
             self.keeper.status.set_kept(partition, next);

@@ -113,6 +113,11 @@ impl Memory {
         self.unsaved.entries.len()
     }
 
+    /// Whether anything routed is not in the store and in no save.
+    pub(super) fn has_unsaved(&self) -> bool {
+        !self.unsaved.next.is_empty()
+    }
+
     /// The keys of a round that only the store can tell of, by partition.
     pub(super) fn unknown(&mut self, round: &Round) -> BTreeMap<u16, Vec<IdentityKey>> {
         if round.hour() != self.hour {

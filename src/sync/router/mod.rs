@@ -33,6 +33,9 @@ pub struct RouterSettings {
     pub round_bytes: usize,
     /// Identity entries and first sights kept in memory in front of the store, each.
     pub remembered: usize,
+    /// How often identity and offsets are saved at most. Nobody waits for them: what is unsaved at a crash is routed again, and fewer, larger
+    /// transactions touch fewer pages.
+    pub save_every: Duration,
     /// How often the store is asked what is durable, so that retention may follow.
     pub commit_every: Duration,
     /// Least and most wait before beginning again after an error.
@@ -45,6 +48,7 @@ impl Default for RouterSettings {
             round_records: 4_000,
             round_bytes: 4 << 20,
             remembered: 50_000,
+            save_every: Duration::from_millis(200),
             commit_every: Duration::from_secs(30),
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
         }
@@ -102,6 +106,7 @@ impl Router {
             consumer,
             memory: Memory::new(self.settings.remembered),
             saving: None,
+            save_at: Instant::now(),
             tail: Tail::default(),
             refused: HashSet::new(),
         };
@@ -120,6 +125,8 @@ struct Run<'a> {
     consumer: Box<dyn Consumer>,
     memory: Memory,
     saving: Option<BoxFuture<'static, Result<(), Error>>>,
+    /// Before this no save begins.
+    save_at: Instant,
     tail: Tail,
     /// Partitions of `changes` that the log refuses for damage.
     refused: HashSet<u16>,
@@ -131,6 +138,9 @@ impl Run<'_> {
         loop {
             // At this many unsaved entries saving is behind: wait for it before reading on.
             let behind = self.memory.unsaved_entries() > self.router.settings.remembered;
+            if behind {
+                self.save_at = Instant::now();
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -138,8 +148,8 @@ impl Run<'_> {
                     self.saving = None;
                     saved?;
                     self.memory.saved();
-                    self.save();
                 }
+                () = tokio::time::sleep_until(self.save_at), if self.saving.is_none() && self.memory.has_unsaved() => self.save(),
                 () = tokio::time::sleep_until(commit_at) => {
                     let (events, _) = self.router.store.durable().await?;
                     for (partition, next) in (0..).zip(events) {
@@ -151,9 +161,6 @@ impl Run<'_> {
                     let records = self.gather(delivery?).await?;
                     if !records.is_empty() {
                         self.round(records).await?;
-                        if self.saving.is_none() {
-                            self.save();
-                        }
                     }
                 }
             }
@@ -268,6 +275,7 @@ impl Run<'_> {
         let commits = self.memory.take_unsaved();
         if !commits.is_empty() {
             let store = Arc::clone(&self.router.store);
+            self.save_at = Instant::now() + self.router.settings.save_every;
             self.saving = Some(Box::pin(async move { store.commit_router(commits).await }));
         }
     }
