@@ -23,8 +23,8 @@ const WRITER_CACHE_KIB: i64 = 64 * 1024;
 const READER_CACHE_KIB: i64 = 4 * 1024;
 
 /// Pages of WAL after which a commit carries them into the database. Larger than SQLite's own 1,000, as a page touched by several
-/// transactions is then written back once; not much larger, as the commit that does it, and who waits for it, takes 5 us a page longer.
-const CHECKPOINT_PAGES: i64 = 2_000;
+/// transactions is then written back once.
+const CHECKPOINT_PAGES: i64 = 8_000;
 
 /// How a file's commits meet power loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

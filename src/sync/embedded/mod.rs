@@ -79,8 +79,15 @@ impl EmbeddedStore {
         conn.execute_batch(SCHEMA).and_then(|()| conn.pragma_update(None, "user_version", 1)).map_err(failed)?;
         let identity = Arc::new(RwLock::new(IdentityTables::open(&conn).map_err(failed)?));
         let none = vec![0; usize::from(PARTITIONS)];
-        let writer =
-            Writer { conn, identity: Arc::clone(&identity), linger, durable: (none.clone(), none), filed: Recent::new(FILED), expired_to: 0 };
+        let writer = Writer {
+            conn,
+            identity: Arc::clone(&identity),
+            linger,
+            durable: (none.clone(), none),
+            filed: Recent::new(FILED),
+            expired_to: 0,
+            checkpoint_pages: 0,
+        };
         let (jobs, inbox) = mpsc::sync_channel(QUEUE);
         let named = std::thread::Builder::new().name("objects-writer".into());
         let writer = named.spawn(move || writer.run(&inbox)).map_err(|error| Error::Store(error.to_string()))?;

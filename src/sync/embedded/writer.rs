@@ -21,6 +21,13 @@ use crate::sync::{Checkpoint, Error, ObjectWrite, RouterCommit};
 /// Most jobs joined in one transaction.
 const MAX_JOINED: usize = 64;
 
+/// Objects of a transaction that counts as large.
+const MANY_OBJECTS: usize = 500;
+
+/// Pages of WAL that are carried into the database at once while transactions are small, and while they are large.
+const FEW_PAGES: i64 = 2_000;
+const MANY_PAGES: i64 = 32_000;
+
 /// The identity memory, shared with the readers: they look up while no transaction saves.
 pub(super) type SharedIdentity = Arc<RwLock<IdentityTables>>;
 
@@ -58,6 +65,8 @@ pub(super) struct Writer {
     pub(super) filed: Recent<Vec<u8>, Filing>,
     /// The hour up to which identity tables were last dropped.
     pub(super) expired_to: i64,
+    /// From how many pages of WAL on a commit carries them into the database now.
+    pub(super) checkpoint_pages: i64,
 }
 
 impl Writer {
@@ -141,6 +150,7 @@ impl Writer {
     /// All of it in one transaction, in key order.
     fn commit(&mut self, work: Work) -> rusqlite::Result<()> {
         let began = Instant::now();
+        self.checkpoint_after(if work.objects.len() > MANY_OBJECTS { MANY_PAGES } else { FEW_PAGES })?;
         let tx = self.conn.transaction()?;
         let written = work.objects.len();
         put_objects(&tx, &mut self.filed, work.objects)?;
@@ -153,6 +163,16 @@ impl Writer {
         tx.commit()?;
         metrics::histogram!("contrail_objects_commit_seconds").record(began.elapsed().as_secs_f64());
         metrics::counter!("contrail_objects_written_total").increment(written as u64);
+        Ok(())
+    }
+
+    /// From how many pages of WAL on a commit carries them into the database: few while commits are small, so that none takes long; many while they are
+    /// large, so that a page that each of them touches is not written back by each.
+    fn checkpoint_after(&mut self, pages: i64) -> rusqlite::Result<()> {
+        if self.checkpoint_pages != pages {
+            self.conn.pragma_update_and_check(None, "wal_autocheckpoint", pages, |_| Ok(()))?;
+            self.checkpoint_pages = pages;
+        }
         Ok(())
     }
 
