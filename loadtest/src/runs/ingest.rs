@@ -76,12 +76,13 @@ fn tell(findings: &mut Findings, batch: usize, ours: &[Round], floors: &[Round])
         let (rate, p99) = (median(rounds.iter().map(|round| round.rate).collect()), median(rounds.iter().map(|round| round.p99).collect()));
         findings.note(format!("{name}, {batch} per request: rate"), format!("{rate:.0} events/s, p99 {p99:.2} ms"));
     }
-    let norm = |round: &Round| round.cpu / round.control;
-    let ratio = median(ours.iter().zip(floors).map(|(a, b)| norm(a) / norm(b)).collect());
+    // The rounds are in turns, so that plain figures compare. The control does not decide: it shares its core with the load, which one program keeps
+    // busier than the other.
+    let ratio = median(ours.iter().zip(floors).map(|(a, b)| a.cpu / b.cpu).collect());
     if batch == 1 {
-        findings.at_most("1 per request: contrail over floor, median of the rounds' ratios (normalised)", ratio, 1.5, "x");
+        findings.at_most("1 per request: contrail over floor, median of the rounds' ratios", ratio, 1.5, "x");
     } else {
-        findings.note(format!("{batch} per request: contrail over floor (normalised)"), format!("{ratio:.2} x"));
+        findings.note(format!("{batch} per request: contrail over floor"), format!("{ratio:.2} x"));
         findings.at_most(format!("{batch} per request: CPU, least of the rounds"), least(ours.iter().map(|round| round.cpu)), 6.0, "us/event");
     }
 }
