@@ -6,6 +6,7 @@
 //! 1702.01284), which needs no tables and has no bias at any size.
 
 use super::People;
+use crate::event::cardinality;
 
 /// Most people that are listed.
 const LISTED: usize = REGISTERS / 8;
@@ -95,52 +96,13 @@ impl People {
 }
 
 fn estimate(registers: &[u8]) -> u64 {
-    let mut of_value = [0.0f64; GREATEST + 1];
+    let mut counts = [0; GREATEST + 1];
     for register in registers {
-        if let Some(count) = of_value.get_mut(usize::from(*register)) {
-            *count += 1.0;
+        if let Some(count) = counts.get_mut(usize::from(*register)) {
+            *count += 1;
         }
     }
-    let m = REGISTERS as f64;
-    let [zero, between @ .., greatest] = of_value;
-    let mut z = m * tau(1.0 - greatest / m);
-    for count in between.iter().rev() {
-        z = 0.5 * (z + count);
-    }
-    z += m * sigma(zero / m);
-    (m * m / (2.0 * std::f64::consts::LN_2 * z)).round() as u64
-}
-
-fn sigma(mut x: f64) -> f64 {
-    if x >= 1.0 {
-        return f64::INFINITY;
-    }
-    let (mut y, mut z) = (1.0, x);
-    loop {
-        x *= x;
-        let before = z;
-        z += x * y;
-        y += y;
-        if z <= before {
-            return z;
-        }
-    }
-}
-
-fn tau(mut x: f64) -> f64 {
-    if x <= 0.0 || x >= 1.0 {
-        return 0.0;
-    }
-    let (mut y, mut z) = (1.0, 1.0 - x);
-    loop {
-        x = x.sqrt();
-        let before = z;
-        y *= 0.5;
-        z -= (1.0 - x).powi(2) * y;
-        if z >= before {
-            return z / 3.0;
-        }
-    }
+    cardinality::estimate(&counts).round() as u64
 }
 
 #[cfg(test)]

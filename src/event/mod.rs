@@ -1,6 +1,7 @@
 //! The event: its typed parts, ids, wire record, and the fold that decides what counts. Called by every room; imports none,
 //! and never reads a clock or a file.
 
+pub mod cardinality;
 pub mod change;
 pub mod identity;
 pub mod ids;

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use crate::event::cardinality;
+
 /// Hashes kept whole before registers take their place.
 const EXACT: usize = 40;
 /// log2 of the number of registers: a standard error of 1.04 / sqrt(512) = 4.6 %.
@@ -101,54 +103,14 @@ fn raise(registers: &mut [u8; REGISTERS], hash: u64) {
     }
 }
 
-/// O. Ertl, "New cardinality estimation algorithms for HyperLogLog sketches" (2017), algorithm 6: no tables and no switch between regimes.
 fn estimate(registers: &[u8; REGISTERS]) -> f64 {
-    let m = REGISTERS as f64;
-    let mut counts = [0_u32; TAIL_BITS as usize + 2];
+    let mut counts = [0; TAIL_BITS as usize + 2];
     for register in registers {
         if let Some(count) = counts.get_mut(usize::from(*register)) {
             *count += 1;
         }
     }
-    let [zeros, middle @ .., full] = counts;
-    let mut z = m * tau(1.0 - f64::from(full) / m);
-    for count in middle.iter().rev() {
-        z = 0.5 * (z + f64::from(*count));
-    }
-    z += m * sigma(f64::from(zeros) / m);
-    m * m / (2.0 * std::f64::consts::LN_2 * z)
-}
-
-fn sigma(x: f64) -> f64 {
-    if x >= 1.0 {
-        return f64::INFINITY;
-    }
-    let (mut x, mut y, mut z) = (x, 1.0, x);
-    loop {
-        x *= x;
-        let before = z;
-        z += x * y;
-        y += y;
-        if z <= before {
-            return z;
-        }
-    }
-}
-
-fn tau(x: f64) -> f64 {
-    if x <= 0.0 || x >= 1.0 {
-        return 0.0;
-    }
-    let (mut x, mut y, mut z) = (x, 1.0, 1.0 - x);
-    loop {
-        x = x.sqrt();
-        let before = z;
-        y *= 0.5;
-        z -= (1.0 - x).powi(2) * y;
-        if z >= before {
-            return z / 3.0;
-        }
-    }
+    cardinality::estimate(&counts)
 }
 
 #[cfg(test)]
