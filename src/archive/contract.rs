@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{Archive, Books, Bots, CellKey, CellValue, Cursor, EventRow, Label, LabelValue, Metric, People, QuarantineRow, Scan, ScanBy, WriteBatch};
 use crate::event::identity::{CheckoutView, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict};
-use crate::event::{Channel, Currency, Flags, KeyKind, Money, ObjectKind, SiteId, StepStatus, Timestamp};
+use crate::event::{Channel, Currency, Flags, KeyKind, Money, ObjectKind, SiteId, StepStatus, Timestamp, kind};
 
 /// A backend under test, with a place of its own.
 pub(crate) trait Bench {
@@ -22,6 +22,7 @@ pub(crate) trait Bench {
 pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     repeating_a_batch_changes_nothing(&fresh()).await;
     a_rewritten_event_keeps_its_first_row(&fresh()).await;
+    each_channel_of_a_business_fact_has_its_row(&fresh()).await;
     cursors_stay(&fresh()).await;
     identities_and_cells_are_found_by_key(&fresh()).await;
     scans_are_ordered_and_paged(&fresh()).await;
@@ -192,12 +193,33 @@ async fn a_rewritten_event_keeps_its_first_row(bench: &impl Bench) {
     let conflict = EventRow { fingerprint: 5, offset: 1, verdict: Verdict::Conflict, ..first.clone() };
     let as_order = EventRow { key_kind: KeyKind::Order, offset: 2, ..first.clone() };
     let elsewhere = EventRow { site: other_site(), offset: 3, ..first.clone() };
+    // Of an event without a business key the channel tells no reports apart.
+    let by_pixel = EventRow { channel: Channel::Pixel, offset: 4, ..first.clone() };
     archive.write(WriteBatch { events: vec![first.clone()], ..WriteBatch::default() }).await.unwrap();
-    archive.write(WriteBatch { events: vec![again, conflict.clone(), as_order.clone(), elsewhere.clone()], ..WriteBatch::default() }).await.unwrap();
+    archive
+        .write(WriteBatch { events: vec![again, conflict.clone(), as_order.clone(), elsewhere.clone(), by_pixel], ..WriteBatch::default() })
+        .await
+        .unwrap();
     let by_id = Scan { by: ScanBy::EventId("e1".into()), limit: 10, ..Scan::default() };
     assert_eq!(archive.scan(&site(), &by_id).await.unwrap(), [first.clone(), conflict.clone(), as_order.clone()]);
     assert_eq!(archive.scan(&site(), &Scan { limit: 10, ..Scan::default() }).await.unwrap(), [first, conflict, as_order]);
     assert_eq!(archive.scan(&other_site(), &by_id).await.unwrap(), [elsewhere]);
+    archive.close().await.unwrap();
+}
+
+async fn each_channel_of_a_business_fact_has_its_row(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let facts = [(kind::ORDER_COMPLETED, KeyKind::Order), (kind::ORDER_REFUNDED, KeyKind::Order), (kind::CHECKOUT_STEP, KeyKind::Checkout)];
+    let mut expected = Vec::new();
+    for (fact, (kind, key_kind)) in (0..).zip(facts.into_iter().chain([(kind::CHECKOUT_STEP, KeyKind::Event)])) {
+        let first = EventRow { kind: kind.into(), key_kind, ..event(&format!("e{fact}"), at(10), 3, fact * 10) };
+        let told = |n: u64, channel| EventRow { offset: fact * 10 + n, channel, ..first.clone() };
+        let rows = [told(0, Channel::Webhook), told(1, Channel::Pixel), told(2, Channel::Server)];
+        let again = rows.iter().map(|row| EventRow { offset: row.offset + 3, received_at: at(99), ..row.clone() });
+        archive.write(WriteBatch { events: rows.iter().cloned().chain(again).collect(), ..WriteBatch::default() }).await.unwrap();
+        expected.extend(rows);
+    }
+    assert_eq!(archive.scan(&site(), &Scan { limit: 99, ..Scan::default() }).await.unwrap(), expected);
     archive.close().await.unwrap();
 }
 
