@@ -103,8 +103,14 @@ fn lost_and_changed_rows_show() {
     assert!(lost.contains(&"searches of \"mug\" in 2026-11-20T09:00:00Z".into()), "{lost:?}");
     let order = after(|batch| batch.orders.clear());
     assert!(order.contains(&"orders' sales of \"a\" at 2026-11-20T10:06:05Z".into()), "{order:?}");
-    let checkout = after(|batch| batch.checkouts.iter_mut().for_each(|(_, _, checkout)| checkout.completed_at = None));
+    let checkout = after(|batch| batch.checkouts.iter_mut().for_each(|(_, _, checkout)| checkout.completed = None));
     assert!(checkout.contains(&"checkout \"k\"".into()), "{checkout:?}");
+    let by_crawlers = after(|batch| {
+        let completions = batch.checkouts.iter_mut().filter_map(|(_, _, checkout)| checkout.completed.as_mut());
+        completions.for_each(|completion| completion.crawler = true);
+    });
+    let completion = "checkouts' \"(order)\" Completed at 2026-11-20T10:06:05Z";
+    assert_eq!(by_crawlers, [format!("{completion} by crawlers"), completion.into(), "checkout \"k\"".into()]);
     let verdict = after(|batch| batch.events.iter_mut().filter(|row| row.event_id == "o2").for_each(|row| row.verdict = Verdict::Conflict));
     assert_eq!(verdict, ["the verdict on event o2"]);
     let sealed = after(|batch| batch.events.iter_mut().filter(|row| row.event_id == "p1").for_each(|row| row.body_key = 1));

@@ -85,13 +85,13 @@ impl DayFile {
     }
 }
 
-/// Refuses a file of a later version.
-pub(super) fn check_version(conn: &Connection, ours: i32, path: &Path) -> Result<(), Error> {
+/// Refuses a file of a later version; gives its version, 0 where nothing is in it yet.
+pub(super) fn check_version(conn: &Connection, ours: i32, path: &Path) -> Result<i32, Error> {
     let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > ours {
         return Err(Error::Corrupt(format!("{} of version {version} (this build reads {ours})", path.display())));
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Puts the ids, in key order; says of each row whether it is new.

@@ -171,8 +171,8 @@ pub struct CheckoutView {
     pub person: Option<String>,
     /// Steps reached, each once, by (step, status), with the time each counts at; the completion by an order is not among them.
     pub steps: Vec<StepCount>,
-    /// When an order completed it.
-    pub completed_at: Option<Timestamp>,
+    /// Its completion by an order.
+    pub completed: Option<Completion>,
     /// Value of the latest report (by occurred_at) that states one.
     pub value: Option<super::Money>,
     /// Step of the latest report (by occurred_at, then the order entered < completed).
@@ -180,6 +180,15 @@ pub struct CheckoutView {
     /// Greatest `occurred_at` of all reports of all steps, repeats included.
     pub last_at: Timestamp,
     /// Whether the latest best report came from a crawler.
+    pub crawler: bool,
+}
+
+/// The completion of a checkout by an order. Its shopper need not be of the sort that the checkout was last seen with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// When it counts: `occurred_at` of the order's best report.
+    pub at: Timestamp,
+    /// Whether that report came from a crawler.
     pub crawler: bool,
 }
 

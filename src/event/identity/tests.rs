@@ -144,7 +144,8 @@ fn come_to(reports: &Reports) -> (Option<OrderView>, Option<CheckoutView>, BTree
         let mut stands = sum_steps(&view.steps);
         stands.extend(steps.iter().filter(|(key, _)| key.0 == ORDER_STEP).map(|(key, n)| (key.clone(), *n)));
         assert_eq!(steps, stands, "sum of effects is not what stands");
-        assert_eq!(view.completed_at, steps.keys().find(|key| key.0 == ORDER_STEP).map(|key| key.2));
+        let completion = steps.keys().find(|key| key.0 == ORDER_STEP).map(|key| Completion { at: key.2, crawler: key.3 });
+        assert_eq!(view.completed, completion);
     }
     assert_eq!(Entry::from_bytes(&entry.to_bytes()).as_ref(), Some(&entry));
     let distinct: BTreeSet<Word<'_>> = reports.iter().map(|(record, _)| word(record)).collect();
@@ -477,7 +478,7 @@ fn a_repeat_that_comes_later_is_a_sign_of_life() {
     assert_eq!((outcomes[1].effects.steps.len(), outcomes[1].effects.checkout_changed), (0, true));
     let view = entry.unwrap().checkout().unwrap();
     assert_eq!((view.last_at, view.steps[0].at, view.value, view.checkout.as_str()), (at(7), at(0), Some(eur(5)), "ch1"));
-    assert_eq!((view.last_step.as_deref(), view.completed_at), (Some("contact"), None));
+    assert_eq!((view.last_step.as_deref(), view.completed), (Some("contact"), None));
 }
 
 #[test]
