@@ -179,8 +179,16 @@ fn stream(rng: &mut StdRng, length: usize) -> Vec<Append> {
             new.flags.set(Flags::CRAWLER);
         }
         match rng.random_range(0..20) {
-            // A repeat.
-            0 | 1 if !events.is_empty() => new = Record { received_at, ..events[rng.random_range(0..events.len())].clone() },
+            // A repeat, in which arrival may have found another shopper's agent.
+            0 | 1 if !events.is_empty() => {
+                new = Record { received_at, ..events[rng.random_range(0..events.len())].clone() };
+                new.flags = Flags(if rng.random_bool(0.5) { Flags::CRAWLER } else { 0 });
+            }
+            // The same by another channel, maybe.
+            6 | 7 if !events.is_empty() => {
+                let told = events[rng.random_range(0..events.len())].clone();
+                new = Record { received_at, channel: new.channel, flags: new.flags, ..told };
+            }
             // Another content under a known id.
             2 if !events.is_empty() => new.event_id = events[rng.random_range(0..events.len())].event_id.clone(),
             3 => new = Record { kind: RecordKind::Refusals, body: Bytes::from_static(b"{\"by_code\":{\"bad\":3}}"), ..new },
