@@ -45,6 +45,7 @@ impl Embedded {
         std::thread::Builder::new()
             .name("archive-writer".into())
             .spawn(move || {
+                crate::background::step_back();
                 while let Some(job) = queue.blocking_recv() {
                     job(&mut writer);
                     if writer.is_closed() {

@@ -50,6 +50,7 @@ impl Drop for Checkpointer {
 
 /// Checkpoints now and then until told to stop. Passive: it waits for nobody, and takes as much as readers let it.
 fn run(conn: &Connection, committed: &AtomicBool, stopped: &Receiver<()>) {
+    crate::background::step_back();
     while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
         if committed.swap(false, Ordering::Relaxed)
             && let Err(error) = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
