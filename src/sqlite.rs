@@ -3,8 +3,9 @@
 
 mod filter;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Transaction};
@@ -72,9 +73,15 @@ fn prepare(conn: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
 /// once older than 7 days; filters in memory, one by day of tables, spare the look-ups of unknown ids. Order and checkout entries stand in one
 /// lasting table with a filter of its own. All methods run inside the caller's transaction where it has one.
 ///
-/// The tables that exist are told by a table, never from memory, so that a transaction may be rolled back at any point.
+/// The tables that exist are told by a table, never from memory, so that a transaction may be rolled back at any point. Readers on other connections
+/// wait for no transaction: what one is about to save is unknown to them until it commits.
 #[derive(Debug, Default)]
 pub struct IdentityTables {
+    filters: RwLock<Filters>,
+}
+
+#[derive(Debug, Default)]
+struct Filters {
     lasting: Filter,
     /// By days since the epoch of the tables' hours.
     days: BTreeMap<i64, Filter>,
@@ -83,6 +90,18 @@ pub struct IdentityTables {
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS identity_hours (hour INTEGER PRIMARY KEY);
     CREATE TABLE IF NOT EXISTS identity_lasting (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;";
+
+impl Filters {
+    fn may_hold(&self, key: &IdentityKey) -> bool {
+        self.lasting.may_hold(key) || self.days.values().any(|day| day.may_hold(key))
+    }
+
+    /// The days, latest first, whose tables may hold some of `keys`, with those.
+    fn days_of(&self, keys: &[IdentityKey]) -> Vec<(i64, Vec<IdentityKey>)> {
+        let of_day = |(day, filter): (&i64, &Filter)| (*day, keys.iter().filter(|key| filter.may_hold(key)).copied().collect::<Vec<_>>());
+        self.days.iter().rev().map(of_day).filter(|(_, keys)| !keys.is_empty()).collect()
+    }
+}
 
 impl IdentityTables {
     /// Creates what is missing and loads the filters: reads every key once.
@@ -93,30 +112,39 @@ impl IdentityTables {
             tables_of.entry(day_of(hour)).or_default().push(table(hour));
         }
         let days = tables_of.into_iter().map(|(day, tables)| Ok((day, read_filter(conn, &tables)?)));
-        Ok(Self { lasting: read_filter(conn, &["identity_lasting".to_owned()])?, days: days.collect::<rusqlite::Result<_>>()? })
+        let filters = Filters { lasting: read_filter(conn, &["identity_lasting".to_owned()])?, days: days.collect::<rusqlite::Result<_>>()? };
+        Ok(Self { filters: RwLock::new(filters) })
+    }
+
+    /// The filters, for a look: no file is touched while they are held.
+    fn filters(&self) -> RwLockReadGuard<'_, Filters> {
+        self.filters.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_filters(&self, change: impl FnOnce(&mut Filters)) {
+        change(&mut self.filters.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Whether any of these keys may be known: answered from memory alone. False is sure.
     pub fn may_hold_any(&self, keys: &[IdentityKey]) -> bool {
-        keys.iter().any(|key| self.lasting.may_hold(key) || self.days.values().any(|day| day.may_hold(key)))
+        let filters = self.filters();
+        keys.iter().any(|key| filters.may_hold(key))
     }
 
     /// The entries known under these keys. An entry that cannot be read fails the call: taken for unknown, it would be counted again.
     pub fn load(&self, conn: &Connection, keys: &[IdentityKey]) -> rusqlite::Result<HashMap<IdentityKey, Entry>> {
+        // One moment's tables, or one of them might be dropped on the way.
+        let _moment = if conn.is_autocommit() { Some(conn.unchecked_transaction()?) } else { None };
+        let (mut lasting, days) = {
+            let filters = self.filters();
+            (keys.iter().filter(|key| filters.lasting.may_hold(key)).copied().collect(), filters.days_of(keys))
+        };
         let mut found = HashMap::new();
-        let mut wanted: Vec<IdentityKey> = keys.iter().filter(|key| self.lasting.may_hold(key)).copied().collect();
-        find_all(conn, "identity_lasting", &mut wanted, &mut found)?;
-        let mut tables = None;
-        for (day, filter) in self.days.iter().rev() {
-            let mut wanted: Vec<IdentityKey> = keys.iter().filter(|key| filter.may_hold(key) && !found.contains_key(key)).copied().collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            let hours = match &tables {
-                Some(hours) => hours,
-                None => tables.insert(hours(conn)?),
-            };
-            for hour in hours.iter().filter(|hour| day_of(**hour) == *day) {
+        find_all(conn, "identity_lasting", &mut lasting, &mut found)?;
+        let hours = if days.is_empty() { Vec::new() } else { hours(conn)? };
+        for (day, mut wanted) in days {
+            wanted.retain(|key| !found.contains_key(key));
+            for hour in hours.iter().filter(|hour| day_of(**hour) == day) {
                 find_all(conn, &table(*hour), &mut wanted, &mut found)?;
             }
         }
@@ -125,59 +153,70 @@ impl IdentityTables {
 
     /// Writes entries, in key order; event entries unknown so far go to the table of `hour`'s hour, known ones stay where they are.
     /// The filters change at once; a transaction rolled back leaves them only too cautious.
-    pub fn save(&mut self, tx: &Transaction<'_>, hour: Timestamp, entries: &[(IdentityKey, Entry)]) -> rusqlite::Result<()> {
+    pub fn save(&self, tx: &Transaction<'_>, hour: Timestamp, entries: &[(IdentityKey, Entry)]) -> rusqlite::Result<()> {
         let mut sorted: Vec<&(IdentityKey, Entry)> = entries.iter().collect();
         sorted.sort_by_key(|(key, _)| *key);
         let (events, lasting): (Vec<_>, Vec<_>) = sorted.into_iter().partition(|(_, entry)| matches!(entry, Entry::Event(_)));
+        let hour = hour_of(hour);
+        self.change_filters(|filters| {
+            lasting.iter().for_each(|(key, _)| filters.lasting.insert(key));
+        });
         if !lasting.is_empty() {
             let mut put = put_into(tx, "identity_lasting")?;
             for (key, entry) in lasting {
                 put.execute((key.0.as_slice(), entry.to_bytes()))?;
-                self.lasting.insert(key);
             }
         }
-        let mut unknown = Vec::with_capacity(events.len());
-        for (key, entry) in events {
-            if !self.update_in_place(tx, key, entry)? {
-                unknown.push((key, entry));
-            }
-        }
+        let unknown = self.update_known(tx, events)?;
         if unknown.is_empty() {
             return Ok(());
         }
-        let hour = hour_of(hour);
+        self.change_filters(|filters| {
+            let filter = filters.days.entry(day_of(hour)).or_default();
+            unknown.iter().for_each(|(key, _)| filter.insert(key));
+        });
         create_hour(tx, hour)?;
         let mut put = put_into(tx, &table(hour))?;
-        let filter = self.days.entry(day_of(hour)).or_default();
         for (key, entry) in unknown {
             put.execute((key.0.as_slice(), entry.to_bytes()))?;
-            filter.insert(key);
         }
         Ok(())
     }
 
-    /// Replaces a known event entry where it stands; whether there was one.
-    fn update_in_place(&self, tx: &Transaction<'_>, key: &IdentityKey, entry: &Entry) -> rusqlite::Result<bool> {
-        for (day, _) in self.days.iter().rev().filter(|(_, filter)| filter.may_hold(key)) {
-            for hour in hours(tx)?.into_iter().filter(|hour| day_of(*hour) == *day) {
-                let sql = format!("UPDATE {} SET value = ?2 WHERE key = ?1", table(hour));
-                if tx.prepare_cached(&sql)?.execute((key.0.as_slice(), entry.to_bytes()))? > 0 {
-                    return Ok(true);
+    /// Replaces known event entries where they stand; gives those that are nowhere.
+    fn update_known<'e>(&self, tx: &Transaction<'_>, mut entries: Vec<&'e (IdentityKey, Entry)>) -> rusqlite::Result<Vec<&'e (IdentityKey, Entry)>> {
+        let keys: Vec<IdentityKey> = entries.iter().map(|(key, _)| *key).collect();
+        let days = self.filters().days_of(&keys);
+        if days.is_empty() {
+            return Ok(entries);
+        }
+        let hours = hours(tx)?;
+        for (day, keys) in days {
+            let perhaps: HashSet<IdentityKey> = keys.into_iter().collect();
+            for hour in hours.iter().filter(|hour| day_of(**hour) == day) {
+                let mut update = tx.prepare_cached(&format!("UPDATE {} SET value = ?2 WHERE key = ?1", table(*hour)))?;
+                let mut left = Vec::with_capacity(entries.len());
+                for entry in entries {
+                    let (key, value) = entry;
+                    if !perhaps.contains(key) || update.execute((key.0.as_slice(), value.to_bytes()))? == 0 {
+                        left.push(entry);
+                    }
                 }
+                entries = left;
             }
         }
-        Ok(false)
+        Ok(entries)
     }
 
     /// Drops the tables that lie wholly before `oldest`. Rolled back, their entries stay unknown all the same.
-    pub fn expire(&mut self, tx: &Transaction<'_>, oldest: Timestamp) -> rusqlite::Result<()> {
+    pub fn expire(&self, tx: &Transaction<'_>, oldest: Timestamp) -> rusqlite::Result<()> {
         let oldest = hour_of(oldest);
         let (expired, kept): (Vec<i64>, Vec<i64>) = hours(tx)?.into_iter().partition(|hour| *hour < oldest);
         for hour in expired {
             tx.execute_batch(&format!("DROP TABLE {}", table(hour)))?;
             tx.execute("DELETE FROM identity_hours WHERE hour = ?1", [hour])?;
         }
-        self.days.retain(|day, _| kept.iter().any(|hour| day_of(*hour) == *day));
+        self.change_filters(|filters| filters.days.retain(|day, _| kept.iter().any(|hour| day_of(*hour) == *day)));
         Ok(())
     }
 }

@@ -60,7 +60,7 @@ fn opens_as_asked() {
 fn knows_what_was_saved_until_it_expires() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();
-    let mut tables = IdentityTables::open(&conn).unwrap();
+    let tables = IdentityTables::open(&conn).unwrap();
     let lasting = (key(9), Entry::Order(Default::default()));
     in_tx(&mut conn, |tx| tables.save(tx, at_hour(0), &[(key(1), event(1)), lasting.clone()])).unwrap();
     in_tx(&mut conn, |tx| tables.save(tx, at_hour(30), &[(key(2), event(2))])).unwrap();
@@ -82,9 +82,9 @@ fn knows_what_was_saved_until_it_expires() {
 fn a_known_entry_stays_in_its_hour() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();
-    let mut tables = IdentityTables::open(&conn).unwrap();
+    let tables = IdentityTables::open(&conn).unwrap();
     in_tx(&mut conn, |tx| tables.save(tx, at_hour(0), &[(key(1), event(1))])).unwrap();
-    let mut tables = IdentityTables::open(&conn).unwrap();
+    let tables = IdentityTables::open(&conn).unwrap();
     let changed = Entry::Event(EventEntry { first: 1, fingerprints: vec![1, 2] });
     in_tx(&mut conn, |tx| tables.save(tx, at_hour(5), &[(key(1), changed.clone()), (key(2), event(2))])).unwrap();
     assert_eq!(tables.load(&conn, &[key(1)]).unwrap(), HashMap::from([(key(1), changed)]));
@@ -97,7 +97,7 @@ fn a_known_entry_stays_in_its_hour() {
 fn a_rolled_back_transaction_leaves_nothing_known() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();
-    let mut tables = IdentityTables::open(&conn).unwrap();
+    let tables = IdentityTables::open(&conn).unwrap();
     let tx = conn.transaction().unwrap();
     tables.save(&tx, at_hour(0), &[(key(1), event(1))]).unwrap();
     assert_eq!(tables.load(&tx, &[key(1)]).unwrap().len(), 1, "seen inside the transaction");
@@ -116,7 +116,7 @@ fn a_rolled_back_transaction_leaves_nothing_known() {
 fn a_hundred_thousand_ids_are_all_known_again() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();
-    let mut tables = IdentityTables::open(&conn).unwrap();
+    let tables = IdentityTables::open(&conn).unwrap();
     for batch in 0..10u64 {
         let entries: Vec<_> = (batch * 10_000..(batch + 1) * 10_000).map(|n| (key(n), event(n))).collect();
         in_tx(&mut conn, |tx| tables.save(tx, at_hour(batch as i64 * 5), &entries)).unwrap();
@@ -134,7 +134,7 @@ fn a_hundred_thousand_ids_are_all_known_again() {
 fn a_damaged_entry_is_an_error_not_unknown() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();
-    let mut tables = IdentityTables::open(&conn).unwrap();
+    let tables = IdentityTables::open(&conn).unwrap();
     in_tx(&mut conn, |tx| tables.save(tx, at_hour(0), &[(key(1), event(1))])).unwrap();
     conn.execute(&format!("UPDATE {} SET value = x'63'", table(hour_of(at_hour(0)))), []).unwrap();
     assert!(tables.load(&conn, &[key(1)]).is_err());

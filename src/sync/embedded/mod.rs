@@ -14,7 +14,7 @@ mod writer;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::checkpointer::Checkpointer;
 use self::queries::failed;
-use self::writer::{Job, LONG_WAL, SharedIdentity, What, Writer};
+use self::writer::{Job, LONG_WAL, What, Writer};
 use super::recent::Recent;
 use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, StoredObject};
 use crate::event::identity::{Entry, IdentityKey};
@@ -56,7 +56,7 @@ pub struct EmbeddedStore {
     writer: Option<JoinHandle<()>>,
     queue: Arc<Semaphore>,
     readers: Readers,
-    identity: SharedIdentity,
+    identity: Arc<IdentityTables>,
 }
 
 /// The read-only connections.
@@ -81,7 +81,7 @@ impl EmbeddedStore {
         }
         conn.execute_batch(SCHEMA).and_then(|()| conn.pragma_update(None, "user_version", 1)).map_err(failed)?;
         conn.pragma_update_and_check(None, "wal_autocheckpoint", LONG_WAL, |_| Ok(())).map_err(failed)?;
-        let identity = Arc::new(RwLock::new(IdentityTables::open(&conn).map_err(failed)?));
+        let identity = Arc::new(IdentityTables::open(&conn).map_err(failed)?);
         let none = vec![0; usize::from(PARTITIONS)];
         let writer = Writer {
             conn,
@@ -145,18 +145,13 @@ impl ObjectStore for EmbeddedStore {
     }
 
     async fn identities(&self, _partition: u16, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry)>, Error> {
-        // Most keys of a busy shop are new, and the filters tell so. While a transaction saves, its turn is not waited for on this thread.
-        let unknown = self.identity.try_read().is_ok_and(|tables| !tables.may_hold_any(keys));
-        if unknown {
+        // Most keys of a busy shop are new, and the filters tell so.
+        if !self.identity.may_hold_any(keys) {
             return Ok(Vec::new());
         }
         // A key already names its partition: it hashes what the partition is made of.
         let (keys, identity) = (keys.to_vec(), Arc::clone(&self.identity));
-        let read = move |conn: &Connection| {
-            let tables = identity.read().unwrap_or_else(PoisonError::into_inner);
-            tables.load(conn, &keys).map(|found| found.into_iter().collect()).map_err(failed)
-        };
-        self.readers.read(read).await
+        self.readers.read(move |conn| identity.load(conn, &keys).map(|found| found.into_iter().collect()).map_err(failed)).await
     }
 
     async fn sighted(&self, partition: u16, hashes: &[[u8; 16]]) -> Result<Vec<[u8; 16]>, Error> {

@@ -3,8 +3,8 @@
 //! the same file.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -29,9 +29,6 @@ pub(super) const LONG_WAL: i64 = 16_000;
 /// How long one transaction saves router state, and how many entries it puts between two looks at the clock.
 const SAVE_FOR: Duration = Duration::from_millis(5);
 const SAVE_AT_ONCE: usize = 64;
-
-/// The identity memory, shared with the readers: they look up while no transaction saves.
-pub(super) type SharedIdentity = Arc<RwLock<IdentityTables>>;
 
 /// What durable() tells: next offsets of `events` and of `changes` by partition.
 pub(super) type Offsets = (Vec<u64>, Vec<u64>);
@@ -59,7 +56,8 @@ pub(super) enum What {
 /// The thread's state.
 pub(super) struct Writer {
     pub(super) conn: Connection,
-    pub(super) identity: SharedIdentity,
+    /// Shared with the readers.
+    pub(super) identity: Arc<IdentityTables>,
     /// How long router state waits for company.
     pub(super) linger: Duration,
     pub(super) durable: Offsets,
@@ -247,7 +245,7 @@ impl Saving {
     }
 
     /// Puts entries for at most [`SAVE_FOR`], and once none is left the offsets.
-    fn put_some(&mut self, tx: &Transaction<'_>, identity: &SharedIdentity) -> rusqlite::Result<()> {
+    fn put_some(&mut self, tx: &Transaction<'_>, identity: &IdentityTables) -> rusqlite::Result<()> {
         let until = Instant::now() + SAVE_FOR;
         while let Some((at, ..)) = self.entries.front()
             && Instant::now() < until
@@ -255,7 +253,7 @@ impl Saving {
             let at = *at;
             let same = self.entries.iter().take(SAVE_AT_ONCE).take_while(|(other, ..)| *other == at).count();
             let some: Vec<(IdentityKey, Entry)> = self.entries.drain(..same).map(|(_, key, entry)| (key, entry)).collect();
-            identity.write().unwrap_or_else(PoisonError::into_inner).save(tx, at, &some)?;
+            identity.save(tx, at, &some)?;
         }
         if self.entries.is_empty() {
             put_offsets(tx, std::mem::take(&mut self.commits))?;
@@ -354,11 +352,11 @@ fn put_offsets(tx: &Transaction<'_>, commits: Vec<RouterCommit>) -> rusqlite::Re
 }
 
 /// Drops the identity tables that no partition needs any longer; looked at once an hour of the slowest partition's time.
-fn expire_identity(tx: &Transaction<'_>, identity: &SharedIdentity, expired_to: &mut i64) -> rusqlite::Result<()> {
+fn expire_identity(tx: &Transaction<'_>, identity: &IdentityTables, expired_to: &mut i64) -> rusqlite::Result<()> {
     let slowest: Option<i64> = tx.prepare_cached("SELECT min(received_at) FROM router WHERE received_at > 0")?.query_row([], |row| row.get(0))?;
     let Some(slowest) = slowest.map(Timestamp::from_micros) else { return Ok(()) };
     if rows::hour_of(slowest) > *expired_to {
-        identity.write().unwrap_or_else(PoisonError::into_inner).expire(tx, slowest.plus_seconds(-EVENT_MEMORY_SECONDS))?;
+        identity.expire(tx, slowest.plus_seconds(-EVENT_MEMORY_SECONDS))?;
         *expired_to = rows::hour_of(slowest);
     }
     Ok(())

@@ -48,7 +48,7 @@ impl Default for RouterSettings {
             round_records: 4_000,
             round_bytes: 4 << 20,
             remembered: 50_000,
-            save_every: Duration::from_millis(200),
+            save_every: Duration::from_secs(1),
             commit_every: Duration::from_secs(30),
             backoff: (Duration::from_millis(100), Duration::from_secs(10)),
         }
