@@ -5,6 +5,7 @@ mod access;
 mod admin;
 pub mod data;
 mod health;
+mod known;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -215,7 +216,8 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     let mut router = health.router().merge(parts.admin(access.clone()).router());
     if has(Role::Ingest) {
         let ingest = parts.ingest();
-        router = router.merge(ingest.router());
+        let known = known::Known { access: access.clone(), ingest: ingest.clone(), archive: Arc::clone(&parts.archive) };
+        router = router.merge(ingest.router()).merge(known.router());
         let stop = rooms.stop_token();
         rooms.spawn("ingest", async move {
             ingest.run(stop).await;

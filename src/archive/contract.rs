@@ -8,7 +8,10 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{Archive, Books, Bots, CellKey, CellValue, Cursor, EventRow, Label, LabelValue, Metric, People, QuarantineRow, Scan, ScanBy, WriteBatch};
+use super::{
+    Archive, Books, Bots, CellKey, CellValue, Cursor, EventRow, Kept, Label, LabelValue, Metric, People, QuarantineRow, Scan, ScanBy, Sought,
+    WriteBatch,
+};
 use crate::event::identity::{CheckoutView, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict};
 use crate::event::{Channel, Currency, Flags, KeyKind, Money, ObjectKind, SiteId, StepStatus, Timestamp};
 
@@ -25,6 +28,7 @@ pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     cursors_stay(&fresh()).await;
     identities_and_cells_are_found_by_key(&fresh()).await;
     scans_are_ordered_and_paged(&fresh()).await;
+    what_is_kept_is_told_by_id_and_day(&fresh()).await;
     totals_sum_cells_and_partitions(&fresh()).await;
     sales_count_at_their_times(&fresh()).await;
     steps_count_at_their_times(&fresh()).await;
@@ -279,6 +283,42 @@ async fn scans_are_ordered_and_paged(bench: &impl Bench) {
         }
     }
     assert_eq!(archive.days().await.unwrap(), [at(0).utc_day(), at(DAY).utc_day(), at(2 * DAY).utc_day()]);
+    archive.close().await.unwrap();
+}
+
+async fn what_is_kept_is_told_by_id_and_day(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let sought = |id: &str, day: Option<i64>| Sought { event_id: id.into(), day: day.map(|n| at(n * DAY).utc_day()) };
+    let everything = [sought("e1", Some(0)), sought("e1", None)];
+    assert!(archive.kept(&site(), &everything).await.unwrap().is_empty(), "an empty archive keeps nothing");
+    let first = event("e1", at(10), 3, 8);
+    let conflict = EventRow { fingerprint: 5, offset: 9, verdict: Verdict::Conflict, ..first.clone() };
+    let order = EventRow { key_kind: KeyKind::Order, kind: "order_completed".into(), channel: Channel::Pixel, partition: 2, ..first.clone() };
+    let next_day = EventRow { fingerprint: 6, offset: 10, occurred_at: at(DAY), ..first.clone() };
+    let other = event("e2", at(20), 1, 0);
+    let elsewhere = EventRow { site: other_site(), offset: 11, ..first.clone() };
+    let events = vec![conflict.clone(), first.clone(), order.clone(), next_day.clone(), other.clone(), elsewhere.clone()];
+    archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
+    let kept = |row: &EventRow| Kept {
+        event_id: row.event_id.clone(),
+        fingerprint: row.fingerprint,
+        key_kind: row.key_kind,
+        kind: row.kind.clone(),
+        channel: row.channel,
+        occurred_at: row.occurred_at,
+        partition: row.partition,
+        offset: row.offset,
+    };
+    let ask = async |sought: &[Sought]| archive.kept(&site(), sought).await.unwrap();
+    let of_day: Vec<Kept> = [&order, &first, &conflict].into_iter().map(kept).collect();
+    assert_eq!(ask(&[sought("e1", Some(0))]).await, of_day, "by place, whatever the content");
+    assert_eq!(ask(&[sought("e1", Some(0)), sought("e9", Some(0)), sought("e1", Some(0)), sought("e1", Some(7))]).await, of_day, "each once");
+    let all: Vec<Kept> = [&order, &first, &conflict, &next_day, &other].into_iter().map(kept).collect();
+    assert_eq!(ask(&[sought("e2", Some(0)), sought("e1", Some(1)), sought("e1", Some(0))]).await, all);
+    assert_eq!(ask(&[sought("e2", Some(0)), sought("e1", None)]).await, all, "in whatever day");
+    assert!(ask(&[sought("e2", Some(1)), sought("", None)]).await.is_empty());
+    assert!(ask(&[]).await.is_empty());
+    assert_eq!(archive.kept(&other_site(), &[sought("e1", None)]).await.unwrap(), [kept(&elsewhere)]);
     archive.close().await.unwrap();
 }
 

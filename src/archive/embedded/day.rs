@@ -4,13 +4,14 @@
 //! Look-ups are (hash, time, place, seq) tables without rowid rather than SQL indexes, their rows put in key order within a transaction: random
 //! pages touched are what costs. Hashes are 8 bytes; a reader checks the row itself.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, Row, Transaction, params};
 
 use super::{pack, place, unpack, unplace};
-use crate::archive::{Error, EventRow, Scan, ScanBy};
+use crate::archive::{Error, EventRow, Kept, Scan, ScanBy};
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
 use crate::sqlite::{self, Durability};
@@ -250,6 +251,39 @@ pub(super) fn scan(conn: &Connection, site: &SiteId, scan: &Scan, limit: usize) 
     }
 }
 
+/// The reports kept of these events, the look-ups in key order.
+pub(super) fn kept(conn: &Connection, site: &SiteId, ids: &BTreeSet<&str>) -> Result<Vec<Kept>, Error> {
+    let mut sorted: Vec<(i64, &str)> = ids.iter().map(|id| (id_hash(site, id), *id)).collect();
+    sorted.sort_unstable();
+    let mut statement = conn.prepare_cached(
+        "SELECT e.site, e.event_id, e.fingerprint, e.key_kind, e.type, e.channel, e.occurred_at, e.place FROM by_id t JOIN event e ON e.seq = t.seq
+         WHERE t.id = ?1",
+    )?;
+    let corrupt = |what: &str| Error::Corrupt(format!("an event row's {what}"));
+    let mut found = Vec::new();
+    for (hash, id) in sorted {
+        let mut rows = statement.query([hash])?;
+        while let Some(row) = rows.next()? {
+            let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+            if text(0)? != site.as_str() || text(1)? != id {
+                continue;
+            }
+            let (partition, offset) = unplace(row.get(7)?);
+            found.push(Kept {
+                event_id: id.to_owned(),
+                fingerprint: row.get::<_, i64>(2)? as u64,
+                key_kind: KeyKind::from_byte(row.get(3)?).ok_or_else(|| corrupt("key kind"))?,
+                kind: row.get(4)?,
+                channel: channel(row.get(5)?).ok_or_else(|| corrupt("channel"))?,
+                occurred_at: Timestamp::from_micros(row.get(6)?),
+                partition,
+                offset,
+            });
+        }
+    }
+    Ok(found)
+}
+
 /// The first `limit` rows of a statement that are wanted.
 fn collect(
     statement: &mut CachedStatement<'_>,
@@ -268,6 +302,15 @@ fn collect(
         }
     }
     Ok(found)
+}
+
+fn channel(byte: u8) -> Option<Channel> {
+    match byte {
+        0 => Some(Channel::Pixel),
+        1 => Some(Channel::Server),
+        2 => Some(Channel::Webhook),
+        _ => None,
+    }
 }
 
 /// Reads a row selected by [`COLUMNS`].
@@ -296,12 +339,7 @@ fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
             _ => return Err(corrupt("verdict")),
         },
         flags: Flags(row.get(9)?),
-        channel: match row.get::<_, u8>(10)? {
-            0 => Channel::Pixel,
-            1 => Channel::Server,
-            2 => Channel::Webhook,
-            _ => return Err(corrupt("channel")),
-        },
+        channel: channel(row.get(10)?).ok_or_else(|| corrupt("channel"))?,
         customer: hash(11)?,
         visitor: hash(12)?,
         products: unpack(row.get_ref(13)?.as_blob().map_err(|_| corrupt("products"))?, "an event row's products")?,

@@ -18,7 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::readers::{Days, Readers};
 use self::writer::Writer;
-use super::{Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Label, LabelValue, Metric, QuarantineRow, Scan, WriteBatch};
+use super::{
+    Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
+};
 use crate::event::identity::{CheckoutView, Entry, IdentityKey, Sale, StepCount};
 use crate::event::{SiteId, Timestamp};
 
@@ -163,6 +165,12 @@ impl Archive for Embedded {
         let (site, scan, readers) = (site.clone(), scan.clone(), Arc::clone(&self.readers));
         let _permit = self.readers.permit().await?;
         joined(tokio::task::spawn_blocking(move || readers.scan(&site, &scan)).await)
+    }
+
+    async fn kept(&self, site: &SiteId, sought: &[Sought]) -> Result<Vec<Kept>, Error> {
+        let (site, sought, readers) = (site.clone(), sought.to_vec(), Arc::clone(&self.readers));
+        let _permit = self.readers.permit().await?;
+        joined(tokio::task::spawn_blocking(move || readers.kept(&site, &sought)).await)
     }
 
     async fn linked(&self, site: &SiteId, person: [u8; 16]) -> Result<Vec<[u8; 16]>, Error> {

@@ -182,6 +182,11 @@ pub struct CheckoutView {
     pub crawler: bool,
 }
 
+/// Whether a business key decides on events of a type, not their id alone.
+pub fn has_business_key(kind: &str) -> bool {
+    matches!(kind, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED | kind::CHECKOUT_STEP)
+}
+
 /// The key of the entry that decides on a record of kind [`RecordKind::Event`] or [`RecordKind::Completion`].
 pub fn key_of(record: &Record, event: &Event) -> IdentityKey {
     let own: (&str, std::borrow::Cow<'_, str>) = match (record.kind, event.kind.as_str()) {
