@@ -335,4 +335,4 @@ mod flaky;
 #[cfg(test)]
 mod recount;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -10,6 +10,7 @@ pub mod export;
 pub mod fold;
 pub mod people;
 pub mod progress;
+mod recall;
 mod recent;
 pub mod report;
 pub mod rollup;

@@ -1,6 +1,6 @@
-//! What comes again after identity has forgotten it: a file imported twice, eight days apart.
+//! What comes again after identity has forgotten it: eight days later, the same file imported or the same events sent.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use contrail::app;
@@ -91,45 +91,93 @@ fn import(data: &Path, file: &Path, mapping: &Path) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
-/// Reports of everything up to `to`, and the objects that the file's events touch.
-fn told(server: &Server, to: Timestamp) -> Map<String, Value> {
-    let reports = ["top-pages", "top-viewed", "top-searches"].map(|name| {
-        let path = format!("/v1/reports/{name}?from=2000-01-01T00:00:00Z&to={to}");
-        (name.to_owned(), server.read(&path)["rows"].clone())
-    });
-    let objects =
-        ["maps/product.p1", "documents/page.:p", "maps/customer.c1"].map(|name| (name.to_owned(), server.read(&format!("/v1/live/{name}"))));
-    reports.into_iter().chain(objects).collect()
+/// A file imported eight days ago, and the server of its data directory now, in which every partition has moved on by more than identity remembers.
+struct EightDaysLater {
+    file: PathBuf,
+    mapping: PathBuf,
+    /// Start of the file's rows.
+    start: Timestamp,
+    server: Server,
+    _dir: tempfile::TempDir,
+}
+
+impl EightDaysLater {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, file, mapping) = (dir.path().join("data"), dir.path().join("rows.ndjson"), dir.path().join("rows.toml"));
+        let then = Clock::system().now().plus_seconds(-8 * DAY);
+        let start = then.plus_seconds(-DAY);
+        write_file(&file, start);
+        std::fs::write(&mapping, MAPPING).unwrap();
+        at_another_time(&data, then, || {
+            let said = import(&data, &file, &mapping);
+            assert!(said.contains("accepted 41 (duplicates 0, conflicts 0), already archived 0, refused 0"), "{said}");
+        });
+        let server = Server::on(&data, &[]);
+        let passing: Vec<Value> =
+            (0..300).map(|n| json!({"type": "page_viewed", "event_id": format!("today-{n}"), "page": {"url": "/today"}})).collect();
+        server.accept(&passing);
+        server.settle();
+        Self { file, mapping, start, server, _dir: dir }
+    }
+
+    /// Reports of everything that the file said, and the objects that its events touch.
+    fn told(&self) -> Map<String, Value> {
+        let to = self.start.plus_seconds(3 * DAY);
+        let reports = ["top-pages", "top-viewed", "top-searches"].map(|name| {
+            let path = format!("/v1/reports/{name}?from=2000-01-01T00:00:00Z&to={to}");
+            (name.to_owned(), self.server.read(&path)["rows"].clone())
+        });
+        let objects = ["maps/product.p1", "documents/page.:p", "maps/customer.c1"];
+        let objects = objects.map(|name| (name.to_owned(), self.server.read(&format!("/v1/live/{name}"))));
+        reports.into_iter().chain(objects).collect()
+    }
 }
 
 #[test]
 fn importing_again_after_eight_days_changes_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let (data, file, mapping) = (dir.path().join("data"), dir.path().join("rows.ndjson"), dir.path().join("rows.toml"));
-    let now = Clock::system().now();
-    let then = now.plus_seconds(-8 * DAY);
-    write_file(&file, then.plus_seconds(-DAY));
-    std::fs::write(&mapping, MAPPING).unwrap();
-    at_another_time(&data, then, || {
-        let said = import(&data, &file, &mapping);
-        assert!(said.contains("accepted 41 (duplicates 0, conflicts 0), already archived 0, refused 0"), "{said}");
-    });
-
-    let server = Server::on(&data, &[]);
-    // Every partition has moved on by more than identity remembers.
-    let passing: Vec<Value> = (0..300).map(|n| json!({"type": "page_viewed", "event_id": format!("today-{n}"), "page": {"url": "/today"}})).collect();
-    server.accept(&passing);
-    server.settle();
-    let once = told(&server, then.plus_seconds(DAY));
+    let later = EightDaysLater::new();
+    let server = &later.server;
+    let once = later.told();
     assert_eq!(once["maps/product.p1"]["items"]["activity"]["data"]["views"], 11, "{once:?}");
     assert_eq!(once["maps/product.p1"]["items"]["activity"]["data"]["carts"], 10, "{once:?}");
     assert_eq!(once["top-searches"][0]["searches"], 10, "{once:?}");
-
-    let said = import(&data, &file, &mapping);
+    let said = import(&server.data, &later.file, &later.mapping);
     server.settle();
-    assert_eq!(told(&server, then.plus_seconds(DAY)), once, "{said}");
+    assert_eq!(later.told(), once, "{said}");
     assert!(said.contains("accepted 0 (duplicates 0, conflicts 0), already archived 41, refused 0"), "{said}");
     let timeless = server.read("/v1/events/row-timeless");
     assert_eq!(timeless["events"].as_array().unwrap().len(), 1, "{timeless}");
     server.assert_audit();
+}
+
+#[test]
+fn sending_again_after_eight_days_changes_no_report() {
+    let later = EightDaysLater::new();
+    let server = &later.server;
+    let reports = || ["top-pages", "top-viewed", "top-searches"].map(|name| later.told()[name].clone());
+    let once = reports();
+    // The rows as the mapping sends them.
+    let rows = std::fs::read_to_string(&later.file).unwrap();
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).filter(|row| row["at"].is_string());
+    let events: Vec<Value> = rows.map(|row| mapped(&row)).collect();
+    assert_eq!(events.len(), 40);
+    server.accept(&events);
+    server.accept(&events);
+    server.settle();
+    assert_eq!(reports(), once);
+    assert_eq!(server.read("/v1/events/row-1")["events"].as_array().unwrap().len(), 1, "the same report, not another one");
+    server.assert_audit();
+}
+
+/// The event that [`MAPPING`] makes of a row.
+fn mapped(row: &Value) -> Value {
+    let mut event = json!({"type": row["type"], "event_id": format!("row-{}", row["id"]), "occurred_at": row["at"], "customer": {"id": "c1"}});
+    match row["type"].as_str().unwrap() {
+        "page_viewed" => event["page"] = json!({"url": "/p"}),
+        "product_viewed" => event["product"] = json!({"id": "p1"}),
+        "product_searched" => event["search"] = json!({"query": "mug"}),
+        _ => event["cart"] = json!({"id": "k1", "items": [{"product_id": "p1", "quantity": 1}]}),
+    }
+    event
 }

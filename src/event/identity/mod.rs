@@ -6,7 +6,7 @@
 //! * **Event** entries (every event without a business key). The first report of an event id counts. An id's whole set of
 //!   fingerprints is remembered; a repeat of any of them is a duplicate; a new one under a known id is kept as an event row,
 //!   flagged `conflict`, and not counted. The entry stores the offset of its first report, so that the record at that very offset,
-//!   replayed, is the report itself. Kept 7 days of the partition's greatest `received_at`.
+//!   replayed, is the report itself. Kept 7 days of the partition's greatest `received_at`; who keeps rows for longer adds what they tell ([`recall`]).
 //! * **Order** entries (one per order id, its refunds within) and **Checkout** entries (one per checkout, see
 //!   [`Event::checkout_name`]; every step, and the completion, within) have the business key decide instead, and are kept as long
 //!   as the archive: each (event id, fingerprint) is one report; what a record adds = f(reports up to it) - f(reports before it), where f
@@ -220,21 +220,39 @@ pub fn fold(entry: &mut Option<Entry>, record: &Record, event: &Event, offset: u
     }
 }
 
+/// Adds to an event's entry (None = unknown) a report that is known from elsewhere, judged at `offset`; whether the entry changed. For a memory that
+/// may have forgotten what its archive keeps.
+pub fn recall(entry: &mut Option<Entry>, fingerprint: u64, offset: u64) -> bool {
+    match entry {
+        None => {
+            *entry = Some(Entry::Event(EventEntry { first: offset, fingerprints: vec![fingerprint] }));
+            true
+        }
+        Some(Entry::Event(known)) => known.learn(fingerprint),
+        Some(Entry::Order(_) | Entry::Checkout(_)) => false,
+    }
+}
+
 impl EventEntry {
     /// The entry of an unknown id already names this record as its first report.
     fn fold(&mut self, record: &Record, offset: u64) -> Verdict {
         if self.first == offset {
             return Verdict::Counted;
         }
-        let Some((first, rest)) = self.fingerprints.split_first() else { return Verdict::Conflict };
-        match rest.binary_search(&record.fingerprint) {
-            _ if *first == record.fingerprint => Verdict::Duplicate,
-            Ok(_) => Verdict::Duplicate,
+        if self.learn(record.fingerprint) { Verdict::Conflict } else { Verdict::Duplicate }
+    }
+
+    /// Remembers a fingerprint, as far as there is room; whether it is new.
+    fn learn(&mut self, fingerprint: u64) -> bool {
+        let Some((first, rest)) = self.fingerprints.split_first() else { return true };
+        match rest.binary_search(&fingerprint) {
+            _ if *first == fingerprint => false,
+            Ok(_) => false,
             Err(at) => {
                 if self.fingerprints.len() < MAX_REPORTS {
-                    self.fingerprints.insert(at + 1, record.fingerprint);
+                    self.fingerprints.insert(at + 1, fingerprint);
                 }
-                Verdict::Conflict
+                true
             }
         }
     }
