@@ -151,6 +151,11 @@ impl IdentityTables {
         Ok(())
     }
 
+    /// Removes the entry of an order or a checkout. The filter keeps its key: that only costs a look-up.
+    pub fn remove_lasting(&mut self, tx: &Transaction<'_>, key: &IdentityKey) -> rusqlite::Result<()> {
+        tx.prepare_cached("DELETE FROM identity_lasting WHERE key = ?1")?.execute([key.0.as_slice()]).map(drop)
+    }
+
     /// Replaces a known event entry where it stands; whether there was one.
     fn update_in_place(&self, tx: &Transaction<'_>, key: &IdentityKey, entry: &Entry) -> rusqlite::Result<bool> {
         for (day, _) in self.days.iter().rev().filter(|(_, filter)| filter.may_hold(key)) {

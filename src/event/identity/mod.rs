@@ -6,7 +6,7 @@
 //! * **Event** entries (every event without a business key). The first report of an event id counts. An id's whole set of
 //!   fingerprints is remembered; a repeat of any of them is a duplicate; a new one under a known id is kept as an event row,
 //!   flagged `conflict`, and not counted. The entry stores the offset of its first report, so that the record at that very offset,
-//!   replayed, is the report itself. Kept 7 days of the partition's greatest `received_at`; who keeps rows for longer adds what they tell ([`recall`]).
+//!   replayed, is the report itself. Kept 7 days of the partition's greatest `received_at`.
 //! * **Order** entries (one per order id, its refunds within) and **Checkout** entries (one per checkout, see
 //!   [`Event::checkout_name`]; every step, and the completion, within) have the business key decide instead, and are kept as long
 //!   as the archive: each (event id, fingerprint) is one report; what a record adds = f(reports up to it) - f(reports before it), where f
@@ -21,6 +21,9 @@
 //! the offset; so the memory is never older than the offset, and it may be newer. A newer memory meets records it holds already: each is told by
 //! the offset of its first appearance and gets the verdict it got then; its effects, which stand in the sums since before the memory was
 //! stored, are not given again. (A conflict of an event id, and a repeat, read as a duplicate: their rows stand already.)
+//!
+//! **The archive's own time.** It keeps the rows of events for longer than their entries: what these tell, [`recall`] adds before the fold. It lets days of rows go at
+//! last: what orders and checkouts count for then, [`forget`] takes out of their entries.
 
 mod checkouts;
 mod orders;
@@ -32,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{first_16, sha256};
 use super::record::{Record, RecordKind};
-use super::{Currency, Event, Timestamp, kind};
+use super::{Currency, Event, KeyKind, SiteId, Timestamp, kind};
 
 pub use checkouts::CheckoutEntry;
 pub use orders::OrderEntry;
@@ -182,27 +185,40 @@ pub struct CheckoutView {
     pub crawler: bool,
 }
 
-/// Whether a business key decides on events of a type, not their id alone.
-pub fn has_business_key(kind: &str) -> bool {
-    matches!(kind, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED | kind::CHECKOUT_STEP)
+/// Whether a business key, not the event id, decides on events of this type: on orders, refunds and checkout steps.
+pub fn has_business_key(event_kind: &str) -> bool {
+    matches!(event_kind, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED | kind::CHECKOUT_STEP)
 }
 
 /// The key of the entry that decides on a record of kind [`RecordKind::Event`] or [`RecordKind::Completion`].
 pub fn key_of(record: &Record, event: &Event) -> IdentityKey {
-    let own: (&str, std::borrow::Cow<'_, str>) = match (record.kind, event.kind.as_str()) {
+    let (own_kind, own): (&str, std::borrow::Cow<'_, str>) = match (record.kind, event.kind.as_str()) {
         (RecordKind::Completion, _) | (_, kind::CHECKOUT_STEP) => {
             ("checkout", event.checkout_name().map_or(record.event_id.as_str().into(), Into::into))
         }
         (_, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED) => ("order", record.key.as_str().into()),
         _ => ("event", record.event_id.as_str().into()),
     };
-    IdentityKey(first_16(&sha256(&[
-        record.site.as_str().as_bytes(),
-        record.key_kind.name().as_bytes(),
-        record.key.as_bytes(),
-        own.0.as_bytes(),
-        own.1.as_bytes(),
-    ])))
+    named(&record.site, record.key_kind, &record.key, own_kind, &own)
+}
+
+/// The key of an order's entry.
+pub fn order_key(site: &SiteId, order_id: &str) -> IdentityKey {
+    named(site, KeyKind::Order, order_id, "order", order_id)
+}
+
+/// The keys that the entry of a checkout of this name can have, see [`Event::checkout_name`]: the name alone does not tell what gave it.
+pub fn checkout_keys(site: &SiteId, name: &str) -> Vec<IdentityKey> {
+    let days = [KeyKind::Session, KeyKind::Anonymous, KeyKind::Customer].into_iter().filter_map(|kind| {
+        let (id, _day) = name.strip_prefix(kind.name())?.strip_prefix(':')?.rsplit_once(':')?;
+        Some((kind, id))
+    });
+    [(KeyKind::Checkout, name), (KeyKind::Event, name)].into_iter().chain(days).map(|(kind, key)| named(site, kind, key, "checkout", name)).collect()
+}
+
+fn named(site: &SiteId, key_kind: KeyKind, key: &str, own_kind: &str, own: &str) -> IdentityKey {
+    let parts = [site.as_str(), key_kind.name(), key, own_kind, own].map(str::as_bytes);
+    IdentityKey(first_16(&sha256(&parts)))
 }
 
 /// Folds one record of kind [`RecordKind::Event`] or [`RecordKind::Completion`] into the entry found under its [`key_of`] (None = unknown)
@@ -231,6 +247,20 @@ pub fn recall(entry: &mut Option<Entry>, fingerprint: u64, offset: u64) -> bool 
         Some(Entry::Event(known)) => known.learn(fingerprint),
         Some(Entry::Order(_) | Entry::Checkout(_)) => false,
     }
+}
+
+/// Forgets what an order or checkout counts for at times that are `gone`, fact by fact, so that the rest counts as though that had never been told; None is left where
+/// there is no rest. Gives what that changes at the times that stay. An event's entry has its own time to live.
+pub fn forget(entry: &mut Option<Entry>, gone: &dyn Fn(Timestamp) -> bool) -> Vec<Sale> {
+    let (left, changed) = match entry {
+        Some(Entry::Order(order)) => order.forget(gone),
+        Some(Entry::Checkout(checkout)) => (checkout.forget(gone), Vec::new()),
+        Some(Entry::Event(_)) | None => return Vec::new(),
+    };
+    if !left {
+        *entry = None;
+    }
+    changed
 }
 
 impl EventEntry {
