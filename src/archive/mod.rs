@@ -365,7 +365,12 @@ pub trait Archive: Send + Sync + 'static {
     /// UTC days that hold event rows of any site, oldest first.
     async fn days(&self) -> Result<Vec<i32>, Error>;
 
-    /// Removes events that occurred, and answers that count, before `before`.
+    /// Removes, by whole UTC days of `occurred_at`, the rows of each day before `before` of which nothing was taken (`received_at`) on that day or later; what counts at
+    /// times of these days; orders and checkouts as far as they count then, and what identity remembers of that. So what was taken lately stays however long ago it
+    /// happened, and answers stay what a recount of the rows is. Books and quarantined records go by their own `received_at`. (Elsewhere the store lets each row go
+    /// by itself, so long after its `received_at`.)
+    ///
+    /// To be called by a partition's archiver, and between its batches: what it read before must not be written after.
     async fn retain(&self, before: Timestamp) -> Result<(), Error>;
 
     /// Finishes writes and closes.

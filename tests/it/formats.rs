@@ -1,4 +1,4 @@
-//! The databases' formats: version 1 of every table and of each file's version mark, pinned by a golden file, so that no change of them goes unnoticed.
+//! The databases' formats: every table and each file's version, pinned by a golden file, so that no change of them goes unnoticed.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn schema(name: &str, path: &Path) -> String {
 }
 
 #[test]
-fn the_databases_are_of_version_1() {
+fn the_databases_are_as_pinned() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let server = Server::on(&data, &[]);

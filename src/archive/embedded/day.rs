@@ -16,8 +16,8 @@ use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
 use crate::sqlite::{self, Durability};
 
-/// Version of a day's file.
-const VERSION: i32 = 1;
+/// Version of a day's file. Version 1 did not say when it was taken.
+const VERSION: i32 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS event (
@@ -33,7 +33,11 @@ CREATE TABLE IF NOT EXISTS by_person (hash INTEGER NOT NULL, at INTEGER NOT NULL
   PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS by_product (hash INTEGER NOT NULL, at INTEGER NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL,
   PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS taken (one INTEGER PRIMARY KEY, received_at INTEGER NOT NULL) STRICT;
 ";
+
+/// The greatest `received_at` of a file of version 1, read from its rows once.
+const FROM_VERSION_1: &str = "INSERT INTO taken (one, received_at) SELECT 1, max(received_at) FROM event HAVING max(received_at) IS NOT NULL;";
 
 /// A day's file, open for its one writer.
 pub(super) struct DayFile {
@@ -51,8 +55,8 @@ impl DayFile {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let conn = sqlite::open(path, Durability::Full)?;
         conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
-        check_version(&conn, VERSION, path)?;
-        conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?;
+        let migration = if check_version(&conn, VERSION, path)? == 1 { FROM_VERSION_1 } else { "" };
+        conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} {migration} PRAGMA user_version = {VERSION}; COMMIT;"))?;
         let next = conn.query_row("SELECT coalesce(max(seq), 0) + 1 FROM event", [], |row| row.get(0))?;
         Ok(Self { conn, next })
     }
@@ -70,6 +74,11 @@ impl DayFile {
         insert_lookups(&tx, "by_person", people)?;
         let products = numbered().flat_map(|(row, seq)| row.products.iter().map(move |product| (row, product_hash(&row.site, product), seq)));
         insert_lookups(&tx, "by_product", products)?;
+        if let Some(taken) = numbered().map(|(row, _)| row.received_at).max() {
+            let raise =
+                "INSERT INTO taken (one, received_at) VALUES (1, ?) ON CONFLICT DO UPDATE SET received_at = max(received_at, excluded.received_at)";
+            tx.prepare_cached(raise)?.execute([taken.micros()])?;
+        }
         tx.commit()?;
         self.next = first + rows.len() as i64;
         Ok(())
@@ -86,13 +95,25 @@ impl DayFile {
     }
 }
 
-/// Refuses a file of a later version.
-pub(super) fn check_version(conn: &Connection, ours: i32, path: &Path) -> Result<(), Error> {
+/// Refuses a file of a later version; gives its version, 0 where nothing is in it yet.
+pub(super) fn check_version(conn: &Connection, ours: i32, path: &Path) -> Result<i32, Error> {
     let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > ours {
         return Err(Error::Corrupt(format!("{} of version {version} (this build reads {ours})", path.display())));
     }
-    Ok(())
+    Ok(version)
+}
+
+/// The greatest `received_at` of a file's rows; None where it has none.
+pub(super) fn taken(conn: &Connection) -> Result<Option<Timestamp>, Error> {
+    let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let table = match version {
+        0 => return Ok(None),
+        1 => "event",
+        _ => "taken",
+    };
+    let greatest: Option<i64> = conn.query_row(&format!("SELECT max(received_at) FROM {table}"), [], |row| row.get(0))?;
+    Ok(greatest.map(Timestamp::from_micros))
 }
 
 /// Puts the ids, in key order; says of each row whether it is new.

@@ -6,6 +6,7 @@ mod answers;
 mod day;
 mod read;
 mod readers;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -200,7 +201,7 @@ impl Archive for Embedded {
         let readers = Arc::clone(&self.readers);
         self.write_side(move |writer| {
             let removed = writer.retain(before);
-            readers.forget_before(before.utc_day());
+            readers.forget_removed();
             removed
         })
         .await

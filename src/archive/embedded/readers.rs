@@ -144,9 +144,9 @@ impl Readers {
         }
     }
 
-    /// Lets go of the files of days before `day`.
-    pub(super) fn forget_before(&self, day: i32) {
-        let kept: BTreeSet<PathBuf> = self.days.all().into_iter().filter(|d| *d >= day).map(|d| self.days.path(d)).collect();
+    /// Lets go of the files of days that were removed.
+    pub(super) fn forget_removed(&self) {
+        let kept: BTreeSet<PathBuf> = self.days.all().into_iter().map(|day| self.days.path(day)).collect();
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(path, _)| *path == self.answers || kept.contains(path));
     }
 
