@@ -132,8 +132,13 @@ impl Recount {
             if forgotten && matches!(entry, Some(Entry::Event(_))) {
                 (entry, first) = (None, Some(record.received_at));
             }
+            if entry.is_none() && *stored == Some(Verdict::Conflict) && !identity::has_business_key(&event.kind) {
+                // What it was in conflict with went with its day.
+                identity::recall(&mut entry, !record.fingerprint, u64::MAX);
+            }
             let outcome = identity::fold(&mut entry, record, event, *offset);
-            if let Some(stored) = stored.filter(|stored| *stored != outcome.verdict) {
+            let went_first = |stored: Verdict| stored == Verdict::Report && outcome.verdict == Verdict::Counted;
+            if let Some(stored) = stored.filter(|stored| *stored != outcome.verdict && !went_first(*stored)) {
                 audit.note(site, format!("the verdict on event {}", record.event_id), name(stored), name(outcome.verdict));
             }
             if outcome.verdict == Verdict::Counted && record.kind == RecordKind::Event {

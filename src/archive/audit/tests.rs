@@ -199,7 +199,7 @@ async fn what_the_archiver_leaves_is_clean() {
         log: Arc::clone(&log),
         archive: Arc::clone(&archive),
         rules: Arc::clone(&rules),
-        clock: Clock::system(),
+        clock: Clock::fixed(at("2026-11-21T10:00:00Z")),
         objects_of: Arc::new(|_| Vec::new()),
         progress: Arc::default(),
         settings: crate::archive::archiver::Settings { max_events: 700, ..Default::default() },
