@@ -26,7 +26,7 @@ pub(super) struct Recalled(HashMap<SiteId, HashMap<String, Vec<Kept>>>);
 pub(super) fn sought(taken: &[Taken], entries: &HashMap<IdentityKey, Entry>, cursors: &BTreeMap<u16, Cursor>) -> BTreeMap<SiteId, Vec<Sought>> {
     let mut sought: BTreeMap<SiteId, Vec<Sought>> = BTreeMap::new();
     for (partition, record, event, key) in taken.iter().filter_map(Taken::judged) {
-        let until = cursors.get(&partition).copied().unwrap_or_default().received_at;
+        let until = cursors.get(&partition).copied().unwrap_or_default().received_at.max(record.received_at);
         if can_be_forgotten(event, until) && lacks(entries.get(&key), record, event) {
             let one = Sought { event_id: record.event_id.clone(), day: Some(event.occurred_at.utc_day()) };
             sought.entry(record.site.clone()).or_default().push(one);
@@ -35,7 +35,8 @@ pub(super) fn sought(taken: &[Taken], entries: &HashMap<IdentityKey, Entry>, cur
     sought
 }
 
-/// Whether a first report of the event's day can have been forgotten in a partition whose greatest `received_at` is `until`.
+/// Whether a first report of the event's day can have been forgotten in a partition whose greatest `received_at` is `until` (or by retention, which goes by
+/// the clock that `received_at` is of).
 fn can_be_forgotten(event: &Event, until: Timestamp) -> bool {
     event.occurred_at.floor_to_seconds(DAY) < until.plus_seconds(DAY - EVENT_MEMORY_SECONDS)
 }
@@ -99,7 +100,7 @@ mod tests {
         let week = at(0).plus_seconds(EVENT_MEMORY_SECONDS);
         assert_eq!(asked(&view, None, week), 1);
         assert_eq!(asked(&view, None, at(0).plus_seconds(5 * DAY)), 0, "identity still knows whatever came of that day");
-        assert_eq!(asked(&view, None, Timestamp::ZERO), 0, "nor in a partition where nothing was read yet");
+        assert_eq!(asked(&Record { received_at: week, ..view.clone() }, None, at(1)), 1, "however long nothing came");
         let holding = |fingerprint| {
             let mut entry = None;
             identity::recall(&mut entry, fingerprint, 1);

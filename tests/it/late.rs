@@ -1,4 +1,5 @@
-//! What comes again after identity has forgotten it: eight days later, the same file imported or the same events sent.
+//! What time does. Eight days later, when identity has forgotten it, the same file is imported and the same events are sent; after 401 days retention takes what was
+//! taken, and only that.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -180,4 +181,34 @@ fn mapped(row: &Value) -> Value {
         _ => event["cart"] = json!({"id": "k1", "items": [{"product_id": "p1", "quantity": 1}]}),
     }
     event
+}
+
+#[test]
+fn what_was_taken_401_days_ago_goes_and_history_imported_today_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, file, mapping) = (dir.path().join("data"), dir.path().join("rows.ndjson"), dir.path().join("rows.toml"));
+    let then = Clock::system().now().plus_seconds(-401 * DAY);
+    write_file(&file, then.plus_seconds(-DAY));
+    std::fs::write(&mapping, MAPPING).unwrap();
+    let path = format!("/v1/reports/top-searches?from=2000-01-01T00:00:00Z&to={}", Clock::system().now());
+    let searches = |server: &Server| server.read(&path)["rows"].as_array().unwrap().first().map_or(json!(0), |row| row["searches"].clone());
+    at_another_time(&data, then, || drop(import(&data, &file, &mapping)));
+
+    let server = Server::on(&data, &[]);
+    let asked = Instant::now();
+    while searches(&server) != 0 {
+        assert!(asked.elapsed() < Duration::from_secs(30), "still there: {}", searches(&server));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.assert_audit();
+    // The same rows once more: the archive has none of them now.
+    import(&data, &file, &mapping);
+    server.settle();
+    assert_eq!(searches(&server), 10);
+    assert!(server.stop().success());
+    let server = Server::on(&data, &[]);
+    server.accept(&[json!({"type": "page_viewed", "event_id": "after", "page": {"url": "/after"}})]);
+    server.settle();
+    assert_eq!(searches(&server), 10, "taken today, it stays, however long ago it happened");
+    server.assert_audit();
 }

@@ -104,7 +104,7 @@ impl Archive for Flaky {
         self.inner.days().await
     }
     async fn retain(&self, before: Timestamp) -> Result<(), Error> {
-        self.inner.retain(before).await
+        self.maybe(self.inner.retain(before).await)
     }
     async fn close(&self) -> Result<(), Error> {
         self.inner.close().await

@@ -51,50 +51,51 @@ pub(crate) fn viewed(product: &str, customer: &str, at: Timestamp) -> serde_json
 }
 
 /// A log and an archive in one directory.
-struct World {
+pub(super) struct World {
     dir: TempDir,
-    log: Arc<dyn EventLog>,
-    archive: Arc<dyn Archive>,
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) archive: Arc<dyn Archive>,
     progress: Arc<Progress>,
-    settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) settings: Settings,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = crate::eventlog::open("embedded", &dir.path().join("log"), crate::eventlog::embedded::Settings::default(), Clock::system())
             .await
             .unwrap();
         let archive = Arc::new(Embedded::open(dir.path()).unwrap());
         let settings = Settings { linger: Duration::from_millis(2), top_every: Duration::from_millis(1), ..Settings::default() };
-        Self { dir, log, archive, progress: Arc::default(), settings }
+        Self { dir, log, archive, progress: Arc::default(), clock: Clock::fixed(at(0)), settings }
     }
 
-    fn archiver(&self) -> Archiver {
+    pub(super) fn archiver(&self) -> Archiver {
         Archiver {
             log: Arc::clone(&self.log),
             archive: Arc::clone(&self.archive),
             rules: Arc::new(|_| Arc::new(SiteRules::default())),
-            clock: Clock::system(),
+            clock: self.clock.clone(),
             objects_of: Arc::new(|touching| vec![(crate::event::ObjectKind::Map, format!("test.{}", touching.judged.record.event_id))]),
             progress: Arc::clone(&self.progress),
             settings: self.settings.clone(),
         }
     }
 
-    async fn append(&self, records: &[Record]) {
+    pub(super) async fn append(&self, records: &[Record]) {
         self.log.append(Topic::Events, records.iter().map(append).collect()).await.unwrap();
     }
 
     /// Whether the archive holds all that the log does.
-    async fn is_caught_up(&self) -> bool {
+    pub(super) async fn is_caught_up(&self) -> bool {
         let bounds = self.log.bounds(Topic::Events).await.unwrap();
         let cursors = self.archive.cursors().await.unwrap();
         bounds.iter().zip(cursors).all(|(bounds, cursor)| bounds.next == cursor.next)
     }
 
     /// Runs an archiver until the archive holds all that the log does.
-    async fn catch_up(&self) {
+    pub(super) async fn catch_up(&self) {
         let stop = CancellationToken::new();
         let running = self.archiver().run(stop.clone());
         let watching = async {
@@ -275,13 +276,13 @@ async fn whatever_interrupts_it_the_archive_equals_a_recount() {
 }
 
 /// An audit with log and archive finds nothing.
-async fn assert_clean(world: &World) {
+pub(super) async fn assert_clean(world: &World) {
     let rules: RulesOf = Arc::new(|_| Arc::new(SiteRules::default()));
     let audit = crate::archive::audit::audit(world.archive.as_ref(), Some(world.log.as_ref()), &rules).await.unwrap();
     assert!(audit.is_clean(), "{:#?}", audit.differences);
 }
 
-const DAY: i64 = 86_400;
+pub(super) const DAY: i64 = 86_400;
 
 /// Appends records received at `received_at` until every partition has some, and archives them: what was received more than seven days before is
 /// forgotten then.
