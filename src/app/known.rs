@@ -61,7 +61,8 @@ async fn known(State(state): State<Known>, head: Parts, body: Bytes) -> Response
     }
 }
 
-/// What each record is looked for by. Where arrival made the time, a former arrival made another one, of whatever day.
+/// What each record is looked for by. Where arrival made the time, a former arrival made another one, of whatever day. (An event that was too far ahead then
+/// and is not now is looked for on its own day, and not found.)
 fn sought(records: Vec<(usize, Record)>) -> Vec<Asked> {
     let asked = records.into_iter().filter_map(|(index, record)| {
         let event = Event::from_body(&record.body).ok()?;
