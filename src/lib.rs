@@ -27,6 +27,9 @@ pub mod problem;
 // SQLite as both embedded stores use it.
 pub mod sqlite;
 
+// Threads that step back.
+pub mod background;
+
 // The composition root.
 pub mod app;
 

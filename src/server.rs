@@ -1,11 +1,12 @@
 //! The HTTP listener: accepts connections, bounds their number and the time a request's head may take, and drains them. Called by `app`
 //! with one router of all rooms; knows no room.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::ConnectInfo;
+use axum::http::Extensions;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -26,11 +27,20 @@ pub struct Settings {
     pub drain: Duration,
 }
 
+/// Tells a room what it wants to know of a request's peer, through the request's extensions.
+pub type Introduce = fn(SocketAddr, &mut Extensions);
+
 /// Serves until `stop`, then lets running requests finish (new ones on kept connections are not taken) for at most the drain time.
 ///
 /// # Errors
 /// When connections were still open at the end of the drain time.
-pub async fn serve(listener: TcpListener, router: Router, settings: Settings, stop: CancellationToken) -> Result<(), crate::shutdown::Failure> {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    introduce: Introduce,
+    settings: Settings,
+    stop: CancellationToken,
+) -> Result<(), crate::shutdown::Failure> {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let mut connections = tokio::task::JoinSet::new();
@@ -52,7 +62,7 @@ pub async fn serve(listener: TcpListener, router: Router, settings: Settings, st
             },
         };
         while connections.try_join_next().is_some() {}
-        if let Some(connection) = connection(stream, &router, settings.header_timeout, &graceful) {
+        if let Some(connection) = connection(stream, &router, introduce, settings.header_timeout, &graceful) {
             connections.spawn(async move {
                 connection.await;
                 drop(place);
@@ -71,6 +81,7 @@ pub async fn serve(listener: TcpListener, router: Router, settings: Settings, st
 fn connection(
     stream: TcpStream,
     router: &Router,
+    introduce: Introduce,
     header_timeout: Duration,
     graceful: &GracefulShutdown,
 ) -> Option<impl Future<Output = ()> + Send + use<>> {
@@ -78,7 +89,7 @@ fn connection(
     // Answers are written whole; waiting for more to send would only delay them.
     stream.set_nodelay(true).ok()?;
     let service = router.clone().map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
+        introduce(peer, request.extensions_mut());
         request.map(axum::body::Body::new)
     });
     let served = http1::Builder::new()

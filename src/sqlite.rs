@@ -96,6 +96,11 @@ impl IdentityTables {
         Ok(Self { lasting: read_filter(conn, &["identity_lasting".to_owned()])?, days: days.collect::<rusqlite::Result<_>>()? })
     }
 
+    /// Whether any of these keys may be known: answered from memory alone. False is sure.
+    pub fn may_hold_any(&self, keys: &[IdentityKey]) -> bool {
+        keys.iter().any(|key| self.lasting.may_hold(key) || self.days.values().any(|day| day.may_hold(key)))
+    }
+
     /// The entries known under these keys. An entry that cannot be read fails the call: taken for unknown, it would be counted again.
     pub fn load(&self, conn: &Connection, keys: &[IdentityKey]) -> rusqlite::Result<HashMap<IdentityKey, Entry>> {
         let mut found = HashMap::new();

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{Extensions, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -169,7 +169,7 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
         drain: parts.config.server.drain.0,
     };
     let stop = http.stop_token();
-    http.spawn("http", async move { server::serve(listener, router, settings, stop).await });
+    http.spawn("http", async move { server::serve(listener, router, introduce, settings, stop).await });
     ready.set(true);
     let drain = parts.config.server.drain.0;
     let stores = Stores { log: parts.log, objects: parts.objects, archive: parts.archive };
@@ -238,7 +238,7 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
         router = router.merge(parts.live(access.clone())).merge(parts.reports(access));
     }
     rooms.spawn("retention", retain(Arc::clone(&parts.log), parts.clock.clone(), rooms.stop_token()));
-    router.fallback(unknown_path).layer(axum::middleware::map_request(peer))
+    router.fallback(unknown_path)
 }
 
 /// Lets pages of the origins that any site allows read live objects; what a page may read, its token says.
@@ -253,9 +253,8 @@ async fn share(State(sites): State<Arc<Sites>>, request: Request, next: Next) ->
 }
 
 /// Tells ingest whom a request comes from.
-async fn peer(ConnectInfo(peer): ConnectInfo<SocketAddr>, mut request: Request) -> Request {
-    request.extensions_mut().insert(ingest::PeerAddress(peer.ip()));
-    request
+fn introduce(peer: SocketAddr, request: &mut Extensions) {
+    request.insert(ingest::PeerAddress(peer.ip()));
 }
 
 async fn unknown_path() -> Response {

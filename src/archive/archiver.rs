@@ -19,6 +19,7 @@ use super::fold::ObjectsOf;
 use super::progress::Progress;
 use super::top::{self, Touched};
 use super::{Archive, Cursor, Error};
+use crate::background::Worker;
 use crate::event::{Clock, PARTITIONS, RulesOf};
 use crate::eventlog::{Consumer, Delivery, EventLog, Stored, Topic};
 
@@ -104,7 +105,8 @@ impl Archiver {
         let publishing = stop.child_token();
         children.spawn(publisher.run(publishing.clone()));
         let consumer = self.log.subscribe(Topic::Events, GROUP).await?;
-        let archived = Run::new(self, touched, consumer).run(&stop).await;
+        let computing = Worker::start("archive-fold").map_err(|error| Error::Store(format!("no thread to fold batches: {error}")))?;
+        let archived = Run::new(self, touched, consumer, computing).run(&stop).await;
         publishing.cancel();
         while let Some(ended) = children.join_next().await {
             ended.map_err(|error| Error::Store(format!("the dashboards' publisher stopped: {error}")))?;
@@ -122,6 +124,8 @@ struct Run {
     owned: BTreeMap<u16, Owned>,
     pending: Pending,
     recent: Known,
+    /// Where batches are folded.
+    computing: Worker,
     /// When offsets are next made durable; None while all that is written is committed.
     commit_at: Option<Instant>,
     /// When what is past its age is removed next.
@@ -147,10 +151,21 @@ struct Pending {
 }
 
 impl Run {
-    fn new(job: Archiver, touched: Arc<Touched>, consumer: Box<dyn Consumer>) -> Self {
+    fn new(job: Archiver, touched: Arc<Touched>, consumer: Box<dyn Consumer>, computing: Worker) -> Self {
         let recent = Known::new(job.settings.cache_bytes);
         let retain_at = Instant::now();
-        Self { job, touched, consumer, owned: BTreeMap::new(), pending: Pending::default(), recent, commit_at: None, retain_at, failures: 0 }
+        Self {
+            job,
+            touched,
+            consumer,
+            owned: BTreeMap::new(),
+            pending: Pending::default(),
+            recent,
+            computing,
+            commit_at: None,
+            retain_at,
+            failures: 0,
+        }
     }
 
     async fn run(mut self, stop: &CancellationToken) -> Result<(), Error> {

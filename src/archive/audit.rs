@@ -1,8 +1,9 @@
 //! Proves an archive: that its answers equal a recount of its event rows, and that its books balance with rows and log. Called by `contrail audit`, load tests and the
 //! crash tests; reads only. Must never take a figure of the archiver's for granted: it folds all rows through identity anew and sums them itself.
 //!
-//! What it cannot see: a report that came again by a better channel leaves no second row, so that a recount keeps the first one's word; and where the best of a
-//! fact's reports went with its day and another is left for the next one, a recount takes that one's word until its day goes too. Estimates of people are recounted by the archive's own sketch.
+//! What it cannot see: a repeat leaves no row, so that a checkout's last sign of life may be later than its rows tell; and where the best of a fact's reports went
+//! with its day and another is left for the next one, a recount takes that one's word until its day goes too. Estimates of people are recounted by the
+//! archive's own sketch.
 
 mod books;
 mod recount;

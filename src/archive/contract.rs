@@ -13,10 +13,10 @@ use super::{
     WriteBatch,
 };
 use crate::event::identity::{
-    CheckoutView, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict, checkout_keys, fold, order_key,
+    CheckoutView, Completion, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict, checkout_keys, fold, order_key,
 };
 use crate::event::ids::events_partition;
-use crate::event::{Channel, Currency, Event, Flags, KeyKind, Money, ObjectKind, Record, RecordKind, SiteId, StepStatus, Timestamp};
+use crate::event::{Channel, Currency, Event, Flags, KeyKind, Money, ObjectKind, Record, RecordKind, SiteId, StepStatus, Timestamp, kind};
 
 /// A backend under test, with a place of its own.
 pub(crate) trait Bench {
@@ -28,6 +28,7 @@ pub(crate) trait Bench {
 pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     repeating_a_batch_changes_nothing(&fresh()).await;
     a_rewritten_event_keeps_its_first_row(&fresh()).await;
+    each_channel_of_a_business_fact_has_its_row(&fresh()).await;
     cursors_stay(&fresh()).await;
     identities_and_cells_are_found_by_key(&fresh()).await;
     scans_are_ordered_and_paged(&fresh()).await;
@@ -115,7 +116,7 @@ fn checkout(id: &str, steps: Vec<StepCount>, last_at: Timestamp) -> CheckoutView
         person: Some("00ff".into()),
         last_step: steps.last().map(|step| step.step.clone()),
         steps,
-        completed_at: None,
+        completed: None,
         value: Some(Money { amount_minor: 42, currency: eur() }),
         last_at,
         crawler: false,
@@ -201,12 +202,33 @@ async fn a_rewritten_event_keeps_its_first_row(bench: &impl Bench) {
     let conflict = EventRow { fingerprint: 5, offset: 1, verdict: Verdict::Conflict, ..first.clone() };
     let as_order = EventRow { key_kind: KeyKind::Order, offset: 2, ..first.clone() };
     let elsewhere = EventRow { site: other_site(), offset: 3, ..first.clone() };
+    // Of an event without a business key the channel tells no reports apart.
+    let by_pixel = EventRow { channel: Channel::Pixel, offset: 4, ..first.clone() };
     archive.write(WriteBatch { events: vec![first.clone()], ..WriteBatch::default() }).await.unwrap();
-    archive.write(WriteBatch { events: vec![again, conflict.clone(), as_order.clone(), elsewhere.clone()], ..WriteBatch::default() }).await.unwrap();
+    archive
+        .write(WriteBatch { events: vec![again, conflict.clone(), as_order.clone(), elsewhere.clone(), by_pixel], ..WriteBatch::default() })
+        .await
+        .unwrap();
     let by_id = Scan { by: ScanBy::EventId("e1".into()), limit: 10, ..Scan::default() };
     assert_eq!(archive.scan(&site(), &by_id).await.unwrap(), [first.clone(), conflict.clone(), as_order.clone()]);
     assert_eq!(archive.scan(&site(), &Scan { limit: 10, ..Scan::default() }).await.unwrap(), [first, conflict, as_order]);
     assert_eq!(archive.scan(&other_site(), &by_id).await.unwrap(), [elsewhere]);
+    archive.close().await.unwrap();
+}
+
+async fn each_channel_of_a_business_fact_has_its_row(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let facts = [(kind::ORDER_COMPLETED, KeyKind::Order), (kind::ORDER_REFUNDED, KeyKind::Order), (kind::CHECKOUT_STEP, KeyKind::Checkout)];
+    let mut expected = Vec::new();
+    for (fact, (kind, key_kind)) in (0..).zip(facts.into_iter().chain([(kind::CHECKOUT_STEP, KeyKind::Event)])) {
+        let first = EventRow { kind: kind.into(), key_kind, ..event(&format!("e{fact}"), at(10), 3, fact * 10) };
+        let told = |n: u64, channel| EventRow { offset: fact * 10 + n, channel, ..first.clone() };
+        let rows = [told(0, Channel::Webhook), told(1, Channel::Pixel), told(2, Channel::Server)];
+        let again = rows.iter().map(|row| EventRow { offset: row.offset + 3, received_at: at(99), ..row.clone() });
+        archive.write(WriteBatch { events: rows.iter().cloned().chain(again).collect(), ..WriteBatch::default() }).await.unwrap();
+        expected.extend(rows);
+    }
+    assert_eq!(archive.scan(&site(), &Scan { limit: 99, ..Scan::default() }).await.unwrap(), expected);
     archive.close().await.unwrap();
 }
 
@@ -299,10 +321,11 @@ async fn what_is_kept_is_told_by_id_and_day(bench: &impl Bench) {
     let first = event("e1", at(10), 3, 8);
     let conflict = EventRow { fingerprint: 5, offset: 9, verdict: Verdict::Conflict, ..first.clone() };
     let order = EventRow { key_kind: KeyKind::Order, kind: "order_completed".into(), channel: Channel::Pixel, partition: 2, ..first.clone() };
+    let by_webhook = EventRow { channel: Channel::Webhook, offset: 9, ..order.clone() };
     let next_day = EventRow { fingerprint: 6, offset: 10, occurred_at: at(DAY), ..first.clone() };
     let other = event("e2", at(20), 1, 0);
     let elsewhere = EventRow { site: other_site(), offset: 11, ..first.clone() };
-    let events = vec![conflict.clone(), first.clone(), order.clone(), next_day.clone(), other.clone(), elsewhere.clone()];
+    let events = vec![conflict.clone(), first.clone(), by_webhook.clone(), order.clone(), next_day.clone(), other.clone(), elsewhere.clone()];
     archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
     let kept = |row: &EventRow| Kept {
         event_id: row.event_id.clone(),
@@ -315,10 +338,10 @@ async fn what_is_kept_is_told_by_id_and_day(bench: &impl Bench) {
         offset: row.offset,
     };
     let ask = async |sought: &[Sought]| archive.kept(&site(), sought).await.unwrap();
-    let of_day: Vec<Kept> = [&order, &first, &conflict].into_iter().map(kept).collect();
+    let of_day: Vec<Kept> = [&order, &by_webhook, &first, &conflict].into_iter().map(kept).collect();
     assert_eq!(ask(&[sought("e1", Some(0))]).await, of_day, "by place, whatever the content");
     assert_eq!(ask(&[sought("e1", Some(0)), sought("e9", Some(0)), sought("e1", Some(0)), sought("e1", Some(7))]).await, of_day, "each once");
-    let all: Vec<Kept> = [&order, &first, &conflict, &next_day, &other].into_iter().map(kept).collect();
+    let all: Vec<Kept> = [&order, &by_webhook, &first, &conflict, &next_day, &other].into_iter().map(kept).collect();
     assert_eq!(ask(&[sought("e2", Some(0)), sought("e1", Some(1)), sought("e1", Some(0))]).await, all);
     assert_eq!(ask(&[sought("e2", Some(0)), sought("e1", None)]).await, all, "in whatever day");
     assert!(ask(&[sought("e2", Some(1)), sought("", None)]).await.is_empty());
@@ -380,14 +403,20 @@ async fn steps_count_at_their_times(bench: &impl Bench) {
     let write = async |view: CheckoutView| archive.write(WriteBatch { checkouts: vec![(0, site(), view)], ..WriteBatch::default() }).await.unwrap();
     let (entered, completed) = (step("contact", StepStatus::Entered, at(10)), step("contact", StepStatus::Completed, at(20)));
     write(checkout("ch1", vec![entered.clone(), completed.clone()], at(20))).await;
-    write(CheckoutView { completed_at: Some(at(30)), ..checkout("ch2", vec![entered.clone()], at(30)) }).await;
+    // A checkout and its completion may be of different sorts of shoppers.
+    let by = |crawler, at| Some(Completion { at, crawler });
+    write(CheckoutView { completed: by(false, at(30)), crawler: true, ..checkout("ch2", vec![entered.clone()], at(30)) }).await;
+    write(CheckoutView { completed: by(true, at(31)), ..checkout("ch3", Vec::new(), at(31)) }).await;
     let ask = async |from, to| {
         let mut steps = archive.steps(&site(), from, to).await.unwrap();
         steps.sort_by_key(|step| step.at);
         steps
     };
     assert_eq!(ask(at(10), at(20)).await, [entered.clone(), entered.clone()]);
-    assert_eq!(ask(at(11), at(31)).await, [completed, step(ORDER_STEP, StepStatus::Completed, at(30))]);
+    let (by_human, by_crawler) = (step(ORDER_STEP, StepStatus::Completed, at(30)), step(ORDER_STEP, StepStatus::Completed, at(31)));
+    assert_eq!(ask(at(11), at(32)).await, [completed, by_human.clone(), StepCount { crawler: true, ..by_crawler.clone() }]);
+    write(CheckoutView { completed: by(false, at(31)), ..checkout("ch3", Vec::new(), at(31)) }).await;
+    assert_eq!(ask(at(30), at(32)).await, [by_human, by_crawler]);
     write(checkout("ch1", vec![step("contact", StepStatus::Entered, at(12))], at(40))).await;
     assert_eq!(ask(at(10), at(30)).await, [entered, step("contact", StepStatus::Entered, at(12))]);
     archive.close().await.unwrap();
@@ -401,7 +430,7 @@ async fn checkouts_are_paged_by_their_last_sign(bench: &impl Bench) {
     archive.write(batch(&all)).await.unwrap();
     // Moved on.
     all[4].last_at = at(99);
-    all[5].completed_at = Some(at(5));
+    all[5].completed = Some(Completion { at: at(5), crawler: true });
     archive.write(batch(&all[4..6])).await.unwrap();
     all.sort_by_key(|view| (view.last_at, view.checkout.clone()));
     for (from, to) in [(at(0), at(1_000)), (at(1), at(5)), (at(5), at(5))] {

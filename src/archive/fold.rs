@@ -234,8 +234,8 @@ impl Folded {
     fn remember(&mut self, judged: Judged<'_>, key: IdentityKey, entry: Option<Entry>, recalled: bool) {
         let Some(entry) = entry else { return };
         let effects = &judged.outcome.effects;
-        // A repeat leaves an event's entry as it was, unless that was recalled; an order's or a checkout's may prefer it.
-        if recalled || judged.outcome.verdict != Verdict::Duplicate || !matches!(entry, Entry::Event(_)) {
+        // A repeat leaves an entry as it was, but for what was recalled and for a checkout's signs of life.
+        if recalled || judged.outcome.verdict != Verdict::Duplicate || matches!(entry, Entry::Checkout(_)) {
             let new = Changed { partition: judged.partition, site: judged.record.site.clone(), view: false };
             self.changed.entry(key).or_insert(new).view |= effects.order_changed || effects.checkout_changed;
         }

@@ -26,20 +26,21 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::event::identity::{CheckoutView, Entry, IdentityKey, OrderView, Sale, StepCount, Verdict};
+use crate::event::identity::{CheckoutView, Entry, IdentityKey, OrderView, Sale, StepCount, Verdict, has_business_key};
 use crate::event::{Channel, Currency, Flags, KeyKind, SiteId, Timestamp};
 
 /// Length of a rollup cell in seconds: 15 minutes UTC.
 pub const CELL_SECONDS: i64 = 900;
 
-/// One archived event. Primary key: site, event id, fingerprint (scoped by partition key as identity is).
+/// One archived event: a report as it first appeared. Primary key: site, event id, fingerprint, and [`Self::reporting_channel`] (scoped by
+/// partition key as identity is).
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRow {
     /// The shop.
     pub site: SiteId,
     /// The event's id.
     pub event_id: String,
-    /// Tells reports of one id apart.
+    /// Tells contents of one id apart.
     pub fingerprint: u64,
     /// What it was partitioned by.
     pub key_kind: KeyKind,
@@ -71,6 +72,13 @@ pub struct EventRow {
     pub body_key: u16,
     /// Canonical JSON.
     pub body: Bytes,
+}
+
+impl EventRow {
+    /// The channel where it tells reports apart: of events that a business key decides on. None for all others, whose second channel is a repeat.
+    pub fn reporting_channel(&self) -> Option<Channel> {
+        has_business_key(&self.kind).then_some(self.channel)
+    }
 }
 
 /// What is counted by cell.

@@ -123,8 +123,9 @@ pub async fn history(archive: &dyn Archive, site: &SiteId, product: &str, paging
     page(archive, site, ScanBy::Product(product.to_owned()), true, paging, sids, |_| true).await
 }
 
-/// All that is kept under one event id: the report that counted and those in conflict with it, oldest first, each with its verdict, its place in the log and
-/// the objects it touched. Repeats leave no row, and so no trace.
+/// All that is kept under one event id, oldest first, each with its verdict, its place in the log and the objects it touched: the report that counted, those
+/// in conflict with it, and of an order, a refund or a step the further ones, among them the same content by another channel. Repeats leave no row, and so
+/// no trace.
 ///
 /// # Errors
 /// Those of the archive.
@@ -166,6 +167,7 @@ mod tests {
 
     use super::super::shop::{Post, Shop, post, site, wait};
     use super::*;
+    use crate::event::Channel;
 
     fn sids(site: &SiteId, kind: crate::event::ObjectKind, name: &str) -> String {
         format!("{}-{kind:?}-{name}", site.as_str())
@@ -221,6 +223,18 @@ mod tests {
         assert_eq!(json["events"][0]["event"]["product"]["id"], "sku/1");
         assert_eq!(json["events"][0]["objects"], json!([{"kind": "map", "name": "product.sku/1", "sid": "demo-Map-product.sku/1"}]));
         assert_eq!(ids(&wait(history(&*shop.archive, &site(), "sku/1", Paging { limit: 2, after: None }, &sids)).unwrap()), ["e1", "e2"]);
+    }
+
+    #[test]
+    fn a_trace_shows_an_orders_report_by_each_channel() {
+        let told = |channel| {
+            let body = json!({"type": "order_completed", "order": {"id": "o1"}});
+            Post { channel, ..post("e1", "2026-11-20T09:00:00Z", "c1", body) }
+        };
+        let shop = Shop::new(&[told(Channel::Pixel), told(Channel::Webhook), told(Channel::Pixel)]);
+        let page = wait(trace(&*shop.archive, &site(), "e1", Paging::default(), &sids)).unwrap();
+        let shown: Vec<_> = page.events.iter().map(|event| (event.verdict, event.channel)).collect();
+        assert_eq!(shown, [("counted", Channel::Pixel), ("report", Channel::Webhook)]);
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub fn first_16(hash: &[u8; 32]) -> [u8; 16] {
     out
 }
 
-/// First 8 bytes of SHA-256 over canonical JSON text: says whether two reports of one id are the same report.
+/// First 8 bytes of SHA-256 over canonical JSON text: says whether two records of one id say the same.
 pub fn fingerprint(canonical: &[u8]) -> u64 {
     let mut out = [0; 32];
     out.copy_from_slice(digest::digest(&digest::SHA256, canonical).as_ref());

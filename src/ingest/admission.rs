@@ -1,6 +1,7 @@
 //! How much is let in: a budget of bytes in flight over all requests, and rates per address, key and site. Called by the handler. Must never
 //! wait: at a limit the caller is refused at once; and never grow with the number of senders.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::MAX_EVENTS;
 use super::reject::Code;
-use crate::event::ids;
 
 /// Keys per limiter. Hashes are folded onto as many, so that a flood of addresses takes no more memory than this; two that meet share a rate.
 const MOST_KEYS: u64 = 1 << 16;
@@ -21,6 +21,8 @@ const UNIT: usize = 1 << 10;
 /// The rates.
 #[derive(Debug)]
 pub(crate) struct Rates {
+    /// Not to be guessed from outside, or a sender could aim at another's rate.
+    keyed: RandomState,
     address: DefaultKeyedRateLimiter<u64>,
     key: DefaultKeyedRateLimiter<u64>,
     site: DefaultKeyedRateLimiter<u64>,
@@ -32,6 +34,7 @@ impl Rates {
         // A whole request of the most events must pass at once, or it never would.
         let events = |rate: NonZeroU32| Quota::per_second(rate).allow_burst(rate.max(NonZeroU32::new(MAX_EVENTS as u32).unwrap_or(rate)));
         Self {
+            keyed: RandomState::new(),
             address: RateLimiter::dashmap(Quota::per_second(address)),
             key: RateLimiter::dashmap(events(key)),
             site: RateLimiter::dashmap(events(site)),
@@ -41,8 +44,8 @@ impl Rates {
     /// Admits a request of an address; of IPv6 the network of 64 bits counts.
     pub(crate) fn request(&self, address: IpAddr) -> Result<(), Code> {
         let hash = match address {
-            IpAddr::V4(v4) => ids::first_u64(&ids::sha256(&[&v4.octets()])),
-            IpAddr::V6(v6) => ids::first_u64(&ids::sha256(&[v6.octets().first_chunk::<8>().unwrap_or(&[0; 8])])),
+            IpAddr::V4(v4) => self.keyed.hash_one(v4.to_bits()),
+            IpAddr::V6(v6) => self.keyed.hash_one((v6.to_bits() >> 64) as u64),
         };
         self.address.check_key(&(hash % MOST_KEYS)).map_err(|_| Code::RateAddress)
     }

@@ -9,6 +9,7 @@ use super::json::{self, Node, Object, Text};
 use super::reject::Invalid;
 use super::validate::{Facts, MAX_EVENT_ID_BYTES};
 use crate::event::identity::ORDER_STEP;
+use crate::event::identity::has_business_key;
 use crate::event::{Channel, Envelope, Flags, KeyKind, RecordKind, SiteId, Timestamp, ids, kind};
 
 /// How far ahead of `received_at` a sender's clock may be.
@@ -36,8 +37,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) event_id: Text<'a>,
     /// Whether the id was made here.
     pub(crate) assigned: bool,
-    /// Whether a business key, not the event id, decides what it counts for.
-    pub(crate) business: bool,
+    /// How it came, where a business key and not the event id decides what it counts for: there the channel is part of what makes a report.
+    pub(crate) business: Option<Channel>,
     /// See [`ids::fingerprint`].
     pub(crate) fingerprint: u64,
     /// First 8 bytes of SHA-256(site, key kind, key).
@@ -119,13 +120,13 @@ pub(crate) fn event<'a>(
         && let Some((key_kind, key)) = checkout_party(&event)
     {
         let completion = ids::completion_id(&event_id);
-        // The completion is a function of its order's report, so it is the same report exactly when that is: same fingerprint.
+        // The completion is a function of its order's report, so it is the same report exactly when that is: same fingerprint, same channel.
         envelope = Envelope { kind: RecordKind::Completion, event_id: &completion, key_kind, key, ..envelope };
         scratch.body.clear();
         write_completion(&event, &mut scratch.body);
         sink.record(hash_key(site, key_kind, key), &envelope, &scratch.body);
     }
-    let business = key_kind != KeyKind::Event || event.text("type") == Some(kind::CHECKOUT_STEP);
+    let business = event.text("type").is_some_and(has_business_key).then_some(channel);
     Ready { event_id, assigned, business, fingerprint, key_hash }
 }
 
@@ -164,7 +165,7 @@ pub(crate) fn quarantine<'a>(
         channel: if sender.browser { Channel::Pixel } else { Channel::Server },
     };
     sink.record(key_hash, &envelope, body);
-    Ready { event_id, assigned, business: false, fingerprint, key_hash }
+    Ready { event_id, assigned, business: None, fingerprint, key_hash }
 }
 
 /// SHA-256 of (site, key kind, key), its first 8 bytes.

@@ -2,7 +2,8 @@
 //! Called by the router. Must never log bodies, keys or ids.
 
 use std::borrow::Cow;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::State;
@@ -27,7 +28,7 @@ use crate::site::Sites;
 /// Bytes of a body over the limit that are still read, so that its sender gets the answer.
 const DISCARD_BYTES: usize = 4 * MAX_BODY_BYTES;
 /// How long that may take.
-const DISCARD_TIME: std::time::Duration = std::time::Duration::from_secs(2);
+const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// Bodies longer than this are worked on by a blocking thread, so that they hold no other request up.
 const OFFLOAD_BYTES: usize = 256 << 10;
@@ -241,8 +242,7 @@ impl Room {
             None => Encoding::Identity,
             Some(value) => value.to_str().ok().and_then(Encoding::parse).ok_or(Code::EncodingUnsupported)?,
         };
-        let reading = tokio::time::timeout(self.deps.settings.body_timeout, read_body(body, share));
-        let body = reading.await.map_err(|_| Code::BodyTimeout)??;
+        let body = within(self.deps.settings.body_timeout, read_body(body, share)).await.ok_or(Code::BodyTimeout)??;
         self.meters.body_bytes.increment(body.len() as u64);
         let sent = body.len();
         match decode::decode(encoding, body, MAX_BODY_BYTES, |decoded| share.grow_to(2 * (sent + decoded)))? {
@@ -324,6 +324,15 @@ async fn read_batch(ingest: &Ingest, body: Bytes, sender: Sender) -> Result<Batc
         Unreadable::Utf8(at) => Refused { offset: Some(at), ..Code::BodyNotUtf8.into() },
         Unreadable::Syntax(wanted, at) => Refused { offset: Some(at), detail: format!("expected {wanted}").into(), ..Code::BodyNotJson.into() },
     })
+}
+
+/// What `work` gives, if it ends in time. Most bodies are there with their heads: those need no timer.
+async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        Poll::Ready(done) => Some(done),
+        Poll::Pending => tokio::time::timeout(time, work).await.ok(),
+    }
 }
 
 /// The whole body as sent. A body in one piece is not copied.

@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::event::Channel;
+
 /// Marks held: 8 bytes each.
 const SLOTS: usize = 1 << 16;
 
@@ -21,8 +23,8 @@ pub(crate) struct Mark {
 
 impl Mark {
     /// `key_hash` stands for site and partition key; `business`: see `canonical::Ready`.
-    pub(crate) fn new(key_hash: u64, event_id: &str, fingerprint: u64, business: bool) -> Self {
-        Self { name: KEYED.hash_one((key_hash, event_id)), fingerprint, business }
+    pub(crate) fn new(key_hash: u64, event_id: &str, fingerprint: u64, business: Option<Channel>) -> Self {
+        Self { name: KEYED.hash_one((key_hash, event_id, business)), fingerprint, business: business.is_some() }
     }
 }
 
@@ -33,7 +35,8 @@ pub(crate) enum Sight {
     New,
     /// The same report again.
     Duplicate,
-    /// A known id with other content (never of orders, refunds and steps: there it is a further report).
+    /// A known id with other content (never of orders, refunds and steps: there it is a further report, and so is the same content by another
+    /// channel).
     Conflict,
 }
 
@@ -72,11 +75,15 @@ mod tests {
     fn repeats_are_recognised_by_key_id_and_fingerprint() {
         let seen = Seen::default();
         let mark = |id, fingerprint: u64, business| Mark::new(1, id, fingerprint << 32, business);
-        assert_eq!(seen.note(mark("e-1", 1, false)), Sight::New);
-        assert_eq!(seen.note(mark("e-1", 1, false)), Sight::Duplicate);
-        assert_eq!(seen.note(mark("e-1", 2, false)), Sight::Conflict);
-        assert_eq!(seen.note(Mark::new(2, "e-1", 2 << 32, false)), Sight::New, "another partition key is another event");
-        assert_eq!(seen.note(mark("o-1", 1, true)), Sight::New);
-        assert_eq!(seen.note(mark("o-1", 2, true)), Sight::New, "a further report of an order is no conflict");
+        assert_eq!(seen.note(mark("e-1", 1, None)), Sight::New);
+        assert_eq!(seen.note(mark("e-1", 1, None)), Sight::Duplicate);
+        assert_eq!(seen.note(mark("e-1", 2, None)), Sight::Conflict);
+        assert_eq!(seen.note(Mark::new(2, "e-1", 2 << 32, None)), Sight::New, "another partition key is another event");
+        let (server, webhook) = (Some(Channel::Server), Some(Channel::Webhook));
+        assert_eq!(seen.note(mark("o-1", 1, server)), Sight::New);
+        assert_eq!(seen.note(mark("o-1", 1, server)), Sight::Duplicate);
+        assert_eq!(seen.note(mark("o-1", 1, webhook)), Sight::New, "the same by another channel is a further report");
+        assert_eq!(seen.note(mark("o-1", 1, server)), Sight::Duplicate);
+        assert_eq!(seen.note(mark("o-1", 2, server)), Sight::New, "a further report of an order is no conflict");
     }
 }

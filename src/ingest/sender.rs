@@ -3,13 +3,20 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Uri, header};
 use base64::Engine;
 
 use super::canonical::Sender;
 use super::reject::Code;
 use crate::event::Timestamp;
 use crate::site::{Grant, Kind, Sites};
+
+// Names made once: looked up by text, each would be parsed anew with every request.
+const WRITE_KEY: HeaderName = HeaderName::from_static("x-write-key");
+const SITE: HeaderName = HeaderName::from_static("x-contrail-site");
+const FETCH: [HeaderName; 3] =
+    [HeaderName::from_static("sec-fetch-mode"), HeaderName::from_static("sec-fetch-site"), HeaderName::from_static("sec-fetch-dest")];
+const DELIVERY: [HeaderName; 2] = [HeaderName::from_static("idempotency-key"), HeaderName::from_static("webhook-id")];
 
 /// The key a request carries: Bearer, else Basic's user name, else `X-Write-Key`.
 ///
@@ -20,7 +27,7 @@ pub(crate) fn authenticate(headers: &HeaderMap, sites: &Sites) -> Result<Arc<Gra
         let (scheme, credential) = value.to_str().ok().and_then(|text| text.trim().split_once(' ')).ok_or(Code::KeyUnknown)?;
         let credential = credential.trim();
         let grant = if scheme.eq_ignore_ascii_case("bearer") {
-            let site = headers.get("x-contrail-site").and_then(|site| site.to_str().ok());
+            let site = headers.get(SITE).and_then(|site| site.to_str().ok());
             sites.authenticate_ingest(credential).or_else(|| sites.authenticate_admin(credential, site))
         } else if scheme.eq_ignore_ascii_case("basic") {
             let decoded = base64::engine::general_purpose::STANDARD.decode(credential).ok().and_then(|bytes| String::from_utf8(bytes).ok());
@@ -30,7 +37,7 @@ pub(crate) fn authenticate(headers: &HeaderMap, sites: &Sites) -> Result<Arc<Gra
         };
         return grant.ok_or(Code::KeyUnknown);
     }
-    let key = headers.get("x-write-key").ok_or(Code::KeyMissing)?;
+    let key = headers.get(WRITE_KEY).ok_or(Code::KeyMissing)?;
     key.to_str().ok().and_then(|key| sites.authenticate_ingest(key.trim())).ok_or(Code::KeyUnknown)
 }
 
@@ -48,8 +55,7 @@ pub(crate) fn of_request(headers: &HeaderMap, grant: &Grant, received_at: Timest
     {
         return Err(Code::OriginNotAllowed);
     }
-    let fetch = ["sec-fetch-mode", "sec-fetch-site", "sec-fetch-dest"];
-    let browsing = headers.contains_key(header::ORIGIN) || fetch.iter().any(|name| headers.contains_key(*name));
+    let browsing = headers.contains_key(header::ORIGIN) || FETCH.iter().any(|name| headers.contains_key(name));
     let agent = headers.get(header::USER_AGENT).filter(|_| browsing);
     Ok(Sender {
         site: grant.site.id.clone(),
@@ -62,7 +68,7 @@ pub(crate) fn of_request(headers: &HeaderMap, grant: &Grant, received_at: Timest
 
 /// What names the request, if anything does. `Idempotency-Key` is a quoted structured-field string, or bare as many send it.
 fn delivery_id(headers: &HeaderMap) -> Result<Option<String>, Code> {
-    let Some(value) = ["idempotency-key", "webhook-id"].iter().find_map(|name| headers.get(*name)) else { return Ok(None) };
+    let Some(value) = DELIVERY.iter().find_map(|name| headers.get(name)) else { return Ok(None) };
     let text = value.to_str().map_err(|_| Code::DeliveryIdInvalid)?.trim();
     let id = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     if (1..=255).contains(&id.len()) { Ok(Some(id.to_owned())) } else { Err(Code::DeliveryIdInvalid) }

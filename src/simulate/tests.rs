@@ -212,13 +212,13 @@ fn sales_and_checkouts_agree_with_the_fold() {
     }
     // Whoever left completed the steps in their order, so the number of those is the place where they stopped.
     let left_after = |steps| {
-        let left = checkouts.iter().filter(|c| c.completed_at.is_none() && c.last_at.plus_seconds(1_800) < as_of);
+        let left = checkouts.iter().filter(|c| c.completed.is_none() && c.last_at.plus_seconds(1_800) < as_of);
         left.filter(|c| c.steps.iter().filter(|s| s.status == StepStatus::Completed).count() == steps).count() as u64
     };
     assert_eq!(funnel.iter().map(|row| row.abandoned).collect::<Vec<_>>(), (0..4).map(left_after).collect::<Vec<_>>());
     let left: BTreeMap<_, _> = checkouts
         .iter()
-        .filter(|c| c.completed_at.is_none() && c.last_at.plus_seconds(1_800) < as_of)
+        .filter(|c| c.completed.is_none() && c.last_at.plus_seconds(1_800) < as_of)
         .map(|c| (c.checkout.clone(), (c.person.clone(), c.last_step.clone(), c.value, c.last_at)))
         .collect();
     let unfinished = tally.unfinished(as_of, 1_800);
@@ -226,5 +226,5 @@ fn sales_and_checkouts_agree_with_the_fold() {
     let told: BTreeMap<_, _> =
         unfinished.into_iter().map(|row| (row.checkout, (row.customer, Some(row.last_step), row.value, row.last_at))).collect();
     assert_eq!(told, left);
-    assert!(checkouts.iter().all(|c| c.last_step.as_deref() != Some(ORDER_STEP) || c.completed_at.is_some()));
+    assert!(checkouts.iter().all(|c| c.last_step.as_deref() != Some(ORDER_STEP) || c.completed.is_some()));
 }

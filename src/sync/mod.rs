@@ -132,7 +132,8 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Which of these hashes a partition has sighted before.
     async fn sighted(&self, partition: u16, hashes: &[[u8; 16]]) -> Result<Vec<[u8; 16]>, Error>;
 
-    /// Saves several partitions' router state, each partition whole or not at all.
+    /// Saves several partitions' router state. Entries may be saved before the offset that covers them, never after it: a memory newer than the offset it
+    /// is read with knows the records it has seen by their offsets (`event::identity`, "Replay").
     async fn commit_router(&self, commits: Vec<RouterCommit>) -> Result<(), Error>;
 
     /// A keeper's checkpoint of a `changes` partition; the default where it never ran.

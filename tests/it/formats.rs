@@ -1,8 +1,12 @@
-//! The databases' formats: every table and each file's version, pinned by a golden file, so that no change of them goes unnoticed.
+//! The databases' formats: every table and each file's version mark, pinned by a golden file, so that no change of them goes unnoticed; and files of
+//! earlier versions, as their dumps have them, opened by this build.
 
 use std::fs;
 use std::path::Path;
 
+use contrail::archive;
+use contrail::event::identity::{Completion, ORDER_STEP};
+use contrail::event::{SiteId, Timestamp};
 use serde_json::json;
 
 use crate::harness::Server;
@@ -17,6 +21,10 @@ fn schema(name: &str, path: &Path) -> String {
     let mut tables: Vec<String> = tables.iter().map(named).collect();
     tables.dedup();
     format!("# {name}, version {version}\n{}\n", tables.join("\n"))
+}
+
+fn fixture(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
 }
 
 #[test]
@@ -37,6 +45,39 @@ fn the_databases_are_as_pinned() {
     .iter()
     .map(|(name, path)| schema(name, path))
     .collect();
-    let golden = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/databases_v1.sql")).unwrap();
-    assert_eq!(found, golden, "a changed format is a new version, with a migration:\n{found}");
+    assert_eq!(found, fixture("databases.sql"), "a changed format is a new version, with a migration:\n{found}");
+}
+
+#[tokio::test]
+async fn answers_of_version_1_become_version_2_with_all_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("answers.db");
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    conn.execute_batch(&fixture("answers_v1.sql")).unwrap();
+    conn.close().unwrap();
+    let (site, from, to) = (SiteId::parse("demo").unwrap(), Timestamp::parse("2026-11-20T00:00:00Z").unwrap(), Timestamp::MAX);
+    // The second time there is nothing left to do.
+    for _ in 0..2 {
+        let archive = archive::open("embedded", dir.path()).await.unwrap();
+        let checkouts = archive.checkouts(&site, from, to, None, 9).await.unwrap();
+        let completed: Vec<_> = checkouts.iter().map(|checkout| (checkout.checkout.as_str(), checkout.crawler, checkout.completed)).collect();
+        let at = |seconds, crawler| Some(Completion { at: from.plus_seconds(seconds), crawler });
+        let expected =
+            [("ch1", false, None), ("crawler-bought", true, at(31, true)), ("crawler-open", true, None), ("human-bought", false, at(26, false))];
+        assert_eq!(completed, expected, "a completion counts by its checkout's flag, as version 1 counted it");
+        let mut steps = archive.steps(&site, from, to).await.unwrap();
+        steps.sort_by_key(|step| (step.at, step.crawler));
+        let steps: Vec<_> = steps.iter().map(|step| (step.step.as_str(), step.at.micros() - from.micros(), step.crawler)).collect();
+        let second = 1_000_000;
+        let entered =
+            [("contact", 5 * second, false), ("contact", 16 * second, false), ("contact", 16 * second, true), ("contact", 16 * second, true)];
+        assert_eq!(steps, [&entered[..], &[(ORDER_STEP, 26 * second, false), (ORDER_STEP, 31 * second, true)]].concat());
+        let sold = archive.sales(&site, from, to).await.unwrap();
+        assert_eq!((sold.len(), sold[0].units, archive.cursor(3).await.unwrap().next), (1, 2, 2));
+        archive.close().await.unwrap();
+    }
+    let golden = fixture("databases.sql");
+    let answers =
+        golden.split_inclusive('\n').skip_while(|line| !line.starts_with("# answers.db")).take_while(|line| !line.starts_with("# archive/"));
+    assert_eq!(schema("answers.db", &path), answers.collect::<String>(), "as if made by this version");
 }

@@ -50,6 +50,35 @@ fn one_sale_told_by_three_channels_counts_once_in_any_order() {
 }
 
 #[test]
+fn a_sale_told_again_by_a_better_channel_counts_for_what_it_says() {
+    // The same id and content by pixel and by webhook, and a server's other word between them.
+    let reports = [("o1", "pixel", 1), ("o1-server", "server", 2), ("o1", "webhook", 1)].map(|(id, channel, units)| {
+        let mut report = sale(channel, units, 100 * units);
+        report["event_id"] = id.into();
+        report
+    });
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let server = Server::fresh();
+        for index in order {
+            server.accept(&[reports[index].clone()]);
+        }
+        server.accept(&reports);
+        server.settle();
+        let rows = sold(&server);
+        assert_eq!((&rows[0]["units"], &rows[0]["orders"]), (&json!(1), &json!(1)), "{order:?}: {rows}");
+        let activity = &server.read("/v1/live/maps/product.p1")["items"]["activity"]["data"];
+        assert_eq!((&activity["sold"], &activity["revenue"]), (&json!(1), &json!([{"currency": "EUR", "amount_minor": 100}])), "{order:?}");
+        let orders = &server.read("/v1/live/maps/customer.c1")["items"]["orders"]["data"]["recent"];
+        assert_eq!((orders.as_array().unwrap().len(), &orders[0]["units"]), (1, &json!(1)), "{order:?}: {orders}");
+        let traced = server.read("/v1/events/o1");
+        let mut channels: Vec<&str> = traced["events"].as_array().unwrap().iter().map(|event| event["channel"].as_str().unwrap()).collect();
+        channels.sort_unstable();
+        assert_eq!(channels, ["pixel", "webhook"], "{order:?}: {traced}");
+        server.assert_audit();
+    }
+}
+
+#[test]
 fn two_partial_refunds_both_count_and_never_exceed_the_order() {
     let server = Server::fresh();
     server.accept(&[refund("r1", 1), sale("webhook", 3, 300), refund("r2", 1), refund("r2", 1)]);

@@ -11,6 +11,7 @@ use crate::archive::fold::{self, Folded, Taken};
 use crate::archive::recall::{self, Recalled};
 use crate::archive::recent::Recent;
 use crate::archive::{Books, CellKey, CellValue, Cursor, Error, WriteBatch};
+use crate::background::Worker;
 use crate::event::identity::{Entry, IdentityKey};
 use crate::event::{SiteId, Timestamp};
 
@@ -45,7 +46,7 @@ impl Run {
         let written = pending.records.iter().filter_map(|(partition, _)| Some((*partition, self.owned.get(partition)?.written)));
         let cursors: BTreeMap<u16, Cursor> = written.collect();
         let began = Instant::now();
-        let (taken, keys) = on_cpu(move || pending.read()).await?;
+        let (taken, keys) = on_cpu(&self.computing, move || pending.read()).await?;
         let mut entries = HashMap::with_capacity(keys.len());
         for (partition, mut keys) in keys {
             keys.retain(|key| match self.recent.entries.take(key) {
@@ -59,7 +60,7 @@ impl Run {
         }
         let recalled = self.recall(&taken, &entries, &cursors).await?;
         let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
-        let folded = on_cpu(move || fold::fold_all(taken, entries, recalled, cursors, &rules, &objects_of)).await?;
+        let folded = on_cpu(&self.computing, move || fold::fold_all(taken, entries, recalled, cursors, &rules, &objects_of)).await?;
         let verdicts = folded.verdicts;
         let (batch, entries) = self.complete(folded).await?;
         metrics::histogram!("contrail_archiver_fold_seconds").record(began.elapsed().as_secs_f64());
@@ -108,7 +109,7 @@ impl Run {
             books.extend(self.job.archive.books_of(partition, &keys).await?.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)));
         }
         let rules = Arc::clone(&self.job.rules);
-        on_cpu(move || folded.into_batch(&rules, |key| cells.remove(key), |key| books.remove(key))).await
+        on_cpu(&self.computing, move || folded.into_batch(&rules, |key| cells.remove(key), |key| books.remove(key))).await
     }
 
     /// Writes a batch and remembers what it made of things.
@@ -161,7 +162,7 @@ impl Pending {
     }
 }
 
-/// Runs computing away from the threads that serve requests.
-async fn on_cpu<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::Corrupt(format!("a batch that stopped the archiver ({error})")))
+/// Computes away from the threads that serve requests.
+async fn on_cpu<T: Send + 'static>(computing: &Worker, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    computing.run(work).await.ok_or_else(|| Error::Corrupt("a batch that stopped the archiver".into()))
 }

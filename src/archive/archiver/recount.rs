@@ -16,8 +16,8 @@ pub(super) struct Recount {
     pub(super) totals: BTreeMap<(u8, bool, String), Value>,
     /// appended, archived, duplicate, quarantined, derived, refused.
     pub(super) books: [u64; 6],
-    /// (event id, fingerprint, verdict) of every row.
-    pub(super) rows: BTreeSet<(String, u64, u8)>,
+    /// (event id, fingerprint, channel, verdict) of every row.
+    pub(super) rows: BTreeSet<(String, u64, Channel, u8)>,
 }
 
 #[derive(Default)]
@@ -68,7 +68,7 @@ pub(super) fn recount(records: &[Vec<u8>]) -> Recount {
                 }
                 *appended += u64::from(!completion);
                 if !completion && verdict != 2 {
-                    all.rows.insert((record.event_id.clone(), record.fingerprint, verdict));
+                    all.rows.insert((record.event_id.clone(), record.fingerprint, record.channel, verdict));
                 }
                 if verdict == 0 {
                     count_event(&mut cells, &record, &event);
@@ -101,7 +101,7 @@ fn fact_of(record: &Record, event: &Event) -> Option<(u8, String)> {
 }
 
 fn report(known: &mut Vec<Report>, new: Report) -> u8 {
-    if known.iter().any(|k| (&k.record.event_id, k.record.fingerprint) == (&new.record.event_id, new.record.fingerprint)) {
+    if known.iter().any(|k| k.rank() == new.rank()) {
         return 2;
     }
     known.push(new);
@@ -181,7 +181,7 @@ pub(super) async fn as_answered(archive: &dyn crate::archive::Archive, site: &cr
     }
     let scan = crate::archive::Scan { limit: 1_000_000, ..Default::default() };
     for row in archive.scan(site, &scan).await.unwrap() {
-        assert!(all.rows.insert((row.event_id, row.fingerprint, row.verdict as u8)), "each row once");
+        assert!(all.rows.insert((row.event_id, row.fingerprint, row.channel, row.verdict as u8)), "each row once");
     }
     all
 }

@@ -180,8 +180,16 @@ fn stream(rng: &mut StdRng, length: usize, apart: i64) -> Vec<Append> {
             new.flags.set(Flags::CRAWLER);
         }
         match rng.random_range(0..20) {
-            // A repeat.
-            0 | 1 if !events.is_empty() => new = Record { received_at, ..events[rng.random_range(0..events.len())].clone() },
+            // A repeat, in which arrival may have found another shopper's agent.
+            0 | 1 if !events.is_empty() => {
+                new = Record { received_at, ..events[rng.random_range(0..events.len())].clone() };
+                new.flags = Flags(if rng.random_bool(0.5) { Flags::CRAWLER } else { 0 });
+            }
+            // The same by another channel, maybe.
+            6 | 7 if !events.is_empty() => {
+                let told = events[rng.random_range(0..events.len())].clone();
+                new = Record { received_at, channel: new.channel, flags: new.flags, ..told };
+            }
             // Another content under an id of the last two days; under one that is forgotten it would count.
             2 if n > 0 => new.event_id = format!("e{}", rng.random_range(n - n.min(170_000 / apart as usize)..n)),
             3 => new = Record { kind: RecordKind::Refusals, body: Bytes::from_static(b"{\"by_code\":{\"bad\":3}}"), ..new },

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Archive, Audit, Cursor, Error, FIRST, LAST, each_row, metric_name};
 use crate::archive::rollup::{OF_EVENTS, add_money, dim_of};
 use crate::archive::{Bots, CELL_SECONDS, CellValue, EventRow, Metric};
-use crate::event::identity::{self, CheckoutView, EVENT_MEMORY_SECONDS, Entry, IdentityKey, Sale, StepCount, Verdict};
+use crate::event::identity::{self, CheckoutView, Completion, EVENT_MEMORY_SECONDS, Entry, IdentityKey, Sale, StepCount, Verdict};
 use crate::event::ids::completion_id;
 use crate::event::{Currency, Event, Flags, Record, RecordKind, SiteId, SiteRules, StepStatus, Timestamp, kind};
 
@@ -37,9 +37,12 @@ struct Report {
 struct Recount {
     cells: BTreeMap<Place, CellValue>,
     sales: BTreeMap<(Timestamp, String, bool), Sold>,
-    steps: BTreeMap<(Timestamp, String, StepStatus), i64>,
+    steps: BTreeMap<Reached, i64>,
     checkouts: BTreeMap<String, CheckoutView>,
 }
+
+/// A step as it counts: when, which, how far, and whether by a crawler.
+type Reached = (Timestamp, String, StepStatus, bool);
 
 /// Units, orders, money.
 type Sold = (i64, i64, BTreeMap<Currency, i64>);
@@ -155,10 +158,10 @@ impl Recount {
         }
         if let Some(checkout) = entry.checkout() {
             for step in &checkout.steps {
-                *self.steps.entry((step.at, step.step.clone(), step.status)).or_default() += step.count;
+                *self.steps.entry((step.at, step.step.clone(), step.status, step.crawler)).or_default() += step.count;
             }
-            if let Some(at) = checkout.completed_at {
-                *self.steps.entry((at, identity::ORDER_STEP.to_owned(), StepStatus::Completed)).or_default() += 1;
+            if let Some(Completion { at, crawler }) = checkout.completed {
+                *self.steps.entry((at, identity::ORDER_STEP.to_owned(), StepStatus::Completed, crawler)).or_default() += 1;
             }
             self.checkouts.insert(checkout.checkout.clone(), checkout);
         }
@@ -199,7 +202,7 @@ impl Recount {
                 }
                 let mut sums: BTreeMap<String, CellValue> = BTreeMap::new();
                 all.values().flatten().for_each(|(dim, value)| sums.entry((*dim).to_owned()).or_default().merge(value));
-                let who = if crawler { " by crawlers" } else { "" };
+                let who = by(crawler);
                 let at = |cell: Timestamp, dim: &str| format!("{} of {dim:?} in {cell}{who}", metric_name(metric));
                 for day in archive.days().await?.into_iter().map(|day| Timestamp::ZERO.plus_seconds(i64::from(day) * DAY)) {
                     let next = day.plus_seconds(DAY);
@@ -230,11 +233,12 @@ impl Recount {
             sale.revenue.iter().for_each(|(currency, amount)| add_money(&mut sold.2, *currency, *amount));
         }
         differ(site, audit, sales, std::mem::take(&mut self.sales), |(at, product, _)| format!("orders' sales of {product:?} at {at}"));
-        let mut steps: BTreeMap<(Timestamp, String, StepStatus), i64> = BTreeMap::new();
+        let mut steps: BTreeMap<Reached, i64> = BTreeMap::new();
         for step in archive.steps(site, FIRST, LAST).await? {
-            *steps.entry((step.at, step.step, step.status)).or_default() += step.count;
+            *steps.entry((step.at, step.step, step.status, step.crawler)).or_default() += step.count;
         }
-        differ(site, audit, steps, std::mem::take(&mut self.steps), |(at, step, status)| format!("checkouts' {step:?} {status:?} at {at}"));
+        let what = |(at, step, status, crawler): &Reached| format!("checkouts' {step:?} {status:?} at {at}{}", by(*crawler));
+        differ(site, audit, steps, std::mem::take(&mut self.steps), what);
         self.compare_checkouts(archive, site, audit).await
     }
 
@@ -247,7 +251,7 @@ impl Recount {
             for stated in page {
                 let found = self.checkouts.remove(&stated.checkout);
                 // A repeat without a time of its own leaves no row, only a later sign of life.
-                let agrees = found.as_ref().is_some_and(|found| found.completed_at == stated.completed_at && found.last_at <= stated.last_at);
+                let agrees = found.as_ref().is_some_and(|found| found.completed == stated.completed && found.last_at <= stated.last_at);
                 if !agrees {
                     audit.note(site, format!("checkout {:?}", stated.checkout), ends(Some(&stated)), ends(found.as_ref()));
                 }
@@ -267,9 +271,13 @@ fn add(counts: &mut [i64; 2], more: [i64; 2]) {
     counts.iter_mut().zip(more).for_each(|(sum, n)| *sum += n);
 }
 
+const fn by(crawler: bool) -> &'static str {
+    if crawler { " by crawlers" } else { "" }
+}
+
 fn ends(checkout: Option<&CheckoutView>) -> String {
     match checkout {
-        Some(CheckoutView { completed_at: Some(at), .. }) => format!("completed at {at}"),
+        Some(CheckoutView { completed: Some(Completion { at, crawler }), .. }) => format!("completed at {at}{}", by(*crawler)),
         Some(open) => format!("open, last seen {}", open.last_at),
         None => "nothing".into(),
     }

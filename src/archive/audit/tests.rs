@@ -103,8 +103,14 @@ fn lost_and_changed_rows_show() {
     assert!(lost.contains(&"searches of \"mug\" in 2026-11-20T09:00:00Z".into()), "{lost:?}");
     let order = after(|batch| batch.orders.clear());
     assert!(order.contains(&"orders' sales of \"a\" at 2026-11-20T10:06:05Z".into()), "{order:?}");
-    let checkout = after(|batch| batch.checkouts.iter_mut().for_each(|(_, _, checkout)| checkout.completed_at = None));
+    let checkout = after(|batch| batch.checkouts.iter_mut().for_each(|(_, _, checkout)| checkout.completed = None));
     assert!(checkout.contains(&"checkout \"k\"".into()), "{checkout:?}");
+    let by_crawlers = after(|batch| {
+        let completions = batch.checkouts.iter_mut().filter_map(|(_, _, checkout)| checkout.completed.as_mut());
+        completions.for_each(|completion| completion.crawler = true);
+    });
+    let completion = "checkouts' \"(order)\" Completed at 2026-11-20T10:06:05Z";
+    assert_eq!(by_crawlers, [format!("{completion} by crawlers"), completion.into(), "checkout \"k\"".into()]);
     let verdict = after(|batch| batch.events.iter_mut().filter(|row| row.event_id == "o2").for_each(|row| row.verdict = Verdict::Conflict));
     assert_eq!(verdict, ["the verdict on event o2"]);
     let sealed = after(|batch| batch.events.iter_mut().filter(|row| row.event_id == "p1").for_each(|row| row.body_key = 1));
@@ -160,7 +166,41 @@ fn the_log_is_compared_record_by_record() {
     runtime.block_on(log.close()).unwrap();
 }
 
-/// Events of few ids, products, orders and checkouts, so that repeats, conflicts, further reports, refunds and completions meet often.
+#[test]
+fn what_one_id_says_by_several_channels_is_recounted_in_any_order() {
+    let told = |id: &str, channel, quantity: i64| {
+        let items = [json!({"product_id": "a", "quantity": quantity, "price": {"amount_minor": 100, "currency": "EUR"}})];
+        let body = json!({"type": "order_completed", "order": {"id": "o", "items": items}, "checkout": {"id": "k"}});
+        Post { channel, ..post(id, "2026-11-20T10:06:00Z", "c1", body) }
+    };
+    let step = |channel| {
+        let body = json!({"type": "checkout_step", "checkout": {"id": "k", "step": "contact", "status": "entered"}});
+        Post { channel, ..post("s", "2026-11-20T10:05:00Z", "c1", body) }
+    };
+    let refund = |channel| {
+        let body = json!({"type": "order_refunded", "refund": {"id": "r"}, "order": {"id": "o", "items": [{"product_id": "a", "quantity": 1}]}});
+        Post { channel, ..post("r", "2026-11-21T10:06:00Z", "c1", body) }
+    };
+    // A competing report stands between the two channels of the first.
+    let reports = [told("e1", Channel::Pixel, 1), told("e2", Channel::Server, 2), told("e1", Channel::Webhook, 1)];
+    let mut rows_of_all = None;
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut posts: Vec<Post> = order.iter().map(|index| reports[*index].clone()).collect();
+        posts.extend([step(Channel::Pixel), refund(Channel::Server), step(Channel::Webhook), refund(Channel::Webhook)]);
+        posts.extend(reports.clone());
+        posts.extend([step(Channel::Pixel), refund(Channel::Webhook)]);
+        let shop = Shop::new(&posts);
+        let audit = audited(&shop, None);
+        assert!(audit.is_clean(), "{order:?}: {:#?}", audit.differences);
+        let rows = wait(shop.archive.scan(&crate::archive::shop::site(), &Scan { limit: 99, ..Scan::default() })).unwrap();
+        let mut words: Vec<_> = rows.iter().map(|row| (row.event_id.clone(), row.fingerprint, row.channel)).collect();
+        words.sort();
+        assert_eq!(words.len(), 7, "{order:?}");
+        assert_eq!(&words, rows_of_all.get_or_insert_with(|| words.clone()), "{order:?}");
+    }
+}
+
+/// Events of few ids, products, orders and checkouts, so that repeats, the same words by other channels, conflicts, further reports, refunds and completions meet often.
 fn random_posts(seed: u64, number: usize) -> Vec<Post> {
     use rand::{Rng, SeedableRng};
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
@@ -179,10 +219,16 @@ fn random_posts(seed: u64, number: usize) -> Vec<Post> {
             4 => json!({"type": "order_completed", "order": {"id": format!("o{}", id % 40), "items": items}, "checkout": {"id": format!("k{few}")}}),
             _ => json!({"type": "order_refunded", "order": {"id": format!("o{}", id % 40), "items": items}, "refund": {"id": format!("r{few}")}}),
         };
-        let channel = [Channel::Pixel, Channel::Server, Channel::Webhook][id % 3];
-        Post { channel, crawler: id % 7 == 0, ..post(&format!("e{id}"), &when, &who, body) }
+        Post { crawler: id % 7 == 0, ..post(&format!("e{id}"), &when, &who, body) }
     };
-    (0..number).map(|_| one(&mut rng)).collect()
+    let mut posts: Vec<Post> = Vec::new();
+    for _ in 0..number {
+        let again = rng.random_bool(0.3) && !posts.is_empty();
+        let made = if again { posts[rng.random_range(0..posts.len())].clone() } else { one(&mut rng) };
+        let channel = [Channel::Pixel, Channel::Server, Channel::Webhook][rng.random_range(0..3)];
+        posts.push(Post { channel, crawler: made.crawler ^ (again && rng.random_bool(0.2)), ..made });
+    }
+    posts
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,11 +7,17 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{pack, place, unpack};
 use crate::archive::{CELL_SECONDS, Cursor, Error, WriteBatch};
-use crate::event::identity::{CheckoutView, ORDER_STEP, OrderView, Sale, StepCount};
+use crate::event::identity::{CheckoutView, Completion, ORDER_STEP, OrderView, Sale, StepCount};
 use crate::event::{SiteId, StepStatus, Timestamp};
 
 /// Version of `answers.db`.
-pub(super) const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 2;
+
+/// Version 1 kept no flag of a completion, and counted it by its checkout's.
+const FROM_VERSION_1: &str = "
+ALTER TABLE checkout ADD COLUMN completed_crawler INTEGER;
+UPDATE checkout SET completed_crawler = crawler WHERE completed_at IS NOT NULL;
+";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS cursor (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL, received_at INTEGER NOT NULL) STRICT;
@@ -25,7 +31,7 @@ CREATE TABLE IF NOT EXISTS orders (site TEXT NOT NULL, order_id TEXT NOT NULL, a
 CREATE TABLE IF NOT EXISTS sale_at (site TEXT NOT NULL, at INTEGER NOT NULL, order_id TEXT NOT NULL,
   PRIMARY KEY (site, at, order_id)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkout (site TEXT NOT NULL, checkout TEXT NOT NULL, person TEXT, steps BLOB NOT NULL, completed_at INTEGER,
-  value_minor INTEGER, value_currency TEXT, last_step TEXT, last_at INTEGER NOT NULL, crawler INTEGER NOT NULL,
+  value_minor INTEGER, value_currency TEXT, last_step TEXT, last_at INTEGER NOT NULL, crawler INTEGER NOT NULL, completed_crawler INTEGER,
   PRIMARY KEY (site, checkout)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkout_last (site TEXT NOT NULL, last_at INTEGER NOT NULL, checkout TEXT NOT NULL,
   PRIMARY KEY (site, last_at, checkout)) STRICT, WITHOUT ROWID;
@@ -40,9 +46,10 @@ CREATE TABLE IF NOT EXISTS quarantine (site TEXT NOT NULL, received_at INTEGER N
   code TEXT NOT NULL, message TEXT NOT NULL, pointer TEXT NOT NULL, raw BLOB NOT NULL, PRIMARY KEY (site, received_at, place)) STRICT, WITHOUT ROWID;
 ";
 
-/// Creates what is missing.
-pub(super) fn create(conn: &Connection) -> Result<(), Error> {
-    Ok(conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?)
+/// Creates what is missing in a file of version `known` (0: empty), and brings it to this version: in one transaction, so that a crash leaves either.
+pub(super) fn create(conn: &Connection, known: i32) -> Result<(), Error> {
+    let migration = if known == 1 { FROM_VERSION_1 } else { "" };
+    Ok(conn.execute_batch(&format!("BEGIN IMMEDIATE; {migration} {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?)
 }
 
 /// A number that orders cells as their starts do.
@@ -164,7 +171,7 @@ pub(super) fn put_checkout(tx: &Transaction<'_>, site: &SiteId, view: &CheckoutV
         before = step_times(&steps, completed_at.map(Timestamp::from_micros));
         last_before.insert(Timestamp::from_micros(last_at));
     }
-    let after = step_times(&view.steps, view.completed_at);
+    let after = step_times(&view.steps, view.completed.map(|completion| completion.at));
     let (drop, add) =
         ("DELETE FROM step_at WHERE site = ? AND at = ? AND checkout = ?", "INSERT OR IGNORE INTO step_at (site, at, checkout) VALUES (?, ?, ?)");
     move_entries(tx, drop, add, site, &view.checkout, &before, &after)?;
@@ -172,15 +179,16 @@ pub(super) fn put_checkout(tx: &Transaction<'_>, site: &SiteId, view: &CheckoutV
     let add = "INSERT OR IGNORE INTO checkout_last (site, last_at, checkout) VALUES (?, ?, ?)";
     move_entries(tx, drop, add, site, &view.checkout, &last_before, &BTreeSet::from([view.last_at]))?;
     let mut put = tx.prepare_cached(
-        "INSERT OR REPLACE INTO checkout (site, checkout, person, steps, completed_at, value_minor, value_currency, last_step, last_at, crawler)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO checkout (site, checkout, person, steps, completed_at, completed_crawler, value_minor, value_currency, last_step, last_at,
+         crawler) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     put.execute(params![
         site.as_str(),
         view.checkout,
         view.person,
         pack(&view.steps),
-        view.completed_at.map(Timestamp::micros),
+        view.completed.map(|completion| completion.at.micros()),
+        view.completed.map(|completion| completion.crawler),
         view.value.map(|value| value.amount_minor),
         view.value.as_ref().map(|value| value.currency.code()),
         view.last_step,
@@ -196,8 +204,9 @@ fn step_times(steps: &[StepCount], completed_at: Option<Timestamp>) -> BTreeSet<
 }
 
 /// The steps of a checkout that count, its completion by an order among them.
-pub(super) fn counted_steps(mut steps: Vec<StepCount>, completed_at: Option<Timestamp>, crawler: bool) -> Vec<StepCount> {
-    steps.extend(completed_at.map(|at| StepCount { step: ORDER_STEP.into(), status: StepStatus::Completed, at, crawler, count: 1 }));
+pub(super) fn counted_steps(mut steps: Vec<StepCount>, completed: Option<Completion>) -> Vec<StepCount> {
+    let status = StepStatus::Completed;
+    steps.extend(completed.map(|Completion { at, crawler }| StepCount { step: ORDER_STEP.into(), status, at, crawler, count: 1 }));
     steps
 }
 

@@ -61,7 +61,7 @@ impl DayFile {
         Ok(Self { conn, next })
     }
 
-    /// Writes the rows not yet there, in one durable transaction. A row known by (site, event id, fingerprint, key kind) keeps what it has.
+    /// Writes the rows not yet there, in one durable transaction. A row known by (site, event id, [`report`]) keeps what it has.
     pub(super) fn insert(&mut self, rows: &mut [&EventRow]) -> Result<(), Error> {
         rows.sort_unstable_by_key(|row| (row.occurred_at, row.partition, row.offset));
         let first = self.next;
@@ -203,9 +203,11 @@ fn product_hash(site: &SiteId, product: &str) -> i64 {
     hash64(&[site.as_str().as_bytes(), product.as_bytes()])
 }
 
-/// Tells the reports of one event id apart: fingerprint and key kind. (The key itself is part of what the fingerprint covers.)
+/// Tells the reports of one event id apart, as the file's `by_id.report` has it: the fingerprint, with the key kind xored into bits 60 to 63 and,
+/// where the channel is part of what makes a report, 1 + channel into bits 56 to 59. (The key itself is part of what the fingerprint covers.)
 fn report(row: &EventRow) -> i64 {
-    (row.fingerprint ^ (row.key_kind as u64) << 60) as i64
+    let channel = row.reporting_channel().map_or(0, |channel| channel as u64 + 1);
+    (row.fingerprint ^ (row.key_kind as u64) << 60 ^ channel << 56) as i64
 }
 
 /// A place in a scan's order.

@@ -48,6 +48,7 @@ impl Embedded {
         std::thread::Builder::new()
             .name("archive-writer".into())
             .spawn(move || {
+                crate::background::step_back();
                 while let Some(job) = queue.blocking_recv() {
                     job(&mut writer);
                     if writer.is_closed() {
@@ -63,10 +64,14 @@ impl Embedded {
     /// [`Error::Closed`]. Blocking.
     ///
     /// # Errors
-    /// [`Error::Store`] where there is no archive.
+    /// [`Error::Store`] where there is no archive, [`Error::Corrupt`] for one of a later version, or of an earlier one that [`Self::open`] has yet to
+    /// bring to this.
     pub fn open_readonly(dir: &Path) -> Result<Self, Error> {
-        let readers = Readers::new(dir, Arc::new(Days::list(dir)?));
-        readers.answers(|_| Ok(()))?;
+        let (readers, path) = (Readers::new(dir, Arc::new(Days::list(dir)?)), dir.join("answers.db"));
+        let version = readers.answers(|conn| day::check_version(conn, answers::VERSION, &path))?;
+        if version < answers::VERSION {
+            return Err(Error::Corrupt(format!("{} of version {version}, before it was opened for writing,", path.display())));
+        }
         Ok(Self { jobs: Mutex::new(None), readers: Arc::new(readers) })
     }
 

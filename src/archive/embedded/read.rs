@@ -9,7 +9,7 @@ use super::answers::{cell_number, counted_steps};
 use super::{place, unpack, unplace};
 use crate::archive::rollup::add_money;
 use crate::archive::{Books, Bots, CellKey, CellValue, Cursor, Error, Label, LabelValue, Metric, QuarantineRow};
-use crate::event::identity::{CheckoutView, Sale, StepCount};
+use crate::event::identity::{CheckoutView, Completion, Sale, StepCount};
 use crate::event::{Currency, Money, PARTITIONS, SiteId, Timestamp};
 
 /// Where a partition is; the default where it never was.
@@ -120,15 +120,14 @@ pub(super) fn sales(conn: &Connection, site: &SiteId, from: Timestamp, to: Times
 /// See [`crate::archive::Archive::steps`].
 pub(super) fn steps(conn: &Connection, site: &SiteId, from: Timestamp, to: Timestamp) -> Result<Vec<StepCount>, Error> {
     let mut statement = conn.prepare_cached(
-        "SELECT steps, completed_at, crawler FROM checkout
+        "SELECT steps, completed_at, completed_crawler FROM checkout
          WHERE site = ?1 AND checkout IN (SELECT checkout FROM step_at WHERE site = ?1 AND at >= ?2 AND at < ?3)",
     )?;
     let mut rows = statement.query((site.as_str(), from.micros(), to.micros()))?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let bytes = row.get_ref(0)?.as_blob().map_err(|_| Error::Corrupt("a checkout's steps".into()))?;
-        let completed_at = row.get::<_, Option<i64>>(1)?.map(Timestamp::from_micros);
-        let all = counted_steps(unpack(bytes, "a checkout's steps")?, completed_at, row.get(2)?);
+        let all = counted_steps(unpack(bytes, "a checkout's steps")?, completion(row, 1)?);
         found.extend(all.into_iter().filter(|step| from <= step.at && step.at < to));
     }
     Ok(found)
@@ -144,7 +143,7 @@ pub(super) fn checkouts(
     limit: usize,
 ) -> Result<Vec<CheckoutView>, Error> {
     let mut statement = conn.prepare_cached(
-        "SELECT c.checkout, c.person, c.steps, c.completed_at, c.value_minor, c.value_currency, c.last_step, c.last_at, c.crawler
+        "SELECT c.checkout, c.person, c.steps, c.completed_at, c.completed_crawler, c.value_minor, c.value_currency, c.last_step, c.last_at, c.crawler
          FROM checkout_last l CROSS JOIN checkout c ON c.site = l.site AND c.checkout = l.checkout
          WHERE l.site = ?1 AND l.last_at >= ?2 AND l.last_at < ?3 AND (l.last_at, l.checkout) > (?4, ?5) ORDER BY l.last_at, l.checkout LIMIT ?6",
     )?;
@@ -161,7 +160,7 @@ pub(super) fn checkouts(
 
 fn checkout_view(row: &Row<'_>) -> Result<CheckoutView, Error> {
     let corrupt = || Error::Corrupt("a checkout".into());
-    let value = match (row.get::<_, Option<i64>>(4)?, row.get::<_, Option<String>>(5)?) {
+    let value = match (row.get::<_, Option<i64>>(5)?, row.get::<_, Option<String>>(6)?) {
         (Some(amount_minor), Some(code)) => Some(Money { amount_minor, currency: Currency::parse(&code).map_err(|_| corrupt())? }),
         _ => None,
     };
@@ -169,12 +168,21 @@ fn checkout_view(row: &Row<'_>) -> Result<CheckoutView, Error> {
         checkout: row.get(0)?,
         person: row.get(1)?,
         steps: unpack(row.get_ref(2)?.as_blob().map_err(|_| corrupt())?, "a checkout's steps")?,
-        completed_at: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_micros),
+        completed: completion(row, 3)?,
         value,
-        last_step: row.get(6)?,
-        last_at: Timestamp::from_micros(row.get(7)?),
-        crawler: row.get(8)?,
+        last_step: row.get(7)?,
+        last_at: Timestamp::from_micros(row.get(8)?),
+        crawler: row.get(9)?,
     })
+}
+
+/// The completion in a row (completed_at, completed_crawler, from column `at` on).
+fn completion(row: &Row<'_>, at: usize) -> Result<Option<Completion>, Error> {
+    match (row.get::<_, Option<i64>>(at)?, row.get(at + 1)?) {
+        (Some(at), Some(crawler)) => Ok(Some(Completion { at: Timestamp::from_micros(at), crawler })),
+        (None, None) => Ok(None),
+        _ => Err(Error::Corrupt("a checkout's completion".into())),
+    }
 }
 
 /// See [`crate::archive::Archive::labels`].

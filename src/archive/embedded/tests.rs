@@ -145,8 +145,14 @@ async fn a_later_version_is_refused() {
     let archive = Embedded::open(dir.path()).unwrap();
     archive.write(sample()).await.unwrap();
     archive.close().await.unwrap();
-    let answers = rusqlite::Connection::open(dir.path().join("answers.db")).unwrap();
-    answers.pragma_update(None, "user_version", 2).unwrap();
-    drop(answers);
-    assert!(matches!(Embedded::open(dir.path()), Err(Error::Corrupt(what)) if what.contains("version 2")));
+    let conn = rusqlite::Connection::open(dir.path().join("answers.db")).unwrap();
+    conn.pragma_update(None, "user_version", answers::VERSION + 1).unwrap();
+    drop(conn);
+    for opened in [Embedded::open(dir.path()), Embedded::open_readonly(dir.path())] {
+        assert!(matches!(opened, Err(Error::Corrupt(what)) if what.contains("version 3")));
+    }
+    let conn = rusqlite::Connection::open(dir.path().join("answers.db")).unwrap();
+    conn.pragma_update(None, "user_version", 1).unwrap();
+    let opened = Embedded::open_readonly(dir.path());
+    assert!(matches!(opened, Err(Error::Corrupt(what)) if what.contains("version 1")), "a reader cannot bring it to this version");
 }

@@ -50,8 +50,8 @@ impl Writer {
         conn.pragma_update(None, "cache_size", -65_536)?;
         conn.pragma_update(None, "wal_autocheckpoint", 8_000)?;
         conn.set_prepared_statement_cache_capacity(64);
-        day::check_version(&conn, answers::VERSION, &path)?;
-        answers::create(&conn)?;
+        let known = day::check_version(&conn, answers::VERSION, &path)?;
+        answers::create(&conn, known)?;
         let identities = IdentityTables::open(&conn)?;
         let sites = super::read::sites(&conn)?.into_iter().collect();
         Ok(Self { days, open: BTreeMap::new(), writes: 0, taken: BTreeMap::new(), answers: Some(Answers { conn, identities, sites }) })

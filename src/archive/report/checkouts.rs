@@ -93,7 +93,7 @@ impl<'a> Pages<'a> {
 }
 
 fn is_abandoned(checkout: &CheckoutView, rules: &SiteRules, question: &Question, as_of: Timestamp) -> bool {
-    checkout.completed_at.is_none()
+    checkout.completed.is_none()
         && !checkout.steps.is_empty()
         && admits(question.bots, checkout.crawler)
         && checkout.last_at.plus_seconds(rules.abandoned_after_seconds) < as_of

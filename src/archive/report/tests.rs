@@ -244,6 +244,33 @@ fn the_funnel_says_where_checkouts_stopped() {
 }
 
 #[test]
+fn a_completion_counts_by_its_order_whoever_else_the_checkout_was() {
+    let completion = |id: &str, when: &str, checkout: &str| {
+        post(id, when, "c1", json!({"type": "order_completed", "checkout": {"id": checkout}, "order": {"id": id}}))
+    };
+    // Each checkout is seen once more after its order, by the other sort of shopper.
+    let shop = Shop::new(&[
+        completion("o1", "2026-11-20T09:03:00Z", "k1"),
+        step("1", "2026-11-20T09:04:00Z", "k1", "contact", "entered", 100).crawler(),
+        completion("o2", "2026-11-20T09:23:00Z", "k2").crawler(),
+        step("2", "2026-11-20T09:24:00Z", "k2", "contact", "entered", 100),
+    ]);
+    let reached = |from: &str, to: &str, bots: &str| -> Vec<(String, i64, i64)> {
+        let rows = rows(&shop, "checkout-funnel", &[("from", from), ("to", to), ("bots", bots)]);
+        let reached = rows.as_array().unwrap().iter().filter(|row| row["entered"] != 0 || row["completed"] != 0);
+        reached.map(|row| (row["step"].as_str().unwrap().into(), row["entered"].as_i64().unwrap(), row["completed"].as_i64().unwrap())).collect()
+    };
+    let (entered, ordered) = ([("contact".to_owned(), 1, 0)], [("(order)".to_owned(), 0, 1)]);
+    let (first, second) = (("2026-11-20T09:00:00Z", "2026-11-20T09:15:00Z"), ("2026-11-20T09:15:00Z", "2026-11-20T09:30:00Z"));
+    for (from, to) in [first, ("2026-11-20T09:00:00Z", "2026-11-20T09:14:00Z"), ("2026-11-20T09:02:00Z", "2026-11-20T09:05:00Z")] {
+        assert_eq!((reached(from, to, "exclude"), reached(from, to, "only")), (ordered.to_vec(), entered.to_vec()), "{from} to {to}");
+    }
+    for (from, to) in [second, ("2026-11-20T09:15:00Z", "2026-11-20T09:29:00Z"), ("2026-11-20T09:22:00Z", "2026-11-20T09:25:00Z")] {
+        assert_eq!((reached(from, to, "exclude"), reached(from, to, "only")), (entered.to_vec(), ordered.to_vec()), "{from} to {to}");
+    }
+}
+
+#[test]
 fn unfinished_purchases_are_newest_first_and_taken_back_by_a_later_step() {
     let mut posts = vec![
         step("1", "2026-11-20T09:00:00Z", "kb", "contact", "entered", 100),
@@ -311,8 +338,36 @@ fn random_posts() -> impl Strategy<Value = Vec<(u8, i64, u8, u8, bool)>> {
     proptest::collection::vec((0u8..3, 0i64..180 * 60, 0u8..4, 0u8..4, any::<bool>()), 0..60)
 }
 
+/// Facts of checkouts, each once: by (checkout, entered | completed | ordered), its second and whether a crawler did it.
+fn random_facts() -> impl Strategy<Value = BTreeMap<(u8, u8), (i64, bool)>> {
+    proptest::collection::btree_map((0u8..8, 0u8..3), (0i64..180 * 60, any::<bool>()), 0..24)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_range_of_the_funnel_equals_a_count_of_the_facts(facts in random_facts(), from in 0i64..180 * 60, length in 1i64..180 * 60) {
+        let start = at("2026-11-20T03:00:00Z");
+        let made = facts.iter().map(|((checkout, fact), (second, crawler))| {
+            let (when, checkout) = (start.plus_seconds(*second).to_string(), format!("k{checkout}"));
+            let made = match fact {
+                0 => step(&format!("e-{checkout}"), &when, &checkout, "contact", "entered", 1),
+                1 => step(&format!("c-{checkout}"), &when, &checkout, "contact", "completed", 1),
+                _ => post(&checkout, &when, "c1", json!({"type": "order_completed", "order": {"id": checkout}, "checkout": {"id": checkout}})),
+            };
+            Post { crawler: *crawler, ..made }
+        });
+        let shop = Shop::new(&made.collect::<Vec<_>>());
+        for (bots, admitted) in [("exclude", [false, false]), ("include", [false, true]), ("only", [true, true])] {
+            let inside = |second: i64, crawler: bool| from <= second && second < from + length && admitted.contains(&crawler);
+            let count = |of| facts.iter().filter(|((_, fact), (second, crawler))| *fact == of && inside(*second, *crawler)).count() as i64;
+            let (from, to) = (start.plus_seconds(from).to_string(), start.plus_seconds(from + length).to_string());
+            let Rows::Funnel(found) = ask(&shop, "checkout-funnel", &[("from", &from), ("to", &to), ("bots", bots)]).rows else { panic!() };
+            let found = |step: &str| found.iter().find(|row| row.step == step).map_or([0, 0], |row| [row.entered, row.completed]);
+            prop_assert_eq!([found("contact"), found("(order)")], [[count(0), count(1)], [0, count(2)]], "{}", bots);
+        }
+    }
+
     #[test]
     fn any_range_equals_a_count_of_the_events(events in random_posts(), from in 0i64..180 * 60, length in 1i64..180 * 60, bots in 0usize..3) {
         let start = at("2026-11-20T03:00:00Z");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{Event, Money, Record, RecordKind, StepStatus, Timestamp};
 use super::reports::{Appearance, Fact, Word};
-use super::{CheckoutView, Effects, MAX_FACTS, ORDER_STEP, Outcome, StepCount, Verdict};
+use super::{CheckoutView, Completion, Effects, MAX_FACTS, ORDER_STEP, Outcome, StepCount, Verdict};
 
 /// Memory of a checkout.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -121,12 +121,13 @@ impl CheckoutEntry {
             let best = self.facts.iter().map(|((step, status), fact)| ((fact.best.at, *status, step), &fact.best));
             best.filter(|(_, best)| !named || best.says.person.is_some()).max_by_key(|(order, _)| *order).map(|(_, best)| best)
         };
+        let completion = self.facts.get(&(ORDER_STEP.to_owned(), StepStatus::Completed)).map(|fact| &fact.best);
         let (last_at, last_step) = self.last.as_ref().map_or((Timestamp::ZERO, None), |(at, _, step)| (*at, Some(step.clone())));
         CheckoutView {
             checkout: self.checkout.clone(),
             person: latest(true).and_then(|best| best.says.person.clone()),
             steps: counts.collect(),
-            completed_at: self.facts.get(&(ORDER_STEP.to_owned(), StepStatus::Completed)).map(|fact| fact.best.at),
+            completed: completion.map(|best| Completion { at: best.at, crawler: best.crawler }),
             value: self.value.as_ref().map(|stated| stated.value),
             last_step,
             last_at,

@@ -9,13 +9,14 @@
 //!   replayed, is the report itself. Kept 7 days of the partition's greatest `received_at`.
 //! * **Order** entries (one per order id, its refunds within) and **Checkout** entries (one per checkout, see
 //!   [`Event::checkout_name`]; every step, and the completion, within) have the business key decide instead, and are kept as long
-//!   as the archive: each (event id, fingerprint) is one report; what a record adds = f(reports up to it) - f(reports before it), where f
-//!   takes the best report of each fact. Best: channel webhook, then server, then pixel; then the smaller fingerprint; then
-//!   the smaller event id. Arrival order therefore does not matter, and a replay gives the same verdict.
+//!   as the archive: each (event id, fingerprint, channel) is one report, with an event row of its own; what a record adds = f(reports up
+//!   to it) - f(reports before it), where f takes the best report of each fact. Best: channel webhook, then server, then pixel; then the
+//!   smaller fingerprint; then the smaller event id. Arrival order therefore does not matter, and a replay gives the same verdict. The same
+//!   content under the same id by a second channel is a further report: were it a repeat, the row would keep the first channel, and no
+//!   recount of the rows could find what the better one counts for.
 //!
-//! Two records of one report may still differ in what stands outside the fingerprint: the channel, and what arrival filled in (`occurred_at`,
-//! the crawler flag). The better channel, then the smaller `occurred_at`, then "no crawler" decides, so that here too the order
-//! does not matter. A [`Verdict::Duplicate`] can therefore have effects: whoever keeps sums or rows applies [`Effects`] whatever the verdict.
+//! Two records of one report may still differ in what arrival filled in: `occurred_at` and the crawler flag. The report's first appearance in the
+//! partition decides, as it is the one that has a row. A repeat never changes what counts; it is a sign of life of its checkout, no more.
 //!
 //! **Replay.** A reader starts at its stored offset with its stored memory. Both are stored at once, or the memory after the sums and before
 //! the offset; so the memory is never older than the offset, and it may be newer. A newer memory meets records it holds already: each is told by
@@ -72,8 +73,8 @@ pub enum Verdict {
     Counted = 0,
     /// A further report of a known order, refund or step: archived; its [`Effects`] are the difference it makes, often none.
     Report = 1,
-    /// A repeat: no row, no count, and no effect but a step's `last_at`, which takes every report, and what a repeat by a better channel
-    /// puts right.
+    /// A repeat: no row, no count, and no effect but on the signs of life of its checkout (`last_at`, `last_step`, `value`), which take every
+    /// appearance.
     Duplicate = 2,
     /// A known event id with new content, or a report past [`MAX_REPORTS`] or [`MAX_FACTS`]: archived and flagged, no effect.
     Conflict = 3,
@@ -173,19 +174,29 @@ pub struct CheckoutView {
     pub person: Option<String>,
     /// Steps reached, each once, by (step, status), with the time each counts at; the completion by an order is not among them.
     pub steps: Vec<StepCount>,
-    /// When an order completed it.
-    pub completed_at: Option<Timestamp>,
+    /// Its completion by an order.
+    pub completed: Option<Completion>,
     /// Value of the latest report (by occurred_at) that states one.
     pub value: Option<super::Money>,
     /// Step of the latest report (by occurred_at, then the order entered < completed).
     pub last_step: Option<String>,
-    /// Greatest `occurred_at` of all reports of all steps, duplicates included.
+    /// Greatest `occurred_at` of all reports of all steps, repeats included.
     pub last_at: Timestamp,
     /// Whether the latest best report came from a crawler.
     pub crawler: bool,
 }
 
-/// Whether a business key, not the event id, decides on events of this type: on orders, refunds and checkout steps.
+/// The completion of a checkout by an order. Its shopper need not be of the sort that the checkout was last seen with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// When it counts: `occurred_at` of the order's best report.
+    pub at: Timestamp,
+    /// Whether that report came from a crawler.
+    pub crawler: bool,
+}
+
+/// Whether a business key, not the event id, decides on events of this type: on orders, refunds and checkout steps. The channel is then part
+/// of what makes a report.
 pub fn has_business_key(event_kind: &str) -> bool {
     matches!(event_kind, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED | kind::CHECKOUT_STEP)
 }

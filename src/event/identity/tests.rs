@@ -186,6 +186,13 @@ fn sum_steps<'a>(steps: impl IntoIterator<Item = &'a StepCount>) -> BTreeMap<(St
     sums
 }
 
+/// What makes a report: event id, fingerprint, channel.
+type Word<'a> = (&'a str, u64, Channel);
+
+fn word(record: &Record) -> Word<'_> {
+    (&record.event_id, record.fingerprint, record.channel)
+}
+
 /// What the reports of one entry come to, whatever their order. Checks on the way what holds for every order.
 fn come_to(reports: &Reports) -> (Option<OrderView>, Option<CheckoutView>, BTreeMap<SaleKey, SaleSum>, usize) {
     let (entry, outcomes) = run(reports);
@@ -214,10 +221,11 @@ fn come_to(reports: &Reports) -> (Option<OrderView>, Option<CheckoutView>, BTree
         let mut stands = sum_steps(&view.steps);
         stands.extend(steps.iter().filter(|(key, _)| key.0 == ORDER_STEP).map(|(key, n)| (key.clone(), *n)));
         assert_eq!(steps, stands, "sum of effects is not what stands");
-        assert_eq!(view.completed_at, steps.keys().find(|key| key.0 == ORDER_STEP).map(|key| key.2));
+        let completion = steps.keys().find(|key| key.0 == ORDER_STEP).map(|key| Completion { at: key.2, crawler: key.3 });
+        assert_eq!(view.completed, completion);
     }
     assert_eq!(Entry::from_bytes(&entry.to_bytes()).as_ref(), Some(&entry));
-    let distinct: BTreeSet<(&str, u64)> = reports.iter().map(|(record, _)| (record.event_id.as_str(), record.fingerprint)).collect();
+    let distinct: BTreeSet<Word<'_>> = reports.iter().map(|(record, _)| word(record)).collect();
     let kept = outcomes.iter().filter(|outcome| matches!(outcome.verdict, Verdict::Counted | Verdict::Report)).count();
     assert_eq!(kept, distinct.len());
     (entry.order(), entry.checkout(), sales, outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Counted).count())
@@ -276,26 +284,51 @@ fn any_checkout_report() -> impl Strategy<Value = (Record, Event)> {
     )
 }
 
-/// The same report come again: by any channel, and where `occurred_at` was defaulted, at another time.
-fn come_again((record, event): &(Record, Event), channel: Channel, minute: i64) -> (Record, Event) {
+/// What may become of one report: told by another channel too (arrival fills in its own), told again, or both.
+#[derive(Clone, Debug)]
+struct Retold {
+    channel: Option<Channel>,
+    minute: i64,
+    crawler: bool,
+}
+
+fn any_retold() -> impl Strategy<Value = Retold> {
+    (proptest::option::of(any_channel()), 0i64..4, any::<bool>()).prop_map(|(channel, minute, crawler)| Retold { channel, minute, crawler })
+}
+
+/// The same content under the same id once more: whether a crawler did it, and a defaulted `occurred_at`, are as arrival finds them now.
+fn tell_again((record, event): &(Record, Event), retold: &Retold) -> (Record, Event) {
     let mut again = (record.clone(), event.clone());
-    again.0.channel = channel;
+    again.0.channel = retold.channel.unwrap_or(record.channel);
+    again.0.flags = Flags(record.flags.0 & !Flags::CRAWLER);
+    if retold.crawler {
+        again.0.flags.set(Flags::CRAWLER);
+    }
     if record.flags.has(Flags::NO_OCCURRED_AT) {
-        again.1.occurred_at = at(minute);
+        again.1.occurred_at = at(retold.minute);
     }
     again
 }
 
+/// The list with what arrival filled in the same in every appearance of a report: then nothing is left that the order decides.
+fn alike(reports: &Reports) -> Reports {
+    let mut first: BTreeMap<Word<'_>, &(Record, Event)> = BTreeMap::new();
+    reports.iter().map(|one| (*first.entry(word(&one.0)).or_insert(one)).clone()).collect()
+}
+
+/// Reports, some of them told by other channels too.
+fn any_reports(one: impl Strategy<Value = (Record, Event)>) -> impl Strategy<Value = Reports> {
+    proptest::collection::vec((one, proptest::option::weighted(0.4, any_retold())), 1..12).prop_map(|told| {
+        let appearances = |(one, retold): &((Record, Event), Option<Retold>)| {
+            std::iter::once(one.clone()).chain(retold.iter().map(|retold| tell_again(one, retold))).collect::<Reports>()
+        };
+        alike(&told.iter().flat_map(appearances).collect())
+    })
+}
+
 /// A list, and the same list with some of it repeated, in another order.
 fn and_disturbed(one: impl Strategy<Value = (Record, Event)>) -> impl Strategy<Value = (Reports, Reports)> {
-    let again = proptest::option::weighted(0.3, (any_channel(), 0i64..4));
-    proptest::collection::vec((one, again), 1..12)
-        .prop_map(|reports| {
-            let appearances = |(one, again): &((Record, Event), Option<(Channel, i64)>)| {
-                std::iter::once(one.clone()).chain(again.map(|(channel, minute)| come_again(one, channel, minute))).collect::<Reports>()
-            };
-            reports.iter().flat_map(appearances).collect::<Reports>()
-        })
+    any_reports(one)
         .prop_flat_map(|reports| {
             let repeated = proptest::collection::vec(proptest::sample::select(reports.clone()), 0..8);
             (Just(reports), repeated)
@@ -304,6 +337,24 @@ fn and_disturbed(one: impl Strategy<Value = (Record, Event)>) -> impl Strategy<V
             let all: Reports = reports.iter().cloned().chain(repeated).collect();
             (Just(reports), Just(all).prop_shuffle())
         })
+}
+
+/// A list, and the same list with repeats of what came before, in which arrival found other things.
+fn and_repeated(one: impl Strategy<Value = (Record, Event)>) -> impl Strategy<Value = (Reports, Reports)> {
+    let repeats = proptest::collection::vec((any::<prop::sample::Index>(), any_retold()), 12 * 2);
+    (any_reports(one), repeats).prop_map(|(reports, repeats)| {
+        let mut all = Reports::new();
+        for (one, (of, retold)) in reports.iter().zip(repeats) {
+            all.push(one.clone());
+            all.push(tell_again(of.get(&all), &Retold { channel: None, ..retold }));
+        }
+        (reports, all)
+    })
+}
+
+/// Appearances of reports of one entry, of an order or of a checkout, repeats among them.
+fn any_appearances() -> impl Strategy<Value = Reports> {
+    prop_oneof![and_repeated(any_order_report()).prop_map(|(_, all)| all), and_repeated(any_checkout_report()).prop_map(|(_, all)| all)]
 }
 
 proptest! {
@@ -323,7 +374,20 @@ proptest! {
     }
 
     #[test]
-    fn a_newer_memory_tells_replayed_records_by_their_offset(reports in proptest::collection::vec(any_order_report(), 1..12)) {
+    fn a_repeat_of_an_order_changes_nothing((reports, repeated) in and_repeated(any_order_report())) {
+        prop_assert_eq!(come_to(&repeated), come_to(&reports));
+    }
+
+    #[test]
+    fn a_repeat_of_a_step_is_a_sign_of_life_alone((reports, repeated) in and_repeated(any_checkout_report())) {
+        let ((_, view, _, counted), (_, expected, _, once)) = (come_to(&repeated), come_to(&reports));
+        let (view, expected) = (view.unwrap(), expected.unwrap());
+        prop_assert_eq!((counted, Some(view.last_at)), (once, repeated.iter().map(|(_, event)| event.occurred_at).max()));
+        prop_assert_eq!(&view, &CheckoutView { last_at: view.last_at, last_step: view.last_step.clone(), value: view.value, ..expected });
+    }
+
+    #[test]
+    fn a_newer_memory_tells_replayed_records_by_their_offset(reports in any_appearances()) {
         let (mut entry, outcomes) = run(&reports);
         let newest = entry.clone();
         for (((record, event), offset), first_time) in reports.iter().zip(0..).zip(outcomes) {
@@ -334,7 +398,7 @@ proptest! {
     }
 
     #[test]
-    fn a_memory_saved_at_any_point_goes_on_the_same(reports in proptest::collection::vec(any_order_report(), 1..10), cut in 0usize..10) {
+    fn a_memory_saved_at_any_point_goes_on_the_same(reports in any_appearances(), cut in 0usize..24) {
         let (whole, outcomes) = run(&reports);
         let cut = cut.min(reports.len());
         let (before, _) = run(&reports[..cut].to_vec());
@@ -373,6 +437,47 @@ fn events_count_once_and_their_contents_are_remembered() {
     let (mut entry, _) = run(&reports);
     assert_eq!(fold(&mut entry, &reports[0].0, &reports[0].1, 0).verdict, Counted, "the record at its own offset is itself");
     assert_eq!(fold(&mut entry, &reports[0].0, &reports[0].1, 9).verdict, Duplicate);
+    let better = report(view(5), "e", Channel::Webhook);
+    assert_eq!(fold(&mut entry, &better.0, &better.1, 10).verdict, Duplicate, "the channel plays no role");
+}
+
+#[test]
+fn the_same_words_by_another_channel_are_a_further_report() {
+    use Verdict::{Counted, Duplicate, Report};
+    let says = |id, price, channel| report(order(0, &[item("a", 1, Some(eur(price)))]), id, channel);
+    let reports = [says("e1", 100, Channel::Pixel), says("e2", 200, Channel::Server), says("e1", 100, Channel::Webhook)];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut told: Reports = order.map(|index| reports[index].clone()).to_vec();
+        told.extend(reports.clone());
+        assert_eq!(verdicts(&told), [Counted, Report, Report, Duplicate, Duplicate, Duplicate], "{order:?}");
+        let (found, _, sold, _) = come_to(&told);
+        assert_eq!((found.unwrap().total, sold), (Some(eur(100)), sum_sales(&[sale("a", 0, 1, 1, &[eur(100)])])), "{order:?}");
+    }
+}
+
+#[test]
+fn the_first_appearance_of_a_report_says_when_and_by_whom() {
+    let told = |minute, channel, crawler| {
+        let event = order(minute, &[item("a", 1, Some(eur(1)))]);
+        let mut record = record(&event, "e", channel, true);
+        if crawler {
+            record.flags.set(Flags::CRAWLER);
+        }
+        (record, event)
+    };
+    let (_, outcomes) = run(&vec![
+        told(5, Channel::Server, true),
+        told(3, Channel::Server, false),
+        told(4, Channel::Webhook, false),
+        told(2, Channel::Webhook, true),
+        told(1, Channel::Server, false),
+    ]);
+    assert_eq!(outcomes[0].effects.sales, [Sale { crawler: true, ..sale("a", 5, 1, 1, &[eur(1)]) }]);
+    let taken_back = Sale { crawler: true, ..sale("a", 5, -1, -1, &[eur(-1)]) };
+    assert_eq!((outcomes[2].verdict, &outcomes[2].effects.sales), (Verdict::Report, &vec![sale("a", 4, 1, 1, &[eur(1)]), taken_back]));
+    for repeat in [1, 3, 4] {
+        assert_eq!(outcomes[repeat], Outcome { verdict: Verdict::Duplicate, effects: Effects::default() });
+    }
 }
 
 #[test]
@@ -450,7 +555,7 @@ fn a_repeat_that_comes_later_is_a_sign_of_life() {
     assert_eq!((outcomes[1].effects.steps.len(), outcomes[1].effects.checkout_changed), (0, true));
     let view = entry.unwrap().checkout().unwrap();
     assert_eq!((view.last_at, view.steps[0].at, view.value, view.checkout.as_str()), (at(7), at(0), Some(eur(5)), "ch1"));
-    assert_eq!((view.last_step.as_deref(), view.completed_at), (Some("contact"), None));
+    assert_eq!((view.last_step.as_deref(), view.completed), (Some("contact"), None));
 }
 
 #[test]

@@ -50,6 +50,8 @@ struct Waiting {
     records: usize,
     bytes: usize,
     stop: bool,
+    /// The writer looks again by itself soon: a further call need not wake it.
+    gathering: bool,
 }
 
 /// The calls that wait for the writer, bounded by records and bytes.
@@ -60,6 +62,13 @@ pub(super) struct Queue {
 
 /// Bytes the writer puts in one group at most, unless one call alone is larger: bounds memory and the wait of the first call in it.
 const GROUP_BYTES: usize = 8 << 20;
+
+/// While many callers append at once, a group is held open as long as calls come with pauses shorter than this: twice the calls in a group halve what a
+/// sync costs each of them. A pause ends it, so that nobody waits for callers that are not there.
+const GATHER_PAUSE: Duration = Duration::from_micros(200);
+
+/// How long a group is held open at most.
+const GATHER_MOST: Duration = Duration::from_millis(2);
 
 /// What the writer finds to do.
 enum Work {
@@ -101,8 +110,12 @@ impl Queue {
         waiting.records += records.len();
         waiting.bytes += bytes;
         waiting.calls.push_back(Call { records, bytes, answer });
+        // It sleeps only while nothing waits.
+        let wakes = waiting.calls.len() == 1 && !waiting.gathering;
         drop(waiting);
-        self.filled.notify_one();
+        if wakes {
+            self.filled.notify_one();
+        }
         Ok(answered)
     }
 
@@ -112,13 +125,16 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits for calls, at most `patience`.
-    fn take(&self, patience: Option<Duration>) -> Work {
+    /// Waits for calls, at most `patience`; `crowded`: the last group had several.
+    fn take(&self, patience: Option<Duration>, crowded: bool) -> Work {
         let idle = |waiting: &mut Waiting| waiting.calls.is_empty() && !waiting.stop;
         let mut waiting = match patience {
             None => self.filled.wait_while(self.waiting(), idle).unwrap_or_else(PoisonError::into_inner),
             Some(patience) => self.filled.wait_timeout_while(self.waiting(), patience, idle).unwrap_or_else(PoisonError::into_inner).0,
         };
+        if crowded || waiting.calls.len() > 1 {
+            waiting = self.gather(waiting);
+        }
         let mut bytes = 0;
         let fitting = waiting.calls.iter().take_while(|call| {
             bytes += call.bytes;
@@ -129,6 +145,19 @@ impl Queue {
             return Work::Group(waiting.calls.drain(..count).collect());
         }
         if waiting.stop { Work::Stop } else { Work::Seal }
+    }
+
+    /// Lets further calls come in until none comes for a moment.
+    fn gather<'q>(&'q self, mut waiting: MutexGuard<'q, Waiting>) -> MutexGuard<'q, Waiting> {
+        let until = Instant::now() + GATHER_MOST;
+        let mut seen = 0;
+        while waiting.calls.len() > seen && waiting.bytes < GROUP_BYTES && !waiting.stop && Instant::now() < until {
+            seen = waiting.calls.len();
+            waiting.gathering = true;
+            waiting = self.filled.wait_timeout(waiting, GATHER_PAUSE).unwrap_or_else(PoisonError::into_inner).0;
+            waiting.gathering = false;
+        }
+        waiting
     }
 
     /// Gives the room of written calls back.
@@ -173,10 +202,12 @@ impl Writer {
     /// Writes until the queue is stopped or the disk fails.
     pub(super) fn run(mut self) {
         let mut last_group = Instant::now();
+        let mut crowded = false;
         loop {
             let patience = (!self.tail.sealed).then(|| self.log.settings.seal_after.saturating_sub(last_group.elapsed()));
-            match self.queue.take(patience) {
+            match self.queue.take(patience, crowded) {
                 Work::Group(calls) => {
+                    crowded = calls.len() > 1;
                     if self.commit(calls).is_err() {
                         return;
                     }

@@ -1,8 +1,8 @@
 //! The one thread that writes `objects.db`. It takes jobs from a bounded queue, joins those that wait into one transaction, and answers each
-//! when that transaction has been committed. Started by the embedded ObjectStore alone; must never be given a second connection that writes or
-//! checkpoints the same file.
+//! when that transaction has been committed. Started by the embedded ObjectStore alone; must never be given a second connection that writes to
+//! the same file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::checkpointer::Checkpointer;
 use super::queries::failed;
 use super::rows::{self, Filing};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
@@ -21,12 +22,13 @@ use crate::sync::{Checkpoint, Error, ObjectWrite, RouterCommit};
 /// Most jobs joined in one transaction.
 const MAX_JOINED: usize = 64;
 
-/// Objects of a transaction that counts as large.
-const MANY_OBJECTS: usize = 500;
+/// Pages of WAL at which a commit itself carries into the database what the [`Checkpointer`] has not. Only then, with nothing left to carry, does SQLite
+/// begin the WAL anew: beside a busy writer the checkpointer is always a little behind.
+pub(super) const LONG_WAL: i64 = 16_000;
 
-/// Pages of WAL that are carried into the database at once while transactions are small, and while they are large.
-const FEW_PAGES: i64 = 2_000;
-const MANY_PAGES: i64 = 32_000;
+/// How long one transaction saves router state, and how many entries it puts between two looks at the clock.
+const SAVE_FOR: Duration = Duration::from_millis(5);
+const SAVE_AT_ONCE: usize = 64;
 
 /// The identity memory, shared with the readers: they look up while no transaction saves.
 pub(super) type SharedIdentity = Arc<RwLock<IdentityTables>>;
@@ -65,72 +67,84 @@ pub(super) struct Writer {
     pub(super) filed: Recent<Vec<u8>, Filing>,
     /// The hour up to which identity tables were last dropped.
     pub(super) expired_to: i64,
-    /// From how many pages of WAL on a commit carries them into the database now.
-    pub(super) checkpoint_pages: i64,
+    pub(super) checkpointer: Option<Checkpointer>,
+    /// Router states in the order they came; the first one is being saved.
+    pub(super) saving: VecDeque<Saving>,
 }
 
 impl Writer {
     /// Works until it is closed or every sender is gone.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        while let Ok(first) = jobs.recv() {
-            let mut batch = vec![first];
-            self.gather(jobs, &mut batch);
-            let mut closing = None;
-            let mut done = Vec::new();
-            let mut asked = Vec::new();
-            let mut work = Work::default();
-            // Permits are held until the answers are out.
-            let mut permits = Vec::with_capacity(batch.len());
-            for job in batch {
-                permits.push(job.permit);
-                match job.what {
-                    What::Objects(objects, checkpoints, answer) => {
-                        work.objects.extend(objects);
-                        work.checkpoints.extend(checkpoints);
-                        done.push(answer);
-                    }
-                    What::Router(commits, answer) => {
-                        work.router.extend(commits);
-                        done.push(answer);
-                    }
-                    What::Purge(keys, answer) => {
-                        work.purge.extend(keys);
-                        done.push(answer);
-                    }
-                    What::Durable(answer) => asked.push(answer),
-                    What::Close(answer) => closing = Some(answer),
-                }
-            }
-            if !done.is_empty() {
-                let result = self.commit(work).map_err(failed);
-                if result.is_err() {
-                    self.filed.clear();
-                }
-                for answer in done {
-                    answer.send(result.clone()).ok();
-                }
-            }
-            if !asked.is_empty() {
-                let result = self.make_durable().map_err(failed);
-                for answer in asked {
-                    answer.send(result.clone()).ok();
-                }
-            }
-            drop(permits);
-            if let Some(answer) = closing {
+        while let Some(batch) = self.next(jobs) {
+            if let Some(closing) = self.work(batch) {
+                drop(self.checkpointer.take());
                 let synced = self.make_durable().map(drop).map_err(failed);
                 let closed = self.conn.close().map_err(|(_, error)| failed(error));
-                answer.send(synced.and(closed)).ok();
+                closing.send(synced.and(closed)).ok();
                 return;
             }
         }
+    }
+
+    /// The jobs to join; none of them is waited for while router state is being saved. None at the end.
+    fn next(&self, jobs: &Receiver<Job>) -> Option<Vec<Job>> {
+        let mut batch = Vec::new();
+        if self.saving.is_empty() {
+            batch.push(jobs.recv().ok()?);
+        }
+        self.gather(jobs, &mut batch);
+        Some(batch)
+    }
+
+    /// Does what is joined and some of what is being saved, in one transaction, and answers. Gives the one to be told of the end, where it is asked for.
+    fn work(&mut self, batch: Vec<Job>) -> Option<oneshot::Sender<Result<(), Error>>> {
+        let (mut work, mut done, mut asked, mut closing) = (Work::default(), Vec::new(), Vec::new(), None);
+        // Permits are held until the answers are out.
+        let mut permits = Vec::with_capacity(batch.len());
+        for Job { what, permit } in batch {
+            match what {
+                What::Objects(objects, checkpoints, answer) => {
+                    work.objects.extend(objects);
+                    work.checkpoints.extend(checkpoints);
+                    done.push(answer);
+                }
+                What::Router(commits, answer) => {
+                    self.saving.push_back(Saving::of(commits, answer, permit));
+                    continue;
+                }
+                What::Purge(keys, answer) => {
+                    work.purge.extend(keys);
+                    done.push(answer);
+                }
+                What::Durable(answer) => asked.push(answer),
+                What::Close(answer) => closing = Some(answer),
+            }
+            permits.push(permit);
+        }
+        if !done.is_empty() || !self.saving.is_empty() {
+            let result = self.commit(work).map_err(failed);
+            for answer in done {
+                answer.send(result.clone()).ok();
+            }
+        }
+        while closing.is_some() && !self.saving.is_empty() {
+            // What fails is answered; it leaves the queue either way.
+            self.commit(Work::default()).ok();
+        }
+        if !asked.is_empty() {
+            let result = self.make_durable().map_err(failed);
+            for answer in asked {
+                answer.send(result.clone()).ok();
+            }
+        }
+        closing
     }
 
     /// Joins what waits. Router state alone waits up to `linger` for company, for nobody waits for it.
     fn gather(&self, jobs: &Receiver<Job>, batch: &mut Vec<Job>) {
         let until = Instant::now() + self.linger;
         while batch.len() < MAX_JOINED {
-            let patient = batch.iter().all(|job| matches!(job.what, What::Router(..)));
+            let patient = self.saving.is_empty() && batch.iter().all(|job| matches!(job.what, What::Router(..)));
             let ended = batch.last().is_some_and(|job| matches!(job.what, What::Durable(_) | What::Close(_)));
             if ended {
                 return;
@@ -147,33 +161,43 @@ impl Writer {
         }
     }
 
-    /// All of it in one transaction, in key order.
+    /// All of it in one transaction, in key order, with as much of the router state being saved as fits in a moment: objects that come meanwhile need not
+    /// wait for the whole of it. Answers the router where its state is saved or failed.
     fn commit(&mut self, work: Work) -> rusqlite::Result<()> {
         let began = Instant::now();
-        self.checkpoint_after(if work.objects.len() > MANY_OBJECTS { MANY_PAGES } else { FEW_PAGES })?;
-        let tx = self.conn.transaction()?;
         let written = work.objects.len();
+        let result = self.transact(work);
+        match &result {
+            Ok(()) => {
+                self.checkpointer.iter().for_each(Checkpointer::committed);
+                if let Some(saved) = self.saving.pop_front_if(|saving| saving.is_saved()) {
+                    saved.answer.send(Ok(())).ok();
+                }
+                metrics::histogram!("contrail_objects_commit_seconds").record(began.elapsed().as_secs_f64());
+                metrics::counter!("contrail_objects_written_total").increment(written as u64);
+            }
+            Err(error) => {
+                self.filed.clear();
+                for saving in self.saving.drain(..) {
+                    saving.answer.send(Err(Error::Store(error.to_string()))).ok();
+                }
+            }
+        }
+        result
+    }
+
+    fn transact(&mut self, work: Work) -> rusqlite::Result<()> {
+        let tx = self.conn.transaction()?;
         put_objects(&tx, &mut self.filed, work.objects)?;
         put_checkpoints(&tx, work.checkpoints)?;
         purge(&tx, &mut self.filed, &work.purge)?;
-        if !work.router.is_empty() {
-            put_router(&tx, &self.identity, work.router)?;
-            expire_identity(&tx, &self.identity, &mut self.expired_to)?;
+        if let Some(saving) = self.saving.front_mut() {
+            saving.put_some(&tx, &self.identity)?;
+            if saving.is_saved() {
+                expire_identity(&tx, &self.identity, &mut self.expired_to)?;
+            }
         }
-        tx.commit()?;
-        metrics::histogram!("contrail_objects_commit_seconds").record(began.elapsed().as_secs_f64());
-        metrics::counter!("contrail_objects_written_total").increment(written as u64);
-        Ok(())
-    }
-
-    /// From how many pages of WAL on a commit carries them into the database: few while commits are small, so that none takes long; many while they are
-    /// large, so that a page that each of them touches is not written back by each.
-    fn checkpoint_after(&mut self, pages: i64) -> rusqlite::Result<()> {
-        if self.checkpoint_pages != pages {
-            self.conn.pragma_update_and_check(None, "wal_autocheckpoint", pages, |_| Ok(()))?;
-            self.checkpoint_pages = pages;
-        }
-        Ok(())
+        tx.commit()
     }
 
     /// Checkpoints the WAL into the database, both synced, and reads the offsets that are in it. While readers hold old pages the checkpoint stays
@@ -194,8 +218,50 @@ impl Writer {
 struct Work {
     objects: Vec<ObjectWrite>,
     checkpoints: Vec<(u16, Checkpoint)>,
-    router: Vec<RouterCommit>,
     purge: Vec<ObjectKey>,
+}
+
+/// Router state on its way: its entries first, over as many transactions as they take, and the offsets in the last.
+pub(super) struct Saving {
+    /// What is left, in the order of the tables they go to and in key order within each, so that no page is touched by two transactions.
+    entries: VecDeque<(Timestamp, IdentityKey, Entry)>,
+    /// Offsets and sights; empty once they are put.
+    commits: Vec<RouterCommit>,
+    answer: oneshot::Sender<Result<(), Error>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Saving {
+    fn of(mut commits: Vec<RouterCommit>, answer: oneshot::Sender<Result<(), Error>>, permit: OwnedSemaphorePermit) -> Self {
+        let mut by_hour: BTreeMap<i64, (Timestamp, BTreeMap<IdentityKey, Entry>)> = BTreeMap::new();
+        for commit in &mut commits {
+            let (_, entries) = by_hour.entry(rows::hour_of(commit.received_at)).or_insert((commit.received_at, BTreeMap::new()));
+            entries.extend(std::mem::take(&mut commit.entries));
+        }
+        let of_hour = |(at, entries): (Timestamp, BTreeMap<IdentityKey, Entry>)| entries.into_iter().map(move |(key, entry)| (at, key, entry));
+        Self { entries: by_hour.into_values().flat_map(of_hour).collect(), commits, answer, _permit: permit }
+    }
+
+    fn is_saved(&self) -> bool {
+        self.entries.is_empty() && self.commits.is_empty()
+    }
+
+    /// Puts entries for at most [`SAVE_FOR`], and once none is left the offsets.
+    fn put_some(&mut self, tx: &Transaction<'_>, identity: &SharedIdentity) -> rusqlite::Result<()> {
+        let until = Instant::now() + SAVE_FOR;
+        while let Some((at, ..)) = self.entries.front()
+            && Instant::now() < until
+        {
+            let at = *at;
+            let same = self.entries.iter().take(SAVE_AT_ONCE).take_while(|(other, ..)| *other == at).count();
+            let some: Vec<(IdentityKey, Entry)> = self.entries.drain(..same).map(|(_, key, entry)| (key, entry)).collect();
+            identity.write().unwrap_or_else(PoisonError::into_inner).save(tx, at, &some)?;
+        }
+        if self.entries.is_empty() {
+            put_offsets(tx, std::mem::take(&mut self.commits))?;
+        }
+        Ok(())
+    }
 }
 
 fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, objects: Vec<ObjectWrite>) -> rusqlite::Result<()> {
@@ -272,8 +338,7 @@ fn purge(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, keys: &[Obje
     Ok(())
 }
 
-fn put_router(tx: &Transaction<'_>, identity: &SharedIdentity, commits: Vec<RouterCommit>) -> rusqlite::Result<()> {
-    let mut by_hour: BTreeMap<i64, (Timestamp, BTreeMap<IdentityKey, Entry>)> = BTreeMap::new();
+fn put_offsets(tx: &Transaction<'_>, commits: Vec<RouterCommit>) -> rusqlite::Result<()> {
     let mut next = tx.prepare_cached(
         "INSERT INTO router (partition, next, received_at) VALUES (?1, ?2, ?3)
          ON CONFLICT DO UPDATE SET next = excluded.next, received_at = max(received_at, excluded.received_at)",
@@ -284,13 +349,6 @@ fn put_router(tx: &Transaction<'_>, identity: &SharedIdentity, commits: Vec<Rout
         for hash in &commit.sighted {
             sight.execute(params![commit.partition, hash])?;
         }
-        let (_, entries) = by_hour.entry(rows::hour_of(commit.received_at)).or_insert((commit.received_at, BTreeMap::new()));
-        entries.extend(commit.entries);
-    }
-    let mut tables = identity.write().unwrap_or_else(PoisonError::into_inner);
-    for (at, entries) in by_hour.into_values() {
-        let entries: Vec<(IdentityKey, Entry)> = entries.into_iter().collect();
-        tables.save(tx, at, &entries)?;
     }
     Ok(())
 }

@@ -11,12 +11,13 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use rand::Rng;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::state::{Batch, Flight, KeeperState};
+use self::state::{Batch, Counts, Flight, KeeperState};
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
@@ -212,7 +213,7 @@ impl Run<'_> {
                     }
                     sweep_at = Instant::now() + settings.sweep_every;
                 }
-                delivery = self.consumer.next(settings.read_bytes), if !self.paused => self.take(delivery?).await?,
+                delivery = self.consumer.next(settings.read_bytes), if !self.paused => self.gather(delivery?).await?,
             }
         }
     }
@@ -225,6 +226,33 @@ impl Run<'_> {
         Some(at.max(self.not_before))
     }
 
+    /// Takes a delivery and what else the log has ready, up to the bytes of one reading: records of several partitions are then loaded for at once.
+    async fn gather(&mut self, first: Delivery) -> Result<(), Error> {
+        let settings = &self.keeper.settings;
+        let (mut batches, mut bytes, mut behind) = (Vec::new(), 0, 0);
+        let mut next = Some(first);
+        while let Some(delivery) = next.take() {
+            match delivery {
+                Delivery::Records { partition, records, next } => {
+                    behind = behind.max(records.last().map_or(0, |last| next.saturating_sub(last.offset + 1)));
+                    bytes += records.iter().map(|record| record.value.len()).sum::<usize>();
+                    batches.push(Batch::decode(partition, &records));
+                }
+                other => self.take(other).await?,
+            }
+            if bytes < settings.read_bytes {
+                next = self.consumer.next(settings.read_bytes - bytes).now_or_never().transpose()?;
+            }
+        }
+        if batches.is_empty() {
+            return Ok(());
+        }
+        // A few records behind are only what came while the last were folded.
+        self.window = if behind > BACKLOG { (self.window * 2).min(settings.gather_most) } else { (self.window / 2).max(settings.gather) };
+        self.fold(batches).await
+    }
+
+    /// Takes what is no record.
     async fn take(&mut self, delivery: Delivery) -> Result<(), Error> {
         match delivery {
             Delivery::Assigned(partitions) => {
@@ -245,19 +273,13 @@ impl Run<'_> {
                 self.keeper.status.fail(Topic::Changes, partition, error.to_string());
                 Ok(())
             }
-            Delivery::Records { partition, records, next } => {
-                let behind = records.last().map_or(0, |last| next.saturating_sub(last.offset + 1));
-                let settings = &self.keeper.settings;
-                // A few records behind are only what came while the last were folded.
-                self.window = if behind > BACKLOG { (self.window * 2).min(settings.gather_most) } else { (self.window / 2).max(settings.gather) };
-                self.fold(Batch::decode(partition, &records)).await
-            }
+            Delivery::Records { .. } => Ok(()),
         }
     }
 
-    /// Loads what a batch needs and folds it in.
-    async fn fold(&mut self, batch: Batch) -> Result<(), Error> {
-        let missing = self.state.missing(&batch);
+    /// Loads what batches need and folds them in, in their order.
+    async fn fold(&mut self, batches: Vec<Batch>) -> Result<(), Error> {
+        let missing = self.state.missing(&batches);
         for keys in missing.chunks(LOAD) {
             for (key, found) in load(self.keeper.store.as_ref(), keys).await? {
                 let object = found.and_then(|stored| stored.map_or_else(|| Ok(Object::empty(key.clone())), Object::from_stored));
@@ -267,7 +289,8 @@ impl Run<'_> {
                 }
             }
         }
-        let counts = self.state.read(batch, self.keeper.clock.now());
+        let now = self.keeper.clock.now();
+        let counts = batches.into_iter().map(|batch| self.state.read(batch, now)).sum::<Counts>();
         metrics::counter!("contrail_keeper_changes_total", "result" => "applied").increment(counts.applied);
         metrics::counter!("contrail_keeper_changes_total", "result" => "repeat").increment(counts.repeats);
         metrics::counter!("contrail_keeper_changes_total", "result" => "refused").increment(counts.refused);

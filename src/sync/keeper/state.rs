@@ -71,6 +71,18 @@ pub struct Counts {
     pub malformed: u64,
 }
 
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, more| Self {
+            applied: sum.applied + more.applied,
+            repeats: sum.repeats + more.repeats,
+            refused: sum.refused + more.refused,
+            frozen: sum.frozen + more.frozen,
+            malformed: sum.malformed + more.malformed,
+        })
+    }
+}
+
 /// One keeper's objects and places.
 #[derive(Debug)]
 pub struct KeeperState {
@@ -192,9 +204,9 @@ impl KeeperState {
         self.partitions.keys().copied().collect()
     }
 
-    /// The objects a batch needs that are not in memory.
-    pub fn missing(&self, batch: &Batch) -> Vec<ObjectKey> {
-        let keys = batch.changes.iter().filter_map(|(_, _, change)| Some(&change.as_ref().ok()?.key));
+    /// The objects batches need that are not in memory.
+    pub fn missing(&self, batches: &[Batch]) -> Vec<ObjectKey> {
+        let keys = batches.iter().flat_map(|batch| &batch.changes).filter_map(|(_, _, change)| Some(&change.as_ref().ok()?.key));
         let missing: HashSet<&ObjectKey> = keys.filter(|key| !self.objects.contains_key(*key) && !self.frozen.contains(*key)).collect();
         missing.into_iter().cloned().collect()
     }

@@ -72,7 +72,7 @@ impl Shelf {
     /// Loads what a batch needs and folds it in.
     fn read(&self, state: &mut KeeperState, partition: u16, records: &[Stored], now: Timestamp) -> Counts {
         let batch = Batch::decode(partition, records);
-        for key in state.missing(&batch) {
+        for key in state.missing(std::slice::from_ref(&batch)) {
             state.insert(self.objects.get(&key).map_or_else(|| Object::empty(key), |found| Object::from_stored(found.clone()).unwrap()));
         }
         state.read(batch, now)
@@ -256,11 +256,11 @@ fn frozen_and_malformed_changes_do_not_hold_the_checkpoint() {
     state.assign(partition, Checkpoint::default());
     let records = [stored(0, &add(&key, 0, 0)), Stored { offset: 1, value: vec![9, 9].into() }];
     let batch = Batch::decode(partition, &records);
-    assert_eq!(state.missing(&batch), std::slice::from_ref(&key));
+    assert_eq!(state.missing(std::slice::from_ref(&batch)), std::slice::from_ref(&key));
     state.freeze(key);
     let counts = state.read(batch, ms(0));
     assert_eq!(counts, Counts { frozen: 1, malformed: 1, ..Counts::default() });
-    assert_eq!(state.missing(&Batch::decode(partition, &records)), []);
+    assert_eq!(state.missing(&[Batch::decode(partition, &records)]), []);
     assert_eq!(state.checkpoints().first().map(|(_, checkpoint)| checkpoint.next), Some(2));
     assert_eq!(state.next_due(), None);
 }

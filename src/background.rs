@@ -1,0 +1,75 @@
+//! Threads whose work nobody waits for: they step back, so that those who serve requests get the processor first. Used by the archive and by the embedded
+//! stores. Must never be given work that a request waits for.
+
+use tokio::sync::{mpsc, oneshot};
+
+/// How far such a thread steps back (`nice`): beside one busy thread of the others it still gets a quarter of a core, so that it cannot starve.
+#[cfg(target_os = "linux")]
+const STEP: i32 = 5;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Lowers the calling thread's priority for as long as it lives. Where the system refuses, or knows only whole processes, it stays as it was.
+pub fn step_back() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(STEP) {
+        tracing::debug!(%error, "a background thread keeps its priority");
+    }
+}
+
+/// One such thread, computing one job after another. Dropping it lets the thread end with the job under way.
+#[derive(Debug)]
+pub struct Worker {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn start(name: &str) -> std::io::Result<Self> {
+        let (jobs, mut queue) = mpsc::channel::<Job>(1);
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            step_back();
+            while let Some(job) = queue.blocking_recv() {
+                job();
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+
+    /// What `work` gives; None where it panicked, now or in a job before. Dropped while it waits, the job is still done.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move || {
+            // Whoever went away needs no answer.
+            answer.send(work()).ok();
+        });
+        self.jobs.send(job).await.ok()?;
+        answered.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn jobs_are_done_in_order_by_a_thread_that_steps_back() {
+        let worker = Worker::start("stepping-back").unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for n in 0..3 {
+            let sender = sender.clone();
+            worker.run(move || sender.send(n).unwrap()).await.unwrap();
+        }
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
+        #[cfg(target_os = "linux")]
+        {
+            let priority = || rustix::process::getpriority_process(None).unwrap();
+            assert_eq!(worker.run(priority).await, Some((priority() + STEP).min(19)));
+        }
+        assert_eq!(worker.run(|| panic!("told to")).await, None::<()>);
+        assert_eq!(worker.run(|| 1).await, None, "its thread is gone");
+    }
+}
