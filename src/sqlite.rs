@@ -183,6 +183,11 @@ impl IdentityTables {
         Ok(())
     }
 
+    /// Removes the entry of an order or a checkout. The filter keeps its key: that only costs a look-up.
+    pub fn remove_lasting(&self, tx: &Transaction<'_>, key: &IdentityKey) -> rusqlite::Result<()> {
+        tx.prepare_cached("DELETE FROM identity_lasting WHERE key = ?1")?.execute([key.0.as_slice()]).map(drop)
+    }
+
     /// Replaces known event entries where they stand; gives those that are nowhere.
     fn update_known<'e>(&self, tx: &Transaction<'_>, mut entries: Vec<&'e (IdentityKey, Entry)>) -> rusqlite::Result<Vec<&'e (IdentityKey, Entry)>> {
         let keys: Vec<IdentityKey> = entries.iter().map(|(key, _)| *key).collect();

@@ -1,4 +1,5 @@
-//! `/admin/...`: what commands on this machine ask of the running server. Every route wants the admin token of the data directory.
+//! `/admin/...`: what commands on this machine ask of the running server (`/admin/known` has a file of its own). Every route wants the admin token of the
+//! data directory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,21 +41,22 @@ impl Admin {
             .route("/admin/sites/{site}/tokens", post(token))
             .route("/admin/progress", get(progress))
             .route("/admin/audit", get(audited))
-            .layer(middleware::from_fn_with_state(self.clone(), guard))
+            .layer(middleware::from_fn_with_state(self.access.clone(), guard))
             .with_state(self)
     }
 }
 
-async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+/// Lets through what carries the admin token.
+pub(super) async fn guard(State(access): State<Access>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    match admin.access.admin(&parts) {
+    match access.admin(&parts) {
         Ok(()) => next.run(Request::from_parts(parts, body)).await,
         Err(problem) => problem.into_response(),
     }
 }
 
 /// The problem that stands in an answer's place.
-struct Refused(Box<Problem>);
+pub(super) struct Refused(Box<Problem>);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -68,7 +70,7 @@ fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: i
     Refused(Box::new(Problem::new(status, code, title, detail.to_string())))
 }
 
-fn failed(error: impl std::fmt::Display) -> Refused {
+pub(super) fn failed(error: impl std::fmt::Display) -> Refused {
     tracing::error!(%error, "an admin request failed");
     refuse(StatusCode::INTERNAL_SERVER_ERROR, "failed", "The server could not do that", error)
 }

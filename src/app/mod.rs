@@ -5,6 +5,7 @@ mod access;
 mod admin;
 pub mod data;
 mod health;
+mod known;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -215,7 +216,8 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     let mut router = health.router().merge(parts.admin(access.clone()).router());
     if has(Role::Ingest) {
         let ingest = parts.ingest();
-        router = router.merge(ingest.router());
+        let known = known::Known { access: access.clone(), ingest: ingest.clone(), archive: Arc::clone(&parts.archive) };
+        router = router.merge(ingest.router()).merge(known.router());
         let stop = rooms.stop_token();
         rooms.spawn("ingest", async move {
             ingest.run(stop).await;
@@ -235,8 +237,7 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     if has(Role::Web) {
         router = router.merge(parts.live(access.clone())).merge(parts.reports(access));
     }
-    let (stop, retention) = (rooms.stop_token(), parts.retention());
-    rooms.spawn("retention", async move { retention.run(stop).await });
+    rooms.spawn("retention", retain(Arc::clone(&parts.log), parts.clock.clone(), rooms.stop_token()));
     router.fallback(unknown_path)
 }
 
@@ -260,34 +261,16 @@ async fn unknown_path() -> Response {
     Problem::new(StatusCode::NOT_FOUND, "path_unknown", "Nothing is served under this path", "see the README for the paths there are").into_response()
 }
 
-/// Forgets what is old: in the log what every reader has passed, in the archive what is past its age.
-struct Retention {
-    log: Arc<dyn EventLog>,
-    archive: Option<Arc<dyn Archive>>,
-    clock: Clock,
-    age: Duration,
-}
-
-impl Retention {
-    /// The log once a minute, the archive once an hour.
-    async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        for minute in 0u64.. {
-            let now = self.clock.now();
-            if let Err(error) = self.log.retain(now).await {
-                tracing::warn!(%error, "old segments could not be removed; tried again in a minute");
-            }
-            if let Some(archive) = self.archive.as_ref().filter(|_| minute % 60 == 0) {
-                let oldest = now.plus_seconds(-(self.age.as_secs() as i64));
-                if let Err(error) = archive.retain(oldest).await {
-                    tracing::warn!(%error, "old events could not be removed; tried again in an hour");
-                }
-            }
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(Duration::from_secs(60)) => {}
-            }
+/// Lets the log forget, once a minute, what is old and passed by every reader. (What is old in the archive, its archiver removes.)
+async fn retain(log: Arc<dyn EventLog>, clock: Clock, stop: CancellationToken) -> Result<(), Failure> {
+    loop {
+        if let Err(error) = log.retain(clock.now()).await {
+            tracing::warn!(%error, "old segments could not be removed; tried again in a minute");
         }
-        Ok(())
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
     }
 }
 
@@ -347,7 +330,12 @@ impl Parts {
 
     fn archiver(&self) -> Archiver {
         let given = &self.config.archiver;
-        let settings = archiver::Settings { max_events: given.batch_events, longest: given.batch_wait.0, ..archiver::Settings::default() };
+        let settings = archiver::Settings {
+            max_events: given.batch_events,
+            longest: given.batch_wait.0,
+            retention: given.retention.0,
+            ..archiver::Settings::default()
+        };
         Archiver {
             log: Arc::clone(&self.log),
             archive: Arc::clone(&self.archive),
@@ -357,11 +345,6 @@ impl Parts {
             progress: Arc::clone(&self.progress),
             settings,
         }
-    }
-
-    fn retention(&self) -> Retention {
-        let archive = self.config.roles.contains(&Role::Archive).then(|| Arc::clone(&self.archive));
-        Retention { log: Arc::clone(&self.log), archive, clock: self.clock.clone(), age: self.config.archiver.retention.0 }
     }
 
     fn live(&self, access: access::Access) -> Router {

@@ -1,5 +1,5 @@
-//! The archive's only writer: reads `events`, folds what it read into one batch of absolute values, writes it, and moves on from there. Run by the
-//! composition root. Must never commit an offset before the write that reflects it, nor pass over a record.
+//! The archive's only writer: reads `events`, folds what it read into one batch of absolute values, writes it, and moves on from there; now and then
+//! removes what is past its age. Run by the composition root. Must never commit an offset before the write that reflects it, nor pass over a record.
 //!
 //! Transactions grow with the backlog: whatever arrived while the last batch was written becomes the next one, up to
 //! [`Settings::max_events`] records, [`Settings::max_bytes`] or [`Settings::longest`].
@@ -45,6 +45,10 @@ pub struct Settings {
     pub cache_bytes: usize,
     /// How long the dashboard documents rest after each publication, at least.
     pub top_every: Duration,
+    /// How long what was taken is kept.
+    pub retention: Duration,
+    /// How often what is older is removed: at the start, and then so often.
+    pub retain_every: Duration,
 }
 
 impl Default for Settings {
@@ -58,6 +62,8 @@ impl Default for Settings {
             backoff: Duration::from_millis(100),
             cache_bytes: 12 << 20,
             top_every: Duration::from_secs(1),
+            retention: Duration::from_secs(400 * 86_400),
+            retain_every: Duration::from_secs(3_600),
         }
     }
 }
@@ -70,7 +76,7 @@ pub struct Archiver {
     pub archive: Arc<dyn Archive>,
     /// The sites' rules.
     pub rules: RulesOf,
-    /// For the dashboards' day.
+    /// For the dashboards' day, and for how old things are.
     pub clock: Clock,
     /// Names of the objects an event touches.
     pub objects_of: ObjectsOf,
@@ -122,6 +128,8 @@ struct Run {
     computing: Worker,
     /// When offsets are next made durable; None while all that is written is committed.
     commit_at: Option<Instant>,
+    /// When what is past its age is removed next.
+    retain_at: Instant,
     failures: u32,
 }
 
@@ -145,7 +153,19 @@ struct Pending {
 impl Run {
     fn new(job: Archiver, touched: Arc<Touched>, consumer: Box<dyn Consumer>, computing: Worker) -> Self {
         let recent = Known::new(job.settings.cache_bytes);
-        Self { job, touched, consumer, owned: BTreeMap::new(), pending: Pending::default(), recent, computing, commit_at: None, failures: 0 }
+        let retain_at = Instant::now();
+        Self {
+            job,
+            touched,
+            consumer,
+            owned: BTreeMap::new(),
+            pending: Pending::default(),
+            recent,
+            computing,
+            commit_at: None,
+            retain_at,
+            failures: 0,
+        }
     }
 
     async fn run(mut self, stop: &CancellationToken) -> Result<(), Error> {
@@ -161,8 +181,11 @@ impl Run {
         self.commit().await
     }
 
-    /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written.
+    /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written. Before that, removes what is past its age when it is time to.
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        if self.retain_at <= Instant::now() {
+            self.retain().await;
+        }
         self.gather(stop).await?;
         if self.pending.count > 0 {
             self.write().await?;
@@ -177,24 +200,18 @@ impl Run {
     /// Takes deliveries until the batch is full, old enough, or none comes for a moment.
     async fn gather(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         let Settings { max_events, max_bytes, longest, linger, .. } = self.job.settings;
-        let mut until = self.commit_at;
+        let mut until = self.commit_at.map_or(self.retain_at, |commit_at| commit_at.min(self.retain_at));
         let mut full_at = None;
         loop {
             let room = max_bytes.saturating_sub(self.pending.bytes);
             if room == 0 || self.pending.count >= max_events {
                 return Ok(());
             }
-            let timeout = async {
-                match until {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 delivery = self.consumer.next(room.min(max_bytes / 4)) => self.take(delivery?).await?,
-                () = timeout => return Ok(()),
+                () = tokio::time::sleep_until(until) => return Ok(()),
             }
             if self.pending.count > 0 {
                 let now = Instant::now();
@@ -202,7 +219,7 @@ impl Run {
                 if now >= full_at {
                     return Ok(());
                 }
-                until = Some(full_at.min(now + linger));
+                until = full_at.min(now + linger);
             }
         }
     }
@@ -305,6 +322,16 @@ impl Run {
         }
     }
 
+    /// Removes what is past its age, between two batches, and forgets what it remembered of it: neither may bring back what is gone.
+    async fn retain(&mut self) {
+        self.recent.clear();
+        let age = i64::try_from(self.job.settings.retention.as_secs()).unwrap_or(i64::MAX);
+        if let Err(error) = self.job.archive.retain(self.job.clock.now().plus_seconds(-age)).await {
+            tracing::warn!(%error, "old events could not be removed; tried again in an hour");
+        }
+        self.retain_at = Instant::now() + self.job.settings.retain_every;
+    }
+
     /// Makes what is written durable and lets the log forget it.
     async fn commit(&mut self) -> Result<(), Error> {
         let durable = self.job.archive.durable().await?;
@@ -339,4 +366,6 @@ mod flaky;
 #[cfg(test)]
 mod recount;
 #[cfg(test)]
-mod tests;
+mod retention;
+#[cfg(test)]
+pub(super) mod tests;

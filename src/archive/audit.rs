@@ -1,8 +1,9 @@
 //! Proves an archive: that its answers equal a recount of its event rows, and that its books balance with rows and log. Called by `contrail audit`, load tests and the
 //! crash tests; reads only. Must never take a figure of the archiver's for granted: it folds all rows through identity anew and sums them itself.
 //!
-//! What it cannot see: a repeat leaves no row, so that a checkout's last sign of life may be later than its rows tell; and where retention has taken an
-//! order, a later refund of it counts for less. Estimates of people are recounted by the archive's own sketch.
+//! What it cannot see: a repeat leaves no row, so that a checkout's last sign of life may be later than its rows tell; and where the best of a fact's reports went
+//! with its day and another is left for the next one, a recount takes that one's word until its day goes too. Estimates of people are recounted by the
+//! archive's own sketch.
 
 mod books;
 mod recount;
@@ -89,12 +90,13 @@ pub async fn audit(archive: &dyn Archive, log: Option<&dyn EventLog>, rules: &Ru
     let before = archive.cursors().await?;
     let mut audit = Audit::default();
     let sites = archive.sites().await?;
+    let kept_from = books::first_hour(archive, &sites).await?;
     for site in &sites {
-        let bytes = books::check_rows(archive, site, &before, &mut audit).await?;
+        let bytes = books::check_rows(archive, site, &before, kept_from, &mut audit).await?;
         recount::check(archive, &rules(site), site, &before, bytes, &mut audit).await?;
     }
     if let Some(log) = log {
-        books::check_log(archive, log, &sites, &before, &mut audit).await?;
+        books::check_log(archive, log, &sites, &before, kept_from, &mut audit).await?;
     }
     audit.moved = archive.cursors().await? != before;
     Ok(audit)

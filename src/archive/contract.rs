@@ -8,9 +8,15 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{Archive, Books, Bots, CellKey, CellValue, Cursor, EventRow, Label, LabelValue, Metric, People, QuarantineRow, Scan, ScanBy, WriteBatch};
-use crate::event::identity::{CheckoutView, Completion, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict};
-use crate::event::{Channel, Currency, Flags, KeyKind, Money, ObjectKind, SiteId, StepStatus, Timestamp, kind};
+use super::{
+    Archive, Books, Bots, CellKey, CellValue, Cursor, EventRow, Kept, Label, LabelValue, Metric, People, QuarantineRow, Scan, ScanBy, Sought,
+    WriteBatch,
+};
+use crate::event::identity::{
+    CheckoutView, Completion, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict, checkout_keys, fold, order_key,
+};
+use crate::event::ids::events_partition;
+use crate::event::{Channel, Currency, Event, Flags, KeyKind, Money, ObjectKind, Record, RecordKind, SiteId, StepStatus, Timestamp, kind};
 
 /// A backend under test, with a place of its own.
 pub(crate) trait Bench {
@@ -26,6 +32,7 @@ pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     cursors_stay(&fresh()).await;
     identities_and_cells_are_found_by_key(&fresh()).await;
     scans_are_ordered_and_paged(&fresh()).await;
+    what_is_kept_is_told_by_id_and_day(&fresh()).await;
     totals_sum_cells_and_partitions(&fresh()).await;
     sales_count_at_their_times(&fresh()).await;
     steps_count_at_their_times(&fresh()).await;
@@ -33,6 +40,8 @@ pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     the_last_label_wins(&fresh()).await;
     books_links_and_quarantine(&fresh()).await;
     retention_takes_whole_days(&fresh()).await;
+    retention_spares_what_was_taken_lately(&fresh()).await;
+    retention_takes_the_part_of_an_order_that_is_gone(&fresh()).await;
 }
 
 fn site() -> SiteId {
@@ -304,6 +313,43 @@ async fn scans_are_ordered_and_paged(bench: &impl Bench) {
     archive.close().await.unwrap();
 }
 
+async fn what_is_kept_is_told_by_id_and_day(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let sought = |id: &str, day: Option<i64>| Sought { event_id: id.into(), day: day.map(|n| at(n * DAY).utc_day()) };
+    let everything = [sought("e1", Some(0)), sought("e1", None)];
+    assert!(archive.kept(&site(), &everything).await.unwrap().is_empty(), "an empty archive keeps nothing");
+    let first = event("e1", at(10), 3, 8);
+    let conflict = EventRow { fingerprint: 5, offset: 9, verdict: Verdict::Conflict, ..first.clone() };
+    let order = EventRow { key_kind: KeyKind::Order, kind: "order_completed".into(), channel: Channel::Pixel, partition: 2, ..first.clone() };
+    let by_webhook = EventRow { channel: Channel::Webhook, offset: 9, ..order.clone() };
+    let next_day = EventRow { fingerprint: 6, offset: 10, occurred_at: at(DAY), ..first.clone() };
+    let other = event("e2", at(20), 1, 0);
+    let elsewhere = EventRow { site: other_site(), offset: 11, ..first.clone() };
+    let events = vec![conflict.clone(), first.clone(), by_webhook.clone(), order.clone(), next_day.clone(), other.clone(), elsewhere.clone()];
+    archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
+    let kept = |row: &EventRow| Kept {
+        event_id: row.event_id.clone(),
+        fingerprint: row.fingerprint,
+        key_kind: row.key_kind,
+        kind: row.kind.clone(),
+        channel: row.channel,
+        occurred_at: row.occurred_at,
+        partition: row.partition,
+        offset: row.offset,
+    };
+    let ask = async |sought: &[Sought]| archive.kept(&site(), sought).await.unwrap();
+    let of_day: Vec<Kept> = [&order, &by_webhook, &first, &conflict].into_iter().map(kept).collect();
+    assert_eq!(ask(&[sought("e1", Some(0))]).await, of_day, "by place, whatever the content");
+    assert_eq!(ask(&[sought("e1", Some(0)), sought("e9", Some(0)), sought("e1", Some(0)), sought("e1", Some(7))]).await, of_day, "each once");
+    let all: Vec<Kept> = [&order, &by_webhook, &first, &conflict, &next_day, &other].into_iter().map(kept).collect();
+    assert_eq!(ask(&[sought("e2", Some(0)), sought("e1", Some(1)), sought("e1", Some(0))]).await, all);
+    assert_eq!(ask(&[sought("e2", Some(0)), sought("e1", None)]).await, all, "in whatever day");
+    assert!(ask(&[sought("e2", Some(1)), sought("", None)]).await.is_empty());
+    assert!(ask(&[]).await.is_empty());
+    assert_eq!(archive.kept(&other_site(), &[sought("e1", None)]).await.unwrap(), [kept(&elsewhere)]);
+    archive.close().await.unwrap();
+}
+
 async fn totals_sum_cells_and_partitions(bench: &impl Bench) {
     let archive = bench.open().await;
     let cells = vec![
@@ -476,5 +522,106 @@ async fn retention_takes_whole_days(bench: &impl Bench) {
         assert_eq!(archive.cursor(3).await.unwrap().next, 2, "cursors stay");
         archive.retain(at(DAY)).await.unwrap();
     }
+    archive.close().await.unwrap();
+}
+
+/// An order's or a checkout's entry, of these events.
+fn entry_of(bodies: &[serde_json::Value]) -> Entry {
+    let mut entry = None;
+    for (body, offset) in bodies.iter().zip(0u64..) {
+        let event: Event = serde_json::from_value(body.clone()).unwrap();
+        let event_id = format!("e{offset}");
+        let (key_kind, key) = event.partition_key(&event_id);
+        let record = Record {
+            kind: RecordKind::Event,
+            body_key: 0,
+            site: site(),
+            fingerprint: offset,
+            received_at: event.occurred_at,
+            key_kind,
+            key: key.to_owned(),
+            flags: Flags::default(),
+            channel: Channel::Server,
+            body: Bytes::new(),
+            event_id: event_id.clone(),
+        };
+        fold(&mut entry, &record, &event, offset);
+    }
+    entry.unwrap()
+}
+
+/// An order of two pieces, and a refund of one where `refunded` says when.
+fn order_with(id: &str, at: Timestamp, refunded: Option<Timestamp>) -> WriteBatch {
+    let items = |units| serde_json::json!([{"product_id": "p1", "quantity": units, "price": {"amount_minor": 100, "currency": "EUR"}}]);
+    let mut bodies =
+        vec![serde_json::json!({"type": "order_completed", "occurred_at": at, "customer": {"id": "c"}, "order": {"id": id, "items": items(2)}})];
+    bodies.extend(refunded.map(|at| serde_json::json!({"type": "order_refunded", "occurred_at": at, "order": {"id": id, "items": items(1)}})));
+    let entry = entry_of(&bodies);
+    let partition = events_partition(&site(), KeyKind::Order, id);
+    let view = OrderView { person: Some("00ff".into()), ..entry.order().unwrap() };
+    let cells = view.sales.iter().map(|sale| {
+        let key = cell(Metric::Sold, sale.at.floor_to_seconds(900), "p1", false);
+        (partition, key, value([sale.units, sale.orders], sale.units * 100, &[]))
+    });
+    let (cells, identities) = (cells.collect(), vec![(partition, order_key(&site(), id), entry)]);
+    WriteBatch { cells, orders: vec![(partition, site(), view)], identities, ..WriteBatch::default() }
+}
+
+async fn retention_spares_what_was_taken_lately(bench: &impl Bench) {
+    let archive = bench.open().await;
+    // History taken on the second day, and what was taken a month ago on a day in between.
+    let (long_ago, month_ago) = (at(-900 * DAY), at(-30 * DAY));
+    let taken = EventRow { received_at: at(DAY), ..event("h", long_ago, 3, 0) };
+    let events = vec![taken.clone(), event("h2", long_ago.plus_seconds(5), 3, 1), event("m", month_ago, 3, 2)];
+    let views = |at, count| (3, cell(Metric::Views, at, "p1", false), value([count, 0], 0, &[]));
+    archive.write(WriteBatch { events, cells: vec![views(long_ago, 2), views(month_ago, 4)], ..WriteBatch::default() }).await.unwrap();
+    let step_body = |at| serde_json::json!({"type": "checkout_step", "occurred_at": at, "customer": {"session_id": "s"}, "checkout": {"step": "contact", "status": "entered"}});
+    let mut checkout_key = Vec::new();
+    for (id, at) in [("old", long_ago), ("month", month_ago)] {
+        archive.write(order_with(id, at, None)).await.unwrap();
+        let entry = entry_of(&[step_body(at)]);
+        let view = entry.checkout().unwrap();
+        checkout_key.push(checkout_keys(&site(), &view.checkout)[2]);
+        let identities = vec![(5, checkout_keys(&site(), &view.checkout)[2], entry)];
+        archive.write(WriteBatch { checkouts: vec![(5, site(), view)], identities, ..WriteBatch::default() }).await.unwrap();
+    }
+    let (from, to) = (at(-999 * DAY), at(9 * DAY));
+    for _ in 0..2 {
+        archive.retain(at(DAY + 100)).await.unwrap();
+        let rows = archive.scan(&site(), &Scan { limit: 9, ..Scan::default() }).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.event_id.as_str()).collect::<Vec<_>>(), ["h", "h2"], "a day goes as a whole");
+        let counts = archive.totals(&site(), Metric::Views, from, to, Bots::Include).await.unwrap();
+        assert_eq!((counts.len(), counts[0].1.counts), (1, [2, 0]));
+        assert_eq!(archive.sales(&site(), from, to).await.unwrap(), [sale("p1", long_ago, 2)]);
+        assert_eq!(archive.steps(&site(), from, to).await.unwrap(), [step("contact", StepStatus::Entered, long_ago)]);
+        assert_eq!(archive.checkouts(&site(), from, to, None, 9).await.unwrap().len(), 1);
+        let keys = ["old", "month"].map(|id| order_key(&site(), id));
+        let known = async |id: &str, keys: &[IdentityKey]| {
+            let entries = archive.identities(events_partition(&site(), KeyKind::Order, id), keys).await.unwrap();
+            entries.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert_eq!((known("old", &keys[..1]).await, known("month", &keys[1..]).await), (vec![keys[0]], vec![]));
+        let checkouts = archive.identities(5, &checkout_key).await.unwrap();
+        assert_eq!(checkouts.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), checkout_key[..1]);
+    }
+    archive.retain(at(2 * DAY)).await.unwrap();
+    assert!(archive.days().await.unwrap().is_empty());
+    assert!(archive.sales(&site(), from, to).await.unwrap().is_empty());
+    archive.close().await.unwrap();
+}
+
+async fn retention_takes_the_part_of_an_order_that_is_gone(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let batch = order_with("o1", at(10), Some(at(DAY + 10)));
+    let (partition, key) = (batch.orders[0].0, batch.identities[0].1);
+    archive.write(WriteBatch { events: vec![event("e0", at(10), 3, 0), event("e1", at(DAY + 10), 3, 1)], ..batch }).await.unwrap();
+    archive.retain(at(DAY)).await.unwrap();
+    let left = Sale { orders: 0, ..sale("p1", at(DAY + 10), -1) };
+    assert_eq!(archive.sales(&site(), at(-DAY), at(9 * DAY)).await.unwrap(), [left]);
+    let cells = archive.totals(&site(), Metric::Sold, at(-DAY), at(9 * DAY), Bots::Include).await.unwrap();
+    assert_eq!(cells, [("p1".to_owned(), value([-1, 0], -100, &[]))]);
+    let known = archive.identities(partition, &[key]).await.unwrap();
+    let known = known[0].1.order().unwrap();
+    assert_eq!((known.at, known.person, known.sales.len()), (None, None, 1), "the order itself is not known any more");
     archive.close().await.unwrap();
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 
+use super::recall::Recalled;
 use super::rollup::{Additions, Judged, Labels, hour_of, is_taken};
 use super::{Books, CellValue, Cursor, EventRow, QuarantineRow, WriteBatch};
 use crate::event::identity::{Entry, IdentityKey, Verdict, fold, key_of};
@@ -87,8 +88,13 @@ impl What {
 impl Taken {
     /// The identity entry that decides on it.
     pub(super) fn key(&self) -> Option<(u16, IdentityKey)> {
+        self.judged().map(|(partition, _, _, key)| (partition, key))
+    }
+
+    /// Its partition, record, event and identity entry, where identity decides on it.
+    pub(super) fn judged(&self) -> Option<(u16, &Record, &Event, IdentityKey)> {
         match &self.what {
-            What::Judged { key, .. } => Some((self.partition, *key)),
+            What::Judged { record, event, key } => Some((self.partition, record, event, *key)),
             _ => None,
         }
     }
@@ -103,6 +109,7 @@ pub(super) struct Folded {
     pub(super) books: HashMap<(u16, SiteId, Timestamp), Books>,
     /// Entries read or made, with what is to be saved of them.
     pub(super) entries: HashMap<IdentityKey, Entry>,
+    recalled: Recalled,
     changed: BTreeMap<IdentityKey, Changed>,
     events: Vec<EventRow>,
     labels: Labels,
@@ -137,15 +144,17 @@ struct Changed {
     view: bool,
 }
 
-/// Folds records, in offset order per partition. `entries` are the identity entries known of all their keys, `cursors` where their partitions were.
+/// Folds records, in offset order per partition. `entries` are the identity entries known of all their keys, `recalled` what the archive knows beyond them,
+/// `cursors` where their partitions were.
 pub(super) fn fold_all(
     taken: Vec<Taken>,
     entries: HashMap<IdentityKey, Entry>,
+    recalled: Recalled,
     cursors: BTreeMap<u16, Cursor>,
     rules: &RulesOf,
     objects_of: &ObjectsOf,
 ) -> Folded {
-    let mut folded = Folded { entries, cursors, ..Folded::default() };
+    let mut folded = Folded { entries, recalled, cursors, ..Folded::default() };
     for Taken { partition, offset, what } in taken {
         let received_at = match &what {
             What::Judged { record, .. } | What::Quarantine(record, _) | What::Refusals(record, _) | What::BadBody(record, _) => record.received_at,
@@ -189,6 +198,7 @@ impl Folded {
     fn judge(&mut self, partition: u16, offset: u64, record: &Record, event: &Event, key: IdentityKey, rules: &RulesOf, objects_of: &ObjectsOf) {
         let rules = rules(&record.site);
         let mut entry = self.entries.remove(&key);
+        let recalled = self.recalled.add_to(&mut entry, record, event);
         let outcome = fold(&mut entry, record, event, offset);
         let judged = Judged { partition, record, event, outcome: &outcome, rules: &rules };
         let mut hash = |id: Option<&String>| id.map(|id| self.people.hash(&record.site, id, &rules));
@@ -217,15 +227,15 @@ impl Folded {
             let objects = if taken { objects_of(&Touching { judged, offset, entry: entry.as_ref() }) } else { Vec::new() };
             self.events.push(event_row(judged, offset, customer, visitor, objects));
         }
-        self.remember(judged, key, entry);
+        self.remember(judged, key, entry, recalled);
     }
 
     /// Keeps an entry for the next record of its key, and notes what of it is to be written.
-    fn remember(&mut self, judged: Judged<'_>, key: IdentityKey, entry: Option<Entry>) {
+    fn remember(&mut self, judged: Judged<'_>, key: IdentityKey, entry: Option<Entry>, recalled: bool) {
         let Some(entry) = entry else { return };
         let effects = &judged.outcome.effects;
-        // A repeat leaves an entry as it was, but for a checkout's signs of life.
-        if judged.outcome.verdict != Verdict::Duplicate || matches!(entry, Entry::Checkout(_)) {
+        // A repeat leaves an entry as it was, but for what was recalled and for a checkout's signs of life.
+        if recalled || judged.outcome.verdict != Verdict::Duplicate || matches!(entry, Entry::Checkout(_)) {
             let new = Changed { partition: judged.partition, site: judged.record.site.clone(), view: false };
             self.changed.entry(key).or_insert(new).view |= effects.order_changed || effects.checkout_changed;
         }

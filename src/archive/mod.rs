@@ -10,6 +10,7 @@ pub mod export;
 pub mod fold;
 pub mod people;
 pub mod progress;
+mod recall;
 mod recent;
 pub mod report;
 pub mod rollup;
@@ -273,6 +274,36 @@ pub enum ScanBy {
     EventId(String),
 }
 
+/// A report that is looked for, see [`Archive::kept`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sought {
+    /// The event's id.
+    pub event_id: String,
+    /// The UTC day of its `occurred_at`; None where that may be any: every day is looked at then.
+    pub day: Option<i32>,
+}
+
+/// A report that a row is kept of: what tells it from others, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The event's id.
+    pub event_id: String,
+    /// See [`EventRow`].
+    pub fingerprint: u64,
+    /// See [`EventRow`].
+    pub key_kind: KeyKind,
+    /// See [`EventRow`].
+    pub kind: String,
+    /// See [`EventRow`].
+    pub channel: Channel,
+    /// See [`EventRow`].
+    pub occurred_at: Timestamp,
+    /// Where it stands in the log.
+    pub partition: u16,
+    /// Where it stands in the log.
+    pub offset: u64,
+}
+
 /// The archive. Writers and readers may be different processes on a cluster; one writer per `events` partition.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
@@ -323,6 +354,10 @@ pub trait Archive: Send + Sync + 'static {
     /// Event rows, see [`Scan`].
     async fn scan(&self, site: &SiteId, scan: &Scan) -> Result<Vec<EventRow>, Error>;
 
+    /// The reports that rows are kept of under the ids sought, each once, in (event id, partition, offset) order: those of the day sought, whatever their
+    /// content. Sees what was written before the call. Days without rows cost nothing, ids that are not kept little.
+    async fn kept(&self, site: &SiteId, sought: &[Sought]) -> Result<Vec<Kept>, Error>;
+
     /// Visitors linked to a customer, and customers linked to a visitor (keyed hashes), one step.
     async fn linked(&self, site: &SiteId, person: [u8; 16]) -> Result<Vec<[u8; 16]>, Error>;
 
@@ -338,7 +373,12 @@ pub trait Archive: Send + Sync + 'static {
     /// UTC days that hold event rows of any site, oldest first.
     async fn days(&self) -> Result<Vec<i32>, Error>;
 
-    /// Removes events that occurred, and answers that count, before `before`.
+    /// Removes, by whole UTC days of `occurred_at`, the rows of each day before `before` of which nothing was taken (`received_at`) on that day or later; what counts at
+    /// times of these days; orders and checkouts as far as they count then, and what identity remembers of that. So what was taken lately stays however long ago it
+    /// happened, and answers stay what a recount of the rows is. Books and quarantined records go by their own `received_at`. (Elsewhere the store lets each row go
+    /// by itself, so long after its `received_at`.)
+    ///
+    /// To be called by a partition's archiver, and between its batches: what it read before must not be written after.
     async fn retain(&self, before: Timestamp) -> Result<(), Error>;
 
     /// Finishes writes and closes.

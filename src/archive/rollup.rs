@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Books, CELL_SECONDS, CellKey, CellValue, Label, LabelValue, Metric};
-use crate::event::identity::{Outcome, Verdict};
+use crate::event::identity::{Outcome, Sale, Verdict};
 use crate::event::naming::{counts_page_view, page_path, search_spelling, search_term};
 use crate::event::{Currency, Event, Flags, Item, Record, SiteId, SiteRules, StepStatus, Timestamp, kind};
 
@@ -64,19 +64,22 @@ impl Additions {
                 cell.people.extend(person);
             }
         }
-        for sale in &outcome.effects.sales {
-            let cell = self.cell(partition, &record.site, Metric::Sold, sale.at, sale.product_id.clone(), sale.crawler);
-            cell.add([sale.units, sale.orders]);
-            for (currency, amount) in &sale.revenue {
-                add_money(&mut cell.revenue, *currency, *amount);
-            }
-        }
+        outcome.effects.sales.iter().for_each(|sale| self.sell(partition, &record.site, sale));
         for step in &outcome.effects.steps {
             let cell = self.cell(partition, &record.site, Metric::Steps, step.at, step.step.clone(), step.crawler);
             cell.add(match step.status {
                 StepStatus::Entered => [step.count, 0],
                 StepStatus::Completed => [0, step.count],
             });
+        }
+    }
+
+    /// Adds a change of sales.
+    pub fn sell(&mut self, partition: u16, site: &SiteId, sale: &Sale) {
+        let cell = self.cell(partition, site, Metric::Sold, sale.at, sale.product_id.clone(), sale.crawler);
+        cell.add([sale.units, sale.orders]);
+        for (currency, amount) in &sale.revenue {
+            add_money(&mut cell.revenue, *currency, *amount);
         }
     }
 

@@ -1,7 +1,7 @@
 //! `contrail import FILE --map MAPPING`: reads, maps, posts in batches, reports. Called by `main`, which hands in where to
 //! post. Must never hold more than a few batches, and never end with status 0 when nothing could be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -60,9 +60,6 @@ pub struct Rejected {
     pub pointer: Option<String>,
 }
 
-/// Tells for each event of a batch, in order, whether the archive holds it already (same event id, same fingerprint).
-pub type Already<'a> = &'a (dyn Fn(&[MappedEvent]) -> Vec<bool> + Sync);
-
 /// Why an import stopped. What was posted before stays; the same command again goes on without counting anything twice.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -88,8 +85,8 @@ pub enum Error {
     /// The file does not fit the mapping.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// A batch could not be posted.
-    #[error("posting failed at line {line}: {reason}")]
+    /// A batch could not be asked about, or not be posted.
+    #[error("sending failed at line {line}: {reason}")]
     Post {
         /// First line of the batch that was not posted.
         line: u64,
@@ -140,11 +137,12 @@ enum Message {
     Broken(io::Error),
 }
 
-/// Imports a file. `post` takes the body of one `POST /v1/events` (a JSON array) and gives its answer; it is the one to wait and
-/// repeat on 503, with the same body, and an error of its stops the import. `already` keeps known events from being
-/// posted. Bad lines, refused events and the summary go to `report`, the progress bar to a terminal's stderr.
-pub async fn run<P>(args: &ImportArgs, post: P, already: Option<Already<'_>>, report: &mut dyn Write) -> Result<Summary, Error>
+/// Imports a file. `already` takes the body of one `POST /v1/events` (a JSON array) and tells which of its events, by their places, the archive holds: these are
+/// not posted. `post` takes such a body and gives its answer. Both are the ones to wait and repeat on 503, with the same body, and an error of
+/// theirs stops the import. Bad lines, refused events and the summary go to `report`, the progress bar to a terminal's stderr.
+pub async fn run<A, P>(args: &ImportArgs, already: A, post: P, report: &mut dyn Write) -> Result<Summary, Error>
 where
+    A: AsyncFn(String) -> Result<Vec<usize>, String>,
     P: AsyncFn(String) -> Result<Answer, String>,
 {
     let text = std::fs::read_to_string(&args.map).map_err(|error| Error::NoMapping { path: args.map.display().to_string(), error })?;
@@ -159,7 +157,7 @@ where
     let mut broken = None;
     while let Some(message) = receiver.recv().await {
         match message {
-            Message::Batch(batch) => summary.post(batch, &post, already, &bar, report).await?,
+            Message::Batch(batch) => summary.send(batch, &already, &post, &bar, report).await?,
             Message::Bad(bad) => say(&bar, report, &format!("{bad}"))?,
             Message::End(tally) => summary.tally = tally,
             Message::Broken(error) => broken = Some(error),
@@ -214,25 +212,15 @@ fn feed(mapping: &Mapping, file: impl io::Read + Send + 'static, to: &mpsc::Send
 }
 
 impl Summary {
-    async fn post<P>(
-        &mut self,
-        batch: Vec<MappedEvent>,
-        post: &P,
-        already: Option<Already<'_>>,
-        bar: &ProgressBar,
-        report: &mut dyn Write,
-    ) -> Result<(), Error>
+    async fn send<A, P>(&mut self, batch: Vec<MappedEvent>, already: &A, post: &P, bar: &ProgressBar, report: &mut dyn Write) -> Result<(), Error>
     where
+        A: AsyncFn(String) -> Result<Vec<usize>, String>,
         P: AsyncFn(String) -> Result<Answer, String>,
     {
         for event in &batch {
             *self.by_type.entry(event.kind.clone()).or_default() += 1;
         }
-        let known = already.map_or_else(Vec::new, |ask| ask(&batch));
-        let all = batch.len();
-        let mut is_known = known.into_iter();
-        let fresh: Vec<MappedEvent> = batch.into_iter().filter(|_| !is_known.next().unwrap_or(false)).collect();
-        self.known += (all - fresh.len()) as u64;
+        let fresh = self.without_known(batch, already).await?;
         let Some(first) = fresh.first() else { return Ok(()) };
         let answer = post(body(&fresh)).await.map_err(|reason| Error::Post { line: first.line, reason })?;
         self.accepted += answer.accepted;
@@ -246,6 +234,20 @@ impl Summary {
         }
         bar.set_message(format!("{} events", self.by_type.values().sum::<u64>()));
         Ok(())
+    }
+
+    /// The events of a batch that the archive does not hold.
+    async fn without_known<A>(&mut self, batch: Vec<MappedEvent>, already: &A) -> Result<Vec<MappedEvent>, Error>
+    where
+        A: AsyncFn(String) -> Result<Vec<usize>, String>,
+    {
+        let Some(first) = batch.first() else { return Ok(batch) };
+        let known = already(body(&batch)).await.map_err(|reason| Error::Post { line: first.line, reason })?;
+        let known: BTreeSet<usize> = known.into_iter().collect();
+        let all = batch.len();
+        let fresh: Vec<MappedEvent> = batch.into_iter().enumerate().filter(|(index, _)| !known.contains(index)).map(|(_, event)| event).collect();
+        self.known += (all - fresh.len()) as u64;
+        Ok(fresh)
     }
 
     fn print(&self, report: &mut dyn Write) -> io::Result<()> {
@@ -289,11 +291,15 @@ mod tests {
         mapping: &str,
         file: &Path,
         answer: impl Fn(&[serde_json::Value]) -> Result<Answer, String>,
-        already: Option<Already<'_>>,
+        known: impl Fn(usize) -> bool,
     ) -> (Result<Summary, Error>, String, Vec<usize>) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let args = ImportArgs { file: root.join(file), map: root.join("mappings").join(mapping), strict: false };
         let posted = RefCell::new(Vec::new());
+        let already = async |body: String| {
+            let events: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+            Ok((0..events.len()).filter(|index| known(*index)).collect())
+        };
         let post = async |body: String| {
             assert!(body.len() <= MAX_BATCH_BYTES + 2);
             let events: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
@@ -301,12 +307,16 @@ mod tests {
             answer(&events)
         };
         let mut report = Vec::new();
-        let result = run(&args, post, already, &mut report).await;
+        let result = run(&args, already, post, &mut report).await;
         (result, String::from_utf8(report).unwrap(), posted.into_inner())
     }
 
     fn all_accepted(events: &[serde_json::Value]) -> Result<Answer, String> {
         Ok(Answer { accepted: events.len() as u64, ..Answer::default() })
+    }
+
+    fn none(_: usize) -> bool {
+        false
     }
 
     #[tokio::test]
@@ -315,7 +325,7 @@ mod tests {
             let rejected = serde_json::json!({"accepted": events.len() - 1, "duplicates": 1, "rejected": [{"index": 2, "code": "invalid", "message": "no", "pointer": "/order"}]});
             Ok(serde_json::from_value(rejected).unwrap())
         };
-        let (result, report, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), refuse_third, None).await;
+        let (result, report, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), refuse_third, none).await;
         let summary = result.unwrap();
         assert_eq!(posted, [6]);
         assert_eq!((summary.accepted, summary.duplicates, summary.rejected, summary.tally.bad), (5, 1, 1, 1));
@@ -332,12 +342,12 @@ mod tests {
         let refuse_first = |events: &[serde_json::Value]| {
             Ok(Answer { accepted: events.len() as u64 - 1, rejected: vec![Rejected { index: 0, ..Rejected::default() }], ..Answer::default() })
         };
-        let known = |events: &[MappedEvent]| events.iter().map(|event| event.line < 6).collect();
-        let (result, report, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), refuse_first, Some(&known)).await;
+        // The first two orders, of lines 2 and 5.
+        let known = |index| index < 2;
+        let (result, report, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), refuse_first, known).await;
         assert_eq!((result.unwrap().known, posted), (2, vec![4]));
         assert!(report.contains("line 7: refused"), "{report}");
-        let (result, _, posted) =
-            import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), all_accepted, Some(&|e| vec![true; e.len()])).await;
+        let (result, _, posted) = import("onlineretail.toml", Path::new("tests/fixtures/onlineretail.csv"), all_accepted, |_| true).await;
         assert_eq!((result.unwrap().exit_status(true), posted), (1, vec![]), "the bad line remains bad");
     }
 
@@ -350,28 +360,28 @@ mod tests {
         let big = "x".repeat(900_000);
         let lines: Vec<String> = (0..2500).map(|n| line(n, "s")).chain((0..6).map(|n| line(n, &big))).collect();
         std::fs::write(file.path(), lines.join("\n")).unwrap();
-        let (result, _, posted) = import("zanbil.toml", file.path(), all_accepted, None).await;
+        let (result, _, posted) = import("zanbil.toml", file.path(), all_accepted, none).await;
         assert_eq!(result.unwrap().accepted, 2506);
         assert_eq!(posted, [1000, 1000, 504, 2]);
     }
 
     #[tokio::test]
     async fn nothing_readable_ends_with_an_error() {
-        let (result, _, _) = import("zanbil.toml", Path::new("tests/fixtures/onlineretail.csv"), all_accepted, None).await;
+        let (result, _, _) = import("zanbil.toml", Path::new("tests/fixtures/onlineretail.csv"), all_accepted, none).await;
         assert_eq!(result.unwrap().exit_status(false), 1);
-        let (result, _, _) = import("onlineretail.toml", Path::new("tests/fixtures/otto.ndjson"), all_accepted, None).await;
+        let (result, _, _) = import("onlineretail.toml", Path::new("tests/fixtures/otto.ndjson"), all_accepted, none).await;
         assert!(matches!(result, Err(Error::Start(_))), "{result:?}");
-        let (result, _, _) = import("otto.toml", Path::new("tests/fixtures/missing.ndjson"), all_accepted, None).await;
+        let (result, _, _) = import("otto.toml", Path::new("tests/fixtures/missing.ndjson"), all_accepted, none).await;
         assert!(matches!(result, Err(Error::File { .. })), "{result:?}");
-        let (result, _, _) = import("missing.toml", Path::new("tests/fixtures/otto.ndjson"), all_accepted, None).await;
+        let (result, _, _) = import("missing.toml", Path::new("tests/fixtures/otto.ndjson"), all_accepted, none).await;
         assert!(matches!(result, Err(Error::NoMapping { .. })), "{result:?}");
-        let (result, _, _) = import("otto.toml", Path::new("tests/fixtures/otto.ndjson"), |_| Err("the server is gone".into()), None).await;
+        let (result, _, _) = import("otto.toml", Path::new("tests/fixtures/otto.ndjson"), |_| Err("the server is gone".into()), none).await;
         assert!(matches!(result, Err(Error::Post { line: 1, .. })), "{result:?}");
         let half = tempfile::NamedTempFile::new().unwrap();
         let whole =
             zstd::encode_all(std::fs::File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/otto.ndjson")).unwrap(), 0).unwrap();
         std::fs::write(half.path(), &whole[..whole.len() / 2]).unwrap();
-        let (result, _, _) = import("otto.toml", half.path(), all_accepted, None).await;
+        let (result, _, _) = import("otto.toml", half.path(), all_accepted, none).await;
         assert!(matches!(result, Err(Error::File { .. })), "{result:?}");
     }
 }

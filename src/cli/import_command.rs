@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use serde::Deserialize;
 
 use super::client::{Alone, Client};
 use super::import::{self, Answer, ImportArgs};
@@ -20,10 +21,23 @@ pub(super) struct Arguments {
 /// Imports, waits until all of it is archived, and says what was taken.
 pub(super) async fn run(config: Config, arguments: Arguments) -> anyhow::Result<ExitCode> {
     let client = Client::connect(&config, arguments.site, Alone::All).await?;
-    let summary = import::run(&arguments.import, async |body| post(&client, body).await, None, &mut std::io::stdout()).await?;
+    let (already, post) = (async |body| already(&client, body).await, async |body| post(&client, body).await);
+    let summary = import::run(&arguments.import, already, post, &mut std::io::stdout()).await?;
     client.settle().await?;
     client.close().await?;
     Ok(ExitCode::from(summary.exit_status(arguments.import.strict)))
+}
+
+/// Which events of a batch the archive holds.
+async fn already(client: &Client, body: String) -> Result<Vec<usize>, String> {
+    let answer = client.deliver("/admin/known", body).await.map_err(|error| format!("{error:#}"))?;
+    serde_json::from_slice(&answer).map(|Known { known }| known).map_err(|error| error.to_string())
+}
+
+/// The answer of `POST /admin/known`.
+#[derive(Deserialize)]
+struct Known {
+    known: Vec<usize>,
 }
 
 /// One batch.

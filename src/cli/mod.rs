@@ -50,7 +50,7 @@ enum Command {
     Serve,
     /// Serve a simulated shop day on a fresh directory and show the answers.
     Demo(demo::Arguments),
-    /// Read events from a CSV or NDJSON file through a mapping file; safe to repeat within seven days.
+    /// Read events from a CSV or NDJSON file through a mapping file; safe to repeat.
     Import(import_command::Arguments),
     /// Print one of the reports.
     Report(query::ReportArguments),

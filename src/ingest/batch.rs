@@ -1,6 +1,8 @@
 //! A whole request's events made ready in memory: split, validated, identified and wire-encoded into one buffer. Called by the handler, for large
 //! bodies on a blocking thread. Pure but for the ids made on the way; must never append nor answer.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -10,7 +12,7 @@ use super::dialects::native::{self, Piece, Unreadable};
 use super::reject::{Code, Invalid, Scope};
 use super::seen::Mark;
 use super::validate;
-use crate::event::{Envelope, PARTITIONS};
+use crate::event::{Envelope, PARTITIONS, Record, RecordKind};
 use crate::eventlog::Append;
 
 /// An event that was not taken, as the answer lists it.
@@ -96,6 +98,15 @@ impl Batch {
             Append { partition, value }
         };
         wire.cuts.into_iter().map(cut).collect()
+    }
+
+    /// The records of the valid events, each with its place in the body.
+    pub(crate) fn into_events(mut self) -> Vec<(usize, Record)> {
+        // Every event is either among the refused or has one record of this kind, in the body's order.
+        let refused: BTreeSet<usize> = self.rejected.iter().map(|rejected| rejected.index).collect();
+        let taken = (0..self.events()).filter(|index| !refused.contains(index));
+        let records = self.take_appends().into_iter().filter_map(|append| Record::decode(&append.value).ok());
+        taken.zip(records.filter(|record| record.kind == RecordKind::Event)).collect()
     }
 
     fn take(&mut self, piece: Piece<'_>, sender: &Sender, crawlers: &Crawlers, scratch: &mut Scratch) {

@@ -20,7 +20,7 @@ use super::dialects::native::Unreadable;
 use super::reject::{Code, Level};
 use super::seen::Sight;
 use super::{Ingest, MAX_BODY_BYTES, PeerAddress, Room, sender};
-use crate::event::SiteId;
+use crate::event::{Record, SiteId};
 use crate::eventlog::{Error as LogError, Topic};
 use crate::problem::{self, Problem};
 use crate::site::Sites;
@@ -162,7 +162,7 @@ fn ok(answer: &Answer) -> Response<Body> {
 }
 
 impl Refused {
-    fn into_response(self) -> Response<Body> {
+    pub(crate) fn into_response(self) -> Response<Body> {
         let row = self.code.row();
         let mut problem = Problem::new(row.status, row.code, row.title, self.detail);
         problem.offset = self.offset;
@@ -184,11 +184,24 @@ impl Ingest {
     /// # Errors
     /// As over HTTP; `code` says whether to repeat.
     pub async fn submit(&self, site: &SiteId, body: Bytes) -> Result<Answer, Refused> {
+        self.0.append(self.read_own(site, body).await?, site).await
+    }
+
+    /// What [`Self::submit`] would append of a body's valid events, each with its place in the body. Nothing is kept.
+    ///
+    /// # Errors
+    /// When nothing of the body can be taken.
+    pub async fn rehearse(&self, site: &SiteId, body: Bytes) -> Result<Vec<(usize, Record)>, Refused> {
+        Ok(self.read_own(site, body).await?.into_events())
+    }
+
+    /// Reads a body from within the process.
+    async fn read_own(&self, site: &SiteId, body: Bytes) -> Result<Batch, Refused> {
         if body.len() > MAX_BODY_BYTES {
             return Err(Code::BodyTooLarge.into());
         }
         let sender = Sender { site: site.clone(), received_at: self.0.deps.clock.now(), browser: false, agent: None, delivery: None };
-        self.0.append(read_batch(self, body, sender).await?, site).await
+        read_batch(self, body, sender).await
     }
 }
 

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::{Pending, Run};
 use crate::archive::fold::{self, Folded, Taken};
+use crate::archive::recall::{self, Recalled};
 use crate::archive::recent::Recent;
-use crate::archive::{Books, CellKey, CellValue, Error, WriteBatch};
+use crate::archive::{Books, CellKey, CellValue, Cursor, Error, WriteBatch};
 use crate::background::Worker;
 use crate::event::identity::{Entry, IdentityKey};
 use crate::event::{SiteId, Timestamp};
@@ -42,7 +43,8 @@ impl Run {
         let pending = std::mem::take(&mut self.pending);
         let count = pending.count;
         // Of what was read alone: no other partition's cursor is written.
-        let cursors = pending.records.iter().filter_map(|(partition, _)| Some((*partition, self.owned.get(partition)?.written))).collect();
+        let written = pending.records.iter().filter_map(|(partition, _)| Some((*partition, self.owned.get(partition)?.written)));
+        let cursors: BTreeMap<u16, Cursor> = written.collect();
         let began = Instant::now();
         let (taken, keys) = on_cpu(&self.computing, move || pending.read()).await?;
         let mut entries = HashMap::with_capacity(keys.len());
@@ -56,8 +58,9 @@ impl Run {
             });
             entries.extend(self.job.archive.identities(partition, &keys).await?);
         }
+        let recalled = self.recall(&taken, &entries, &cursors).await?;
         let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
-        let folded = on_cpu(&self.computing, move || fold::fold_all(taken, entries, cursors, &rules, &objects_of)).await?;
+        let folded = on_cpu(&self.computing, move || fold::fold_all(taken, entries, recalled, cursors, &rules, &objects_of)).await?;
         let verdicts = folded.verdicts;
         let (batch, entries) = self.complete(folded).await?;
         metrics::histogram!("contrail_archiver_fold_seconds").record(began.elapsed().as_secs_f64());
@@ -69,6 +72,16 @@ impl Run {
             metrics::counter!("contrail_archiver_events_total", "verdict" => verdict).increment(count);
         }
         Ok(())
+    }
+
+    /// Asks the archive for the events of a batch that identity may have forgotten, where there are any.
+    async fn recall(&mut self, taken: &[Taken], entries: &HashMap<IdentityKey, Entry>, cursors: &BTreeMap<u16, Cursor>) -> Result<Recalled, Error> {
+        let mut recalled = Recalled::default();
+        for (site, sought) in recall::sought(taken, entries, cursors) {
+            let kept = self.job.archive.kept(&site, &sought).await?;
+            recalled.learn(site, kept, cursors);
+        }
+        Ok(recalled)
     }
 
     /// Makes a batch's differences absolute, over what the archive holds.

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::archive::{Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Label, LabelValue, Metric, QuarantineRow, Scan, WriteBatch};
+use crate::archive::{
+    Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
+};
 use crate::event::identity::{CheckoutView, Entry, IdentityKey, Sale, StepCount};
 use crate::event::{SiteId, Timestamp};
 
@@ -83,6 +85,9 @@ impl Archive for Flaky {
     async fn scan(&self, site: &SiteId, scan: &Scan) -> Result<Vec<EventRow>, Error> {
         self.inner.scan(site, scan).await
     }
+    async fn kept(&self, site: &SiteId, sought: &[Sought]) -> Result<Vec<Kept>, Error> {
+        self.maybe(self.inner.kept(site, sought).await)
+    }
     async fn linked(&self, site: &SiteId, person: [u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         self.inner.linked(site, person).await
     }
@@ -99,7 +104,7 @@ impl Archive for Flaky {
         self.inner.days().await
     }
     async fn retain(&self, before: Timestamp) -> Result<(), Error> {
-        self.inner.retain(before).await
+        self.maybe(self.inner.retain(before).await)
     }
     async fn close(&self) -> Result<(), Error> {
         self.inner.close().await

@@ -51,50 +51,51 @@ pub(crate) fn viewed(product: &str, customer: &str, at: Timestamp) -> serde_json
 }
 
 /// A log and an archive in one directory.
-struct World {
+pub(super) struct World {
     dir: TempDir,
-    log: Arc<dyn EventLog>,
-    archive: Arc<dyn Archive>,
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) archive: Arc<dyn Archive>,
     progress: Arc<Progress>,
-    settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) settings: Settings,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = crate::eventlog::open("embedded", &dir.path().join("log"), crate::eventlog::embedded::Settings::default(), Clock::system())
             .await
             .unwrap();
         let archive = Arc::new(Embedded::open(dir.path()).unwrap());
         let settings = Settings { linger: Duration::from_millis(2), top_every: Duration::from_millis(1), ..Settings::default() };
-        Self { dir, log, archive, progress: Arc::default(), settings }
+        Self { dir, log, archive, progress: Arc::default(), clock: Clock::fixed(at(0)), settings }
     }
 
-    fn archiver(&self) -> Archiver {
+    pub(super) fn archiver(&self) -> Archiver {
         Archiver {
             log: Arc::clone(&self.log),
             archive: Arc::clone(&self.archive),
             rules: Arc::new(|_| Arc::new(SiteRules::default())),
-            clock: Clock::system(),
+            clock: self.clock.clone(),
             objects_of: Arc::new(|touching| vec![(crate::event::ObjectKind::Map, format!("test.{}", touching.judged.record.event_id))]),
             progress: Arc::clone(&self.progress),
             settings: self.settings.clone(),
         }
     }
 
-    async fn append(&self, records: &[Record]) {
+    pub(super) async fn append(&self, records: &[Record]) {
         self.log.append(Topic::Events, records.iter().map(append).collect()).await.unwrap();
     }
 
     /// Whether the archive holds all that the log does.
-    async fn is_caught_up(&self) -> bool {
+    pub(super) async fn is_caught_up(&self) -> bool {
         let bounds = self.log.bounds(Topic::Events).await.unwrap();
         let cursors = self.archive.cursors().await.unwrap();
         bounds.iter().zip(cursors).all(|(bounds, cursor)| bounds.next == cursor.next)
     }
 
     /// Runs an archiver until the archive holds all that the log does.
-    async fn catch_up(&self) {
+    pub(super) async fn catch_up(&self) {
         let stop = CancellationToken::new();
         let running = self.archiver().run(stop.clone());
         let watching = async {
@@ -142,12 +143,12 @@ async fn the_whole_way_of_an_event() {
 }
 
 /// A stream with everything in it: browsing, searches, orders reported several times, refunds, checkouts, crawlers, repeats, conflicts, late events,
-/// refusals, quarantined events and bytes that are no record.
-fn stream(rng: &mut StdRng, length: usize) -> Vec<Append> {
+/// refusals, quarantined events and bytes that are no record; one record `apart` seconds after the other.
+fn stream(rng: &mut StdRng, length: usize, apart: i64) -> Vec<Append> {
     let mut all: Vec<Append> = Vec::new();
     let mut events: Vec<Record> = Vec::new();
     for n in 0..length {
-        let received_at = at(n as i64 * 40);
+        let received_at = at(n as i64 * apart);
         let occurred_at = received_at.plus_seconds(-rng.random_range(0..200_000));
         let customer = serde_json::json!({"id": format!("c{}", rng.random_range(0..9)), "anonymous_id": "a1"});
         let product = format!("p{}", rng.random_range(0..5));
@@ -189,8 +190,8 @@ fn stream(rng: &mut StdRng, length: usize) -> Vec<Append> {
                 let told = events[rng.random_range(0..events.len())].clone();
                 new = Record { received_at, channel: new.channel, flags: new.flags, ..told };
             }
-            // Another content under a known id.
-            2 if !events.is_empty() => new.event_id = events[rng.random_range(0..events.len())].event_id.clone(),
+            // Another content under an id of the last two days; under one that is forgotten it would count.
+            2 if n > 0 => new.event_id = format!("e{}", rng.random_range(n - n.min(170_000 / apart as usize)..n)),
             3 => new = Record { kind: RecordKind::Refusals, body: Bytes::from_static(b"{\"by_code\":{\"bad\":3}}"), ..new },
             4 => {
                 let body = br#"{"code":"bad","message":"no","pointer":"/x","event":{"type":5}}"#;
@@ -237,7 +238,8 @@ async fn whatever_interrupts_it_the_archive_equals_a_recount() {
     for seed in 0..6 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut world = World::new().await;
-        let stream = stream(&mut rng, 700);
+        // Every other stream goes on for weeks, past what identity remembers.
+        let stream = stream(&mut rng, 700, if seed % 2 == 0 { 40 } else { 3_000 });
         let garbage = stream.iter().filter(|append| append.value.ends_with(b"not a record")).count() as u64;
         let mut rest = stream.as_slice();
         while !rest.is_empty() {
@@ -265,6 +267,10 @@ async fn whatever_interrupts_it_the_archive_equals_a_recount() {
                 world.archive.close().await.unwrap();
                 world.archive = Arc::new(Embedded::open(world.dir.path()).unwrap());
             }
+            if rng.random_bool(0.5) {
+                // Only where all partitions go on does any forget.
+                world.catch_up().await;
+            }
         }
         world.catch_up().await;
         let expected = recount::recount(&all_records(world.log.as_ref()).await);
@@ -273,7 +279,56 @@ async fn whatever_interrupts_it_the_archive_equals_a_recount() {
         let cursors = world.archive.cursors().await.unwrap();
         assert_eq!(cursors.iter().map(|cursor| cursor.next).sum::<u64>(), stream.len() as u64);
         assert!(garbage > 0);
+        assert_clean(&world).await;
     }
+}
+
+/// An audit with log and archive finds nothing.
+pub(super) async fn assert_clean(world: &World) {
+    let rules: RulesOf = Arc::new(|_| Arc::new(SiteRules::default()));
+    let audit = crate::archive::audit::audit(world.archive.as_ref(), Some(world.log.as_ref()), &rules).await.unwrap();
+    assert!(audit.is_clean(), "{:#?}", audit.differences);
+}
+
+pub(super) const DAY: i64 = 86_400;
+
+/// Appends records received at `received_at` until every partition has some, and archives them: what was received more than seven days before is
+/// forgotten then.
+async fn time_passes(world: &World, received_at: Timestamp) {
+    let records: Vec<Record> = (0..200).map(|n| record(&format!("{received_at}-{n}"), received_at, viewed("passing", "c9", received_at))).collect();
+    assert_eq!(records.iter().map(|record| append(record).partition).collect::<std::collections::BTreeSet<_>>().len(), usize::from(PARTITIONS));
+    world.append(&records).await;
+    world.catch_up().await;
+}
+
+#[tokio::test]
+async fn what_comes_again_after_identity_forgot_it_is_told_by_the_archive() {
+    let world = World::new().await;
+    let again = |received_at: Timestamp, record: &Record| Record { received_at, ..record.clone() };
+    let first = record("e1", at(1), viewed("p1", "c1", at(0)));
+    let conflict = record("e1", at(2), viewed("p2", "c1", at(0)));
+    let other_day = record("e1", at(3), viewed("p3", "c1", at(-DAY)));
+    world.append(&[first.clone(), conflict.clone(), other_day.clone()]).await;
+    world.catch_up().await;
+    time_passes(&world, at(8 * DAY)).await;
+    // A new content of a day on which the archive knows the id; then all that it has, in another order, in one batch and in several.
+    let later = at(8 * DAY + 5);
+    let new_content = record("e1", later, viewed("p4", "c1", at(10)));
+    world.append(&[again(later, &other_day), again(later, &first), new_content.clone(), again(later, &conflict)]).await;
+    world.catch_up().await;
+    time_passes(&world, at(16 * DAY)).await;
+    for record in [&conflict, &first, &new_content, &other_day] {
+        world.append(&[again(at(16 * DAY + 5), record)]).await;
+        world.catch_up().await;
+    }
+    let views = world.archive.totals(&site(), Metric::Views, at(-9 * DAY - 36_000), at(9 * DAY - 36_000), Bots::Exclude).await.unwrap();
+    let views: Vec<_> = views.iter().map(|(product, value)| (product.as_str(), value.counts[0])).collect();
+    assert_eq!(views, [("p1", 1), ("passing", 200)]);
+    let of_id = Scan { by: crate::archive::ScanBy::EventId("e1".into()), limit: 10, ..Scan::default() };
+    assert_eq!(world.archive.scan(&site(), &of_id).await.unwrap().len(), 4);
+    let books = world.archive.books(&site(), at(-DAY).floor_to_seconds(3_600), at(20 * DAY).floor_to_seconds(3_600)).await.unwrap();
+    assert_eq!(books.iter().map(|(_, books)| books.duplicate).sum::<u64>(), 7);
+    assert_clean(&world).await;
 }
 
 #[tokio::test]

@@ -17,15 +17,34 @@ const READ: usize = 1 << 20;
 /// Seconds of an hour.
 const HOUR: i64 = 3_600;
 
-/// Balances a site's books by themselves and against its rows; gives the bytes of all bodies.
-pub(super) async fn check_rows(archive: &dyn Archive, site: &SiteId, cursors: &[Cursor], audit: &mut Audit) -> Result<usize, Error> {
+/// The first hour that any site has books of: what was taken before may have left its rows (they go with their day, books by their hour) and its records in the log.
+/// Without any books it is before everything while there are rows, as these should have some, and after everything in an empty archive.
+pub(super) async fn first_hour(archive: &dyn Archive, sites: &[SiteId]) -> Result<Timestamp, Error> {
+    let mut first = LAST;
+    for site in sites {
+        first = archive.books(site, FIRST, first).await?.first().map_or(first, |(hour, _)| *hour);
+    }
+    let bookless = first == LAST && !archive.days().await?.is_empty();
+    Ok(if bookless { FIRST } else { first })
+}
+
+/// Balances a site's books by themselves and against its rows, those taken from the hour `kept_from` on; gives the bytes of all bodies.
+pub(super) async fn check_rows(
+    archive: &dyn Archive,
+    site: &SiteId,
+    cursors: &[Cursor],
+    kept_from: Timestamp,
+    audit: &mut Audit,
+) -> Result<usize, Error> {
     let mut bytes = 0;
     let mut archived: BTreeMap<Timestamp, u64> = BTreeMap::new();
     let mut events = 0;
     each_row(archive, site, cursors, |row| {
         events += 1;
         bytes += row.body.len();
-        *archived.entry(hour_of(row.received_at)).or_default() += 1;
+        if kept_from <= row.received_at {
+            *archived.entry(hour_of(row.received_at)).or_default() += 1;
+        }
     })
     .await?;
     audit.events += events;
@@ -68,15 +87,16 @@ async fn quarantined(archive: &dyn Archive, site: &SiteId) -> Result<BTreeMap<Ti
     }
 }
 
-/// Compares books with the log, from the first hour that it holds whole in every partition.
+/// Compares books with the log, from the first hour on that has books and that the log holds whole in every partition.
 pub(super) async fn check_log(
     archive: &dyn Archive,
     log: &dyn EventLog,
     sites: &[SiteId],
     cursors: &[Cursor],
+    kept_from: Timestamp,
     audit: &mut Audit,
 ) -> Result<(), Error> {
-    let mut tally = Tally { whole_from: FIRST, ..Tally::default() };
+    let mut tally = Tally { whole_from: kept_from, ..Tally::default() };
     for (partition, bounds) in (0u16..).zip(log.bounds(Topic::Events).await?) {
         let cursor = cursors.get(usize::from(partition)).copied().unwrap_or_default();
         if cursor.next > bounds.next {

@@ -1,7 +1,7 @@
 //! The answers' side of an audit: folds all event rows through identity anew, entry by entry in (partition, offset) order, sums what they count for, and compares
 //! cells, sales, steps, checkouts and verdicts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Archive, Audit, Cursor, Error, FIRST, LAST, each_row, metric_name};
 use crate::archive::rollup::{OF_EVENTS, add_money, dim_of};
@@ -126,16 +126,22 @@ impl Recount {
         };
         reports.sort_unstable_by_key(place);
         let mut entry: Option<Entry> = None;
-        let mut first = None;
+        let (mut first, mut days) = (None, BTreeSet::new());
         for Report { offset, record, event, stored } in &reports {
-            // An event id that is forgotten begins anew.
+            // An event id that is forgotten begins anew, but not in a day of which the archive knew it.
             let since = *first.get_or_insert(record.received_at);
-            let forgotten = record.received_at > since.plus_seconds(EVENT_MEMORY_SECONDS) && *stored == Some(Verdict::Counted);
+            let new_day = days.insert(event.occurred_at.utc_day());
+            let forgotten = new_day && record.received_at > since.plus_seconds(EVENT_MEMORY_SECONDS) && *stored == Some(Verdict::Counted);
             if forgotten && matches!(entry, Some(Entry::Event(_))) {
                 (entry, first) = (None, Some(record.received_at));
             }
+            if entry.is_none() && *stored == Some(Verdict::Conflict) && !identity::has_business_key(&event.kind) {
+                // What it was in conflict with went with its day.
+                identity::recall(&mut entry, !record.fingerprint, u64::MAX);
+            }
             let outcome = identity::fold(&mut entry, record, event, *offset);
-            if let Some(stored) = stored.filter(|stored| *stored != outcome.verdict) {
+            let went_first = |stored: Verdict| stored == Verdict::Report && outcome.verdict == Verdict::Counted;
+            if let Some(stored) = stored.filter(|stored| *stored != outcome.verdict && !went_first(*stored)) {
                 audit.note(site, format!("the verdict on event {}", record.event_id), name(stored), name(outcome.verdict));
             }
             if outcome.verdict == Verdict::Counted && record.kind == RecordKind::Event {

@@ -118,6 +118,23 @@ fn lost_and_changed_rows_show() {
 }
 
 #[test]
+fn an_id_counts_again_only_where_the_archive_could_not_know_it() {
+    let counted_again = |day: &str| {
+        let moved = format!("2026-11-{day}T09:00:30Z");
+        after(|batch| {
+            for row in batch.events.iter_mut().filter(|row| row.event_id == "v1" && row.verdict == Verdict::Conflict) {
+                let body = String::from_utf8(row.body.to_vec()).unwrap().replace("2026-11-20T09:00:30Z", &moved);
+                (row.body, row.occurred_at, row.verdict) = (body.into(), at(&moved), Verdict::Counted);
+                row.received_at = row.received_at.plus_seconds(8 * 86_400);
+            }
+        })
+    };
+    let named = "the verdict on event v1".to_owned();
+    assert!(counted_again("20").contains(&named), "the archive knew the id of that day");
+    assert!(!counted_again("19").contains(&named), "of that day it knew nothing");
+}
+
+#[test]
 fn unbalanced_books_show() {
     let balance = after(|batch| batch.books.iter_mut().take(1).for_each(|(.., books)| books.appended += 1));
     assert_eq!(balance.len(), 1);
@@ -228,7 +245,7 @@ async fn what_the_archiver_leaves_is_clean() {
         log: Arc::clone(&log),
         archive: Arc::clone(&archive),
         rules: Arc::clone(&rules),
-        clock: Clock::system(),
+        clock: Clock::fixed(at("2026-11-21T10:00:00Z")),
         objects_of: Arc::new(|_| Vec::new()),
         progress: Arc::default(),
         settings: crate::archive::archiver::Settings { max_events: 700, ..Default::default() },

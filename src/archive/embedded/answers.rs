@@ -101,32 +101,8 @@ pub(super) fn touch(conn: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes what counts before a time (the start of a UTC day).
-pub(super) fn retain(conn: &Connection, before: Timestamp) -> Result<(), Error> {
-    let tx = conn.unchecked_transaction()?;
-    for site in super::read::sites(&tx)? {
-        let by_metric = "DELETE FROM cell WHERE site = ? AND metric = ? AND cell < ?";
-        for metric in 0..=crate::archive::Metric::Steps as u8 {
-            tx.execute(by_metric, (site.as_str(), metric, cell_number(before)))?;
-        }
-        tx.execute("DELETE FROM books WHERE site = ? AND hour < ?", (site.as_str(), before.micros()))?;
-        tx.execute("DELETE FROM sale_at WHERE site = ? AND at < ?", (site.as_str(), before.micros()))?;
-        tx.execute("DELETE FROM step_at WHERE site = ? AND at < ?", (site.as_str(), before.micros()))?;
-        tx.execute(
-            "DELETE FROM checkout WHERE site = ?1 AND checkout IN (SELECT checkout FROM checkout_last WHERE site = ?1 AND last_at < ?2)",
-            (site.as_str(), before.micros()),
-        )?;
-        tx.execute("DELETE FROM checkout_last WHERE site = ? AND last_at < ?", (site.as_str(), before.micros()))?;
-        tx.execute(
-            "DELETE FROM orders WHERE site = ?1 AND at < ?2 AND order_id NOT IN (SELECT order_id FROM sale_at WHERE site = ?1)",
-            (site.as_str(), before.micros()),
-        )?;
-    }
-    tx.execute("DELETE FROM quarantine WHERE received_at < ?", [before.micros()])?;
-    Ok(tx.commit()?)
-}
-
-fn put_cells(tx: &Transaction<'_>, batch: &WriteBatch) -> Result<(), Error> {
+/// Puts cells, as their partitions have them.
+pub(super) fn put_cells(tx: &Transaction<'_>, batch: &WriteBatch) -> Result<(), Error> {
     let mut cells: Vec<_> = batch.cells.iter().collect();
     cells.sort_unstable_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0)));
     let mut put = tx.prepare_cached(
@@ -153,7 +129,7 @@ fn put_cells(tx: &Transaction<'_>, batch: &WriteBatch) -> Result<(), Error> {
 }
 
 /// An order's row, and an entry for each time at which it counts.
-fn put_order(tx: &Transaction<'_>, site: &SiteId, order: &OrderView) -> Result<(), Error> {
+pub(super) fn put_order(tx: &Transaction<'_>, site: &SiteId, order: &OrderView) -> Result<(), Error> {
     let known: Option<Vec<u8>> = tx
         .prepare_cached("SELECT sales FROM orders WHERE site = ? AND order_id = ?")?
         .query_row((site.as_str(), &order.order_id), |row| row.get(0))
@@ -184,7 +160,7 @@ fn put_order(tx: &Transaction<'_>, site: &SiteId, order: &OrderView) -> Result<(
 }
 
 /// A checkout's row, its place by `last_at`, and an entry for each time at which a step of it counts.
-fn put_checkout(tx: &Transaction<'_>, site: &SiteId, view: &CheckoutView) -> Result<(), Error> {
+pub(super) fn put_checkout(tx: &Transaction<'_>, site: &SiteId, view: &CheckoutView) -> Result<(), Error> {
     let known: Option<(Vec<u8>, Option<i64>, i64)> = tx
         .prepare_cached("SELECT steps, completed_at, last_at FROM checkout WHERE site = ? AND checkout = ?")?
         .query_row((site.as_str(), &view.checkout), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))

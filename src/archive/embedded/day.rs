@@ -4,19 +4,20 @@
 //! Look-ups are (hash, time, place, seq) tables without rowid rather than SQL indexes, their rows put in key order within a transaction: random
 //! pages touched are what costs. Hashes are 8 bytes; a reader checks the row itself.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, Row, Transaction, params};
 
 use super::{pack, place, unpack, unplace};
-use crate::archive::{Error, EventRow, Scan, ScanBy};
+use crate::archive::{Error, EventRow, Kept, Scan, ScanBy};
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
 use crate::sqlite::{self, Durability};
 
-/// Version of a day's file.
-const VERSION: i32 = 1;
+/// Version of a day's file. Version 1 did not say when it was taken.
+const VERSION: i32 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS event (
@@ -32,7 +33,11 @@ CREATE TABLE IF NOT EXISTS by_person (hash INTEGER NOT NULL, at INTEGER NOT NULL
   PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS by_product (hash INTEGER NOT NULL, at INTEGER NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL,
   PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS taken (one INTEGER PRIMARY KEY, received_at INTEGER NOT NULL) STRICT;
 ";
+
+/// The greatest `received_at` of a file of version 1, read from its rows once.
+const FROM_VERSION_1: &str = "INSERT INTO taken (one, received_at) SELECT 1, max(received_at) FROM event HAVING max(received_at) IS NOT NULL;";
 
 /// A day's file, open for its one writer.
 pub(super) struct DayFile {
@@ -50,8 +55,8 @@ impl DayFile {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let conn = sqlite::open(path, Durability::Full)?;
         conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
-        check_version(&conn, VERSION, path)?;
-        conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?;
+        let migration = if check_version(&conn, VERSION, path)? == 1 { FROM_VERSION_1 } else { "" };
+        conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} {migration} PRAGMA user_version = {VERSION}; COMMIT;"))?;
         let next = conn.query_row("SELECT coalesce(max(seq), 0) + 1 FROM event", [], |row| row.get(0))?;
         Ok(Self { conn, next })
     }
@@ -69,6 +74,11 @@ impl DayFile {
         insert_lookups(&tx, "by_person", people)?;
         let products = numbered().flat_map(|(row, seq)| row.products.iter().map(move |product| (row, product_hash(&row.site, product), seq)));
         insert_lookups(&tx, "by_product", products)?;
+        if let Some(taken) = numbered().map(|(row, _)| row.received_at).max() {
+            let raise =
+                "INSERT INTO taken (one, received_at) VALUES (1, ?) ON CONFLICT DO UPDATE SET received_at = max(received_at, excluded.received_at)";
+            tx.prepare_cached(raise)?.execute([taken.micros()])?;
+        }
         tx.commit()?;
         self.next = first + rows.len() as i64;
         Ok(())
@@ -92,6 +102,18 @@ pub(super) fn check_version(conn: &Connection, ours: i32, path: &Path) -> Result
         return Err(Error::Corrupt(format!("{} of version {version} (this build reads {ours})", path.display())));
     }
     Ok(version)
+}
+
+/// The greatest `received_at` of a file's rows; None where it has none.
+pub(super) fn taken(conn: &Connection) -> Result<Option<Timestamp>, Error> {
+    let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let table = match version {
+        0 => return Ok(None),
+        1 => "event",
+        _ => "taken",
+    };
+    let greatest: Option<i64> = conn.query_row(&format!("SELECT max(received_at) FROM {table}"), [], |row| row.get(0))?;
+    Ok(greatest.map(Timestamp::from_micros))
 }
 
 /// Puts the ids, in key order; says of each row whether it is new.
@@ -252,6 +274,39 @@ pub(super) fn scan(conn: &Connection, site: &SiteId, scan: &Scan, limit: usize) 
     }
 }
 
+/// The reports kept of these events, the look-ups in key order.
+pub(super) fn kept(conn: &Connection, site: &SiteId, ids: &BTreeSet<&str>) -> Result<Vec<Kept>, Error> {
+    let mut sorted: Vec<(i64, &str)> = ids.iter().map(|id| (id_hash(site, id), *id)).collect();
+    sorted.sort_unstable();
+    let mut statement = conn.prepare_cached(
+        "SELECT e.site, e.event_id, e.fingerprint, e.key_kind, e.type, e.channel, e.occurred_at, e.place FROM by_id t JOIN event e ON e.seq = t.seq
+         WHERE t.id = ?1",
+    )?;
+    let corrupt = |what: &str| Error::Corrupt(format!("an event row's {what}"));
+    let mut found = Vec::new();
+    for (hash, id) in sorted {
+        let mut rows = statement.query([hash])?;
+        while let Some(row) = rows.next()? {
+            let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+            if text(0)? != site.as_str() || text(1)? != id {
+                continue;
+            }
+            let (partition, offset) = unplace(row.get(7)?);
+            found.push(Kept {
+                event_id: id.to_owned(),
+                fingerprint: row.get::<_, i64>(2)? as u64,
+                key_kind: KeyKind::from_byte(row.get(3)?).ok_or_else(|| corrupt("key kind"))?,
+                kind: row.get(4)?,
+                channel: channel(row.get(5)?).ok_or_else(|| corrupt("channel"))?,
+                occurred_at: Timestamp::from_micros(row.get(6)?),
+                partition,
+                offset,
+            });
+        }
+    }
+    Ok(found)
+}
+
 /// The first `limit` rows of a statement that are wanted.
 fn collect(
     statement: &mut CachedStatement<'_>,
@@ -270,6 +325,15 @@ fn collect(
         }
     }
     Ok(found)
+}
+
+fn channel(byte: u8) -> Option<Channel> {
+    match byte {
+        0 => Some(Channel::Pixel),
+        1 => Some(Channel::Server),
+        2 => Some(Channel::Webhook),
+        _ => None,
+    }
 }
 
 /// Reads a row selected by [`COLUMNS`].
@@ -298,12 +362,7 @@ fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
             _ => return Err(corrupt("verdict")),
         },
         flags: Flags(row.get(9)?),
-        channel: match row.get::<_, u8>(10)? {
-            0 => Channel::Pixel,
-            1 => Channel::Server,
-            2 => Channel::Webhook,
-            _ => return Err(corrupt("channel")),
-        },
+        channel: channel(row.get(10)?).ok_or_else(|| corrupt("channel"))?,
         customer: hash(11)?,
         visitor: hash(12)?,
         products: unpack(row.get_ref(13)?.as_blob().map_err(|_| corrupt("products"))?, "an event row's products")?,

@@ -6,6 +6,7 @@ mod answers;
 mod day;
 mod read;
 mod readers;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -18,7 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::readers::{Days, Readers};
 use self::writer::Writer;
-use super::{Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Label, LabelValue, Metric, QuarantineRow, Scan, WriteBatch};
+use super::{
+    Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
+};
 use crate::event::identity::{CheckoutView, Entry, IdentityKey, Sale, StepCount};
 use crate::event::{SiteId, Timestamp};
 
@@ -170,6 +173,12 @@ impl Archive for Embedded {
         joined(tokio::task::spawn_blocking(move || readers.scan(&site, &scan)).await)
     }
 
+    async fn kept(&self, site: &SiteId, sought: &[Sought]) -> Result<Vec<Kept>, Error> {
+        let (site, sought, readers) = (site.clone(), sought.to_vec(), Arc::clone(&self.readers));
+        let _permit = self.readers.permit().await?;
+        joined(tokio::task::spawn_blocking(move || readers.kept(&site, &sought)).await)
+    }
+
     async fn linked(&self, site: &SiteId, person: [u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         let site = site.clone();
         self.ask(move |conn| read::linked(conn, &site, person)).await
@@ -197,7 +206,7 @@ impl Archive for Embedded {
         let readers = Arc::clone(&self.readers);
         self.write_side(move |writer| {
             let removed = writer.retain(before);
-            readers.forget_before(before.utc_day());
+            readers.forget_removed();
             removed
         })
         .await

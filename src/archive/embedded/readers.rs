@@ -1,6 +1,6 @@
 //! Read-only connections of the embedded archive, and which days there are. Used by queries on blocking threads; must never write.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::day;
-use crate::archive::{Error, EventRow, Scan};
+use crate::archive::{Error, EventRow, Kept, Scan, Sought};
 use crate::event::{SiteId, Timestamp};
 use crate::sqlite;
 
@@ -113,19 +113,40 @@ impl Readers {
                 break;
             }
             let rest = scan.limit - found.len();
-            match self.with(&self.days.path(day), |conn| day::scan(conn, site, scan, rest)) {
-                Ok(rows) => found.extend(rows),
-                // Retention took the file meanwhile.
-                Err(_) if !self.days.all().contains(&day) => {}
-                Err(error) => return Err(error),
-            }
+            found.extend(self.of_day(day, |conn| day::scan(conn, site, scan, rest))?);
         }
         Ok(found)
     }
 
-    /// Lets go of the files of days before `day`.
-    pub(super) fn forget_before(&self, day: i32) {
-        let kept: BTreeSet<PathBuf> = self.days.all().into_iter().filter(|d| *d >= day).map(|d| self.days.path(d)).collect();
+    /// See [`crate::archive::Archive::kept`].
+    pub(super) fn kept(&self, site: &SiteId, sought: &[Sought]) -> Result<Vec<Kept>, Error> {
+        let mut by_day: BTreeMap<Option<i32>, BTreeSet<&str>> = BTreeMap::new();
+        for Sought { event_id, day } in sought {
+            by_day.entry(*day).or_default().insert(event_id);
+        }
+        let anywhere = by_day.remove(&None).unwrap_or_default();
+        let mut found = Vec::new();
+        for day in self.days.all() {
+            let ids: BTreeSet<&str> = by_day.remove(&Some(day)).into_iter().flatten().chain(anywhere.iter().copied()).collect();
+            if !ids.is_empty() {
+                found.extend(self.of_day(day, |conn| day::kept(conn, site, &ids))?);
+            }
+        }
+        found.sort_by(|a, b| (&a.event_id, a.partition, a.offset).cmp(&(&b.event_id, b.partition, b.offset)));
+        Ok(found)
+    }
+
+    /// Asks a day's file; one that retention took meanwhile holds nothing.
+    fn of_day<T>(&self, day: i32, query: impl FnOnce(&Connection) -> Result<Vec<T>, Error>) -> Result<Vec<T>, Error> {
+        match self.with(&self.days.path(day), query) {
+            Err(_) if !self.days.all().contains(&day) => Ok(Vec::new()),
+            answer => answer,
+        }
+    }
+
+    /// Lets go of the files of days that were removed.
+    pub(super) fn forget_removed(&self) {
+        let kept: BTreeSet<PathBuf> = self.days.all().into_iter().map(|day| self.days.path(day)).collect();
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(path, _)| *path == self.answers || kept.contains(path));
     }
 

@@ -106,6 +106,40 @@ async fn more_days_than_open_files() {
 }
 
 #[tokio::test]
+async fn a_days_file_of_version_1_tells_when_it_was_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = sample().events[0].clone();
+    let day = |n: i64| first.occurred_at.plus_seconds(n * 86_400);
+    let row = |id: &str, occurred_at: Timestamp, received_at: Timestamp| EventRow { event_id: id.into(), occurred_at, received_at, ..first.clone() };
+    let events = vec![row("a", day(0), day(9)), row("b", day(1), day(1)), row("c", day(2), day(9)), row("d", day(3), day(3))];
+    let archive = Embedded::open(dir.path()).unwrap();
+    archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
+    archive.close().await.unwrap();
+    for file in std::fs::read_dir(dir.path().join("archive")).unwrap() {
+        let conn = rusqlite::Connection::open(file.unwrap().path()).unwrap();
+        conn.execute_batch("DROP TABLE taken; PRAGMA user_version = 1;").unwrap();
+    }
+    let archive = Embedded::open(dir.path()).unwrap();
+    // Two are written to, and so brought to this version; of two the rows are read.
+    let events = vec![row("e", day(2), day(5)), row("f", day(3), day(5))];
+    archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
+    let days = async || archive.days().await.unwrap().iter().map(|d| d - day(0).utc_day()).collect::<Vec<_>>();
+    archive.retain(day(5)).await.unwrap();
+    assert_eq!(days().await, [0, 2, 3]);
+    archive.retain(day(6)).await.unwrap();
+    assert_eq!(days().await, [0, 2]);
+    archive.retain(day(9)).await.unwrap();
+    assert_eq!(days().await, [0, 2]);
+    // A file that cannot be read stays; the others go.
+    archive.write(WriteBatch { events: vec![row("g", day(0), day(9))], ..WriteBatch::default() }).await.unwrap();
+    archive.close().await.unwrap();
+    std::fs::write(dir.path().join("archive").join(format!("{}.db", day(0).utc_date())), [7; 4096]).unwrap();
+    let archive = Embedded::open(dir.path()).unwrap();
+    archive.retain(day(10)).await.unwrap();
+    assert_eq!(archive.days().await.unwrap(), [day(0).utc_day()]);
+}
+
+#[tokio::test]
 async fn a_later_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let archive = Embedded::open(dir.path()).unwrap();

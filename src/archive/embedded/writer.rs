@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use super::answers;
 use super::day::{self, DayFile};
 use super::readers::Days;
+use super::retention::{self, Gone};
 use crate::archive::{Cursor, Error, EventRow, WriteBatch};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{SiteId, Timestamp};
@@ -27,6 +28,8 @@ pub(super) struct Writer {
     /// Open day files with the number of the write that last used each.
     open: BTreeMap<i32, (DayFile, u64)>,
     writes: u64,
+    /// The greatest `received_at` of days' rows, where retention asked for it since the day was last written to.
+    taken: BTreeMap<i32, Timestamp>,
     answers: Option<Answers>,
 }
 
@@ -51,7 +54,7 @@ impl Writer {
         answers::create(&conn, known)?;
         let identities = IdentityTables::open(&conn)?;
         let sites = super::read::sites(&conn)?.into_iter().collect();
-        Ok(Self { days, open: BTreeMap::new(), writes: 0, answers: Some(Answers { conn, identities, sites }) })
+        Ok(Self { days, open: BTreeMap::new(), writes: 0, taken: BTreeMap::new(), answers: Some(Answers { conn, identities, sites }) })
     }
 
     /// The writing connection of `answers.db`, for reads that must see every write.
@@ -85,6 +88,7 @@ impl Writer {
         }
         for (day, mut rows) in by_day {
             self.day(day)?.insert(&mut rows)?;
+            self.taken.remove(&day);
         }
         Ok(())
     }
@@ -140,16 +144,40 @@ impl Writer {
 
     /// See [`crate::archive::Archive::retain`]. Whole UTC days, so that event rows and what is counted of them go together.
     pub(super) fn retain(&mut self, before: Timestamp) -> Result<(), Error> {
-        let day = before.utc_day();
-        answers::retain(self.answers()?, before.floor_to_seconds(86_400))?;
-        for old in self.days.all().into_iter().take_while(|old| *old < day) {
-            if let Some((file, _)) = self.open.remove(&old) {
+        let before = before.utc_day();
+        let past: Vec<i32> = self.days.all().into_iter().take_while(|day| *day < before).collect();
+        let (old, kept): (Vec<i32>, Vec<i32>) = past.into_iter().partition(|day| self.taken(*day).utc_day() < before);
+        let gone = Gone { before, kept: kept.into_iter().collect() };
+        let Answers { conn, identities, .. } = self.answers.as_mut().ok_or(Error::Closed)?;
+        retention::take(conn, identities, &gone, !old.is_empty())?;
+        for day in old {
+            if let Some((file, _)) = self.open.remove(&day) {
                 file.close()?;
             }
-            self.days.remove(old);
-            remove_file(&self.days.path(old))?;
+            self.days.remove(day);
+            self.taken.remove(&day);
+            remove_file(&self.days.path(day))?;
         }
         sync_directory(self.days.dir())
+    }
+
+    /// When the last of a day's rows was taken. A file that does not tell stays.
+    fn taken(&mut self, day: i32) -> Timestamp {
+        if let Some(known) = self.taken.get(&day) {
+            return *known;
+        }
+        let path = self.days.path(day);
+        match sqlite::open_readonly(&path).map_err(Error::from).and_then(|conn| day::taken(&conn)) {
+            Ok(taken) => {
+                let taken = taken.unwrap_or(Timestamp::from_micros(i64::MIN));
+                self.taken.insert(day, taken);
+                taken
+            }
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "an old day's file cannot be read, and so stays");
+                Timestamp::MAX
+            }
+        }
     }
 
     /// Closes all files, folding their WALs in.

@@ -79,6 +79,16 @@ impl CheckoutEntry {
         Outcome { verdict, effects }
     }
 
+    /// See [`super::forget`]; whether anything is left.
+    pub(super) fn forget(&mut self, gone: &dyn Fn(Timestamp) -> bool) -> bool {
+        self.facts.retain(|_, fact| !gone(fact.best.at));
+        if self.last.as_ref().is_some_and(|(at, ..)| gone(*at)) {
+            self.last = self.facts.iter().map(|((step, status), fact)| (fact.best.at, *status, step.clone())).max();
+        }
+        self.value = self.value.take().filter(|stated| !gone(stated.at));
+        !self.facts.is_empty()
+    }
+
     /// Takes what every report says, repeats included; whether it changed anything.
     fn hear(&mut self, event: &Event, step: &str, status: StepStatus) -> bool {
         let at = event.occurred_at;

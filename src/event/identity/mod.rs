@@ -22,6 +22,9 @@
 //! the offset; so the memory is never older than the offset, and it may be newer. A newer memory meets records it holds already: each is told by
 //! the offset of its first appearance and gets the verdict it got then; its effects, which stand in the sums since before the memory was
 //! stored, are not given again. (A conflict of an event id, and a repeat, read as a duplicate: their rows stand already.)
+//!
+//! **The archive's own time.** It keeps the rows of events for longer than their entries: what these tell, [`recall`] adds before the fold. It lets days of rows go at
+//! last: what orders and checkouts count for then, [`forget`] takes out of their entries.
 
 mod checkouts;
 mod orders;
@@ -33,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{first_16, sha256};
 use super::record::{Record, RecordKind};
-use super::{Currency, Event, Timestamp, kind};
+use super::{Currency, Event, KeyKind, SiteId, Timestamp, kind};
 
 pub use checkouts::CheckoutEntry;
 pub use orders::OrderEntry;
@@ -200,20 +203,33 @@ pub fn has_business_key(event_kind: &str) -> bool {
 
 /// The key of the entry that decides on a record of kind [`RecordKind::Event`] or [`RecordKind::Completion`].
 pub fn key_of(record: &Record, event: &Event) -> IdentityKey {
-    let own: (&str, std::borrow::Cow<'_, str>) = match (record.kind, event.kind.as_str()) {
+    let (own_kind, own): (&str, std::borrow::Cow<'_, str>) = match (record.kind, event.kind.as_str()) {
         (RecordKind::Completion, _) | (_, kind::CHECKOUT_STEP) => {
             ("checkout", event.checkout_name().map_or(record.event_id.as_str().into(), Into::into))
         }
         (_, kind::ORDER_COMPLETED | kind::ORDER_REFUNDED) => ("order", record.key.as_str().into()),
         _ => ("event", record.event_id.as_str().into()),
     };
-    IdentityKey(first_16(&sha256(&[
-        record.site.as_str().as_bytes(),
-        record.key_kind.name().as_bytes(),
-        record.key.as_bytes(),
-        own.0.as_bytes(),
-        own.1.as_bytes(),
-    ])))
+    named(&record.site, record.key_kind, &record.key, own_kind, &own)
+}
+
+/// The key of an order's entry.
+pub fn order_key(site: &SiteId, order_id: &str) -> IdentityKey {
+    named(site, KeyKind::Order, order_id, "order", order_id)
+}
+
+/// The keys that the entry of a checkout of this name can have, see [`Event::checkout_name`]: the name alone does not tell what gave it.
+pub fn checkout_keys(site: &SiteId, name: &str) -> Vec<IdentityKey> {
+    let days = [KeyKind::Session, KeyKind::Anonymous, KeyKind::Customer].into_iter().filter_map(|kind| {
+        let (id, _day) = name.strip_prefix(kind.name())?.strip_prefix(':')?.rsplit_once(':')?;
+        Some((kind, id))
+    });
+    [(KeyKind::Checkout, name), (KeyKind::Event, name)].into_iter().chain(days).map(|(kind, key)| named(site, kind, key, "checkout", name)).collect()
+}
+
+fn named(site: &SiteId, key_kind: KeyKind, key: &str, own_kind: &str, own: &str) -> IdentityKey {
+    let parts = [site.as_str(), key_kind.name(), key, own_kind, own].map(str::as_bytes);
+    IdentityKey(first_16(&sha256(&parts)))
 }
 
 /// Folds one record of kind [`RecordKind::Event`] or [`RecordKind::Completion`] into the entry found under its [`key_of`] (None = unknown)
@@ -231,21 +247,53 @@ pub fn fold(entry: &mut Option<Entry>, record: &Record, event: &Event, offset: u
     }
 }
 
+/// Adds to an event's entry (None = unknown) a report that is known from elsewhere, judged at `offset`; whether the entry changed. For a memory that
+/// may have forgotten what its archive keeps.
+pub fn recall(entry: &mut Option<Entry>, fingerprint: u64, offset: u64) -> bool {
+    match entry {
+        None => {
+            *entry = Some(Entry::Event(EventEntry { first: offset, fingerprints: vec![fingerprint] }));
+            true
+        }
+        Some(Entry::Event(known)) => known.learn(fingerprint),
+        Some(Entry::Order(_) | Entry::Checkout(_)) => false,
+    }
+}
+
+/// Forgets what an order or checkout counts for at times that are `gone`, fact by fact, so that the rest counts as though that had never been told; None is left where
+/// there is no rest. Gives what that changes at the times that stay. An event's entry has its own time to live.
+pub fn forget(entry: &mut Option<Entry>, gone: &dyn Fn(Timestamp) -> bool) -> Vec<Sale> {
+    let (left, changed) = match entry {
+        Some(Entry::Order(order)) => order.forget(gone),
+        Some(Entry::Checkout(checkout)) => (checkout.forget(gone), Vec::new()),
+        Some(Entry::Event(_)) | None => return Vec::new(),
+    };
+    if !left {
+        *entry = None;
+    }
+    changed
+}
+
 impl EventEntry {
     /// The entry of an unknown id already names this record as its first report.
     fn fold(&mut self, record: &Record, offset: u64) -> Verdict {
         if self.first == offset {
             return Verdict::Counted;
         }
-        let Some((first, rest)) = self.fingerprints.split_first() else { return Verdict::Conflict };
-        match rest.binary_search(&record.fingerprint) {
-            _ if *first == record.fingerprint => Verdict::Duplicate,
-            Ok(_) => Verdict::Duplicate,
+        if self.learn(record.fingerprint) { Verdict::Conflict } else { Verdict::Duplicate }
+    }
+
+    /// Remembers a fingerprint, as far as there is room; whether it is new.
+    fn learn(&mut self, fingerprint: u64) -> bool {
+        let Some((first, rest)) = self.fingerprints.split_first() else { return true };
+        match rest.binary_search(&fingerprint) {
+            _ if *first == fingerprint => false,
+            Ok(_) => false,
             Err(at) => {
                 if self.fingerprints.len() < MAX_REPORTS {
-                    self.fingerprints.insert(at + 1, record.fingerprint);
+                    self.fingerprints.insert(at + 1, fingerprint);
                 }
-                Verdict::Conflict
+                true
             }
         }
     }

@@ -106,6 +106,15 @@ impl OrderEntry {
         self.changed(verdict, &before)
     }
 
+    /// See [`super::forget`]. A refund whose order is gone counts as it stands. Whether anything is left, and the difference at the times that stay.
+    pub(super) fn forget(&mut self, gone: &dyn Fn(Timestamp) -> bool) -> (bool, Vec<Sale>) {
+        let mut before = self.sales();
+        before.retain(|sale| !gone(sale.at));
+        self.order = self.order.take().filter(|fact| !gone(fact.best.at));
+        self.refunds.retain(|_, fact| !gone(fact.best.at));
+        (self.order.is_some() || !self.refunds.is_empty(), self.changed(Verdict::Report, &before).effects.sales)
+    }
+
     /// The outcome of a record that replaced what the order, or a refund, says.
     fn changed(&self, verdict: Verdict, before: &[Sale]) -> Outcome {
         let after = self.sales();

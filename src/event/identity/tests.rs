@@ -84,6 +84,83 @@ fn run(reports: &Reports) -> (Option<Entry>, Vec<Outcome>) {
     (entry, outcomes)
 }
 
+#[test]
+fn keys_are_found_by_the_names_that_rows_have() {
+    let site = SiteId::parse("demo").unwrap();
+    let sold = order(0, &[]);
+    assert_eq!(key_of(&record(&sold, "e", Channel::Server, false), &sold), order_key(&site, "o1"));
+    let given_back = refund(Some("r"), 0, None);
+    assert_eq!(key_of(&record(&given_back, "e", Channel::Server, false), &given_back), order_key(&site, "o1"));
+    let of = |checkout: Option<&str>, customer: Customer| Event {
+        checkout: Some(Checkout { id: checkout.map(Into::into), step: Some("s".into()), status: Some(StepStatus::Entered), value: None }),
+        customer: Some(customer),
+        ..blank(kind::CHECKOUT_STEP, 0)
+    };
+    let id = || Some("a:b".to_owned());
+    for event in [
+        of(Some("session:a:2026-11-20"), Customer::default()),
+        of(None, Customer { session_id: id(), ..Customer::default() }),
+        of(None, Customer { anonymous_id: id(), ..Customer::default() }),
+        of(None, Customer { id: id(), ..Customer::default() }),
+        of(None, Customer::default()),
+    ] {
+        let record = record(&event, "step-1", Channel::Server, false);
+        let name = event.checkout_name().unwrap_or_else(|| "step-1".into());
+        assert!(checkout_keys(&site, &name).contains(&key_of(&record, &event)), "{name}");
+    }
+}
+
+#[test]
+fn what_is_forgotten_counts_as_never_told() {
+    let euro = |cents| Some(eur(cents));
+    let sold = order(0, &[item("a", 3, euro(100)), item("b", 1, None)]);
+    let (first, second) = (refund(Some("r1"), 5, Some(&[item("a", 2, None)])), refund(Some("r2"), 6, None));
+    let steps = [step("contact", StepStatus::Entered, 1, Some(eur(7))), step("address", StepStatus::Entered, 5, None)];
+    let all = |events: &[&Event]| -> Reports {
+        let number = |(event, n): (&&Event, i32)| (record(event, &format!("e{n}"), Channel::Server, false), (*event).clone());
+        events.iter().zip(0..).map(number).collect()
+    };
+    let before = |minute: i64| move |time: Timestamp| time < at(minute);
+    // The order goes: a refund without a price gives back pieces alone, a whole one nothing.
+    let (mut entry, outcomes) = run(&all(&[&sold, &first, &second]));
+    let counted = sum_sales(outcomes.iter().flat_map(|outcome| &outcome.effects.sales));
+    let changed = forget(&mut entry, &before(3));
+    let left = entry.as_ref().unwrap().order().unwrap();
+    assert_eq!((left.at, sum_sales(&left.sales)), (None, sum_sales(&run(&all(&[&first, &second])).0.unwrap().order().unwrap().sales)));
+    let mut stays = counted;
+    stays.retain(|(_, time, _), _| *time >= at(3));
+    let stays: Vec<Sale> = stays
+        .into_iter()
+        .map(|((product_id, at, crawler), (units, orders, revenue))| Sale {
+            product_id,
+            at,
+            crawler,
+            units,
+            orders,
+            revenue: revenue.into_iter().collect(),
+        })
+        .collect();
+    assert_eq!(sum_sales(stays.iter().chain(&changed)), sum_sales(&left.sales));
+    // Then everything does.
+    assert!(forget(&mut entry, &before(6)).is_empty());
+    forget(&mut entry, &before(9));
+    assert_eq!(entry, None);
+    let (mut entry, _) = run(&all(&[&steps[0], &steps[1]]));
+    assert!(forget(&mut entry, &before(3)).is_empty());
+    let left = entry.as_ref().unwrap().checkout().unwrap();
+    assert_eq!((left.steps.len(), left.value, left.last_at, left.last_step.as_deref()), (1, None, at(5), Some("address")));
+    // A time in between: the latest sign of life goes, an earlier one stays.
+    let (mut entry, _) = run(&all(&[&steps[0], &steps[1]]));
+    forget(&mut entry, &|time| time == at(5));
+    let left = entry.as_ref().unwrap().checkout().unwrap();
+    assert_eq!((left.value, left.last_at, left.last_step.as_deref()), (Some(eur(7)), at(1), Some("contact")));
+    forget(&mut entry, &before(3));
+    assert_eq!(entry, None);
+    let mut event = None;
+    recall(&mut event, 1, 1);
+    assert!(forget(&mut event, &|_| true).is_empty() && event.is_some(), "an event's entry has its own time to live");
+}
+
 type SaleKey = (String, Timestamp, bool);
 type SaleSum = (i64, i64, BTreeMap<Currency, i64>);
 

@@ -1,5 +1,7 @@
 //! Batches from hostile bodies: nothing panics, and every event of a readable body is accounted for once.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -63,6 +65,11 @@ proptest! {
                 prop_assert_eq!(count(RecordKind::Event), batch.marks.len());
                 prop_assert_eq!(count(RecordKind::Quarantine) + batch.lost.len(), batch.rejected.len());
                 prop_assert_eq!(batch.assigned.len(), count(RecordKind::Event) + count(RecordKind::Quarantine));
+                let refused: Vec<usize> = batch.rejected.iter().map(|rejected| rejected.index).collect();
+                let ids: BTreeMap<usize, String> = batch.assigned.iter().map(|assigned| (assigned.index, assigned.event_id.clone())).collect();
+                let taken = read(body.as_bytes()).unwrap().into_events();
+                prop_assert!(taken.iter().map(|(index, _)| *index).eq((0..expected).filter(|index| !refused.contains(index))));
+                prop_assert!(taken.iter().all(|(index, record)| ids[index] == record.event_id), "{:?}", taken);
             }
             Err(why) => prop_assert!(false, "{:?}", why),
         }

@@ -235,6 +235,21 @@ async fn submitting_from_within_is_a_servers_request() {
 }
 
 #[tokio::test]
+async fn a_rehearsal_gives_what_would_be_appended_and_appends_nothing() {
+    let shop = shop();
+    let site = SiteId::parse("demo").unwrap();
+    let order = r#"{"type":"order_completed","event_id":"o","order":{"id":"o1"},"checkout":{"id":"c"}}"#;
+    let body = Bytes::from(format!("[{},{{\"type\":\"\"}},{order},{}]", viewed("e-1"), viewed("e-2")));
+    let rehearsed = shop.ingest.rehearse(&site, body.clone()).await.unwrap();
+    assert_eq!((shop.log.calls(), rehearsed.iter().map(|(index, _)| *index).collect::<Vec<_>>()), (0, vec![0, 2, 3]));
+    shop.ingest.submit(&site, body).await.unwrap();
+    let appended: Vec<Record> = shop.records().into_iter().filter(|record| record.kind == RecordKind::Event).collect();
+    assert!(rehearsed.into_iter().map(|(_, record)| record).eq(appended));
+    let refused = shop.ingest.rehearse(&site, Bytes::from(vec![b' '; MAX_BODY_BYTES + 1])).await.unwrap_err();
+    assert_eq!(refused.code, Code::BodyTooLarge);
+}
+
+#[tokio::test]
 async fn dry_run_appends_nothing() {
     let shop = shop();
     let bearer = format!("Bearer {}", shop.keys.ingest);

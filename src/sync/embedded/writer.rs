@@ -168,7 +168,9 @@ impl Writer {
         match &result {
             Ok(()) => {
                 self.checkpointer.iter().for_each(Checkpointer::committed);
-                if let Some(saved) = self.saving.pop_front_if(|saving| saving.is_saved()) {
+                if self.saving.front().is_some_and(Saving::is_saved)
+                    && let Some(saved) = self.saving.pop_front()
+                {
                     saved.answer.send(Ok(())).ok();
                 }
                 metrics::histogram!("contrail_objects_commit_seconds").record(began.elapsed().as_secs_f64());
