@@ -62,7 +62,11 @@ fn answers(server: &Server) -> Value {
     let reports = ["top-searches", "searches-without-results", "top-viewed", "top-sold", "top-pages", "checkout-funnel", "unfinished-purchases"];
     reports
         .iter()
-        .map(|report| (report.to_string(), json!(rows(server, report, "&bots=include&limit=10000"))))
+        .map(|report| {
+            // An age is counted from the moment of asking, unless that is given.
+            let as_of = if *report == "unfinished-purchases" { format!("&as_of={TO}") } else { String::new() };
+            (report.to_string(), json!(rows(server, report, &format!("&bots=include&limit=10000{as_of}"))))
+        })
         .collect::<serde_json::Map<_, _>>()
         .into()
 }

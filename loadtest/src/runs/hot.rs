@@ -136,7 +136,8 @@ async fn counts(connection: &mut Connection, total: u64, sent: &Outcome, finding
 }
 
 fn compare(with: &Probed, without: &Probed, findings: &mut Findings) {
+    let spread = |probed: &Probed| [0.5, 0.9, 0.99].map(|quantile| format!("{:.1}", ms(&probed.latency, quantile))).join(", ");
+    findings.note("others' p50, p90, p99 in ms without; with", format!("{}; {}", spread(without), spread(with)));
     let (with, without) = (ms(&with.latency, 0.99), ms(&without.latency, 0.99));
-    findings.note("others' p99 without, with", format!("{without:.1} ms, {with:.1} ms"));
     findings.at_most("others' p99, with over without", with / without.max(0.001), 1.5, "x");
 }
