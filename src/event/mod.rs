@@ -42,7 +42,7 @@ pub struct Event {
     /// One of [`kind`], or any other name.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The sender's clock, or `received_at` where it said nothing; clamped to 24 h ahead of `received_at`.
+    /// The sender's clock, or `received_at` where it said nothing; clamped to 24 h ahead of `received_at`, a browser's also to 30 days behind it.
     pub occurred_at: Timestamp,
     /// Who did it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -45,7 +45,7 @@ pub struct Flags(pub u16);
 impl Flags {
     /// The shopper is a crawler.
     pub const CRAWLER: u16 = 1;
-    /// `occurred_at` was more than 24 h ahead and was clamped.
+    /// `occurred_at` was more than 24 h ahead, or a browser's more than 30 days behind, and was clamped.
     pub const CLAMPED: u16 = 1 << 1;
     /// An amount was rounded to the minor unit.
     pub const ROUNDED: u16 = 1 << 2;

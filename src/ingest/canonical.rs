@@ -15,6 +15,10 @@ use crate::event::{Channel, Envelope, Flags, KeyKind, RecordKind, SiteId, Timest
 /// How far ahead of `received_at` a sender's clock may be.
 const MOST_AHEAD_SECONDS: i64 = 86_400;
 
+/// How far behind `received_at` a browser's clock may be. Its key is read by everybody who sees the page, and every day of the past that it named would
+/// be a file of the archive; a shop's server may tell history.
+const BROWSER_MOST_BEHIND_SECONDS: i64 = 30 * 86_400;
+
 /// Who sends, as far as its events show it.
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
@@ -214,20 +218,22 @@ enum Occurred {
     Stated,
     /// It is `received_at`.
     Missing,
-    /// It was too far ahead: what the sender said, as canonical JSON.
+    /// It was too far ahead or behind: what the sender said, as canonical JSON.
     Clamped(String),
 }
 
 fn set_occurred_at(event: &mut Object<'_>, facts: Facts, sender: &Sender, flags: &mut Flags) -> Occurred {
     let latest = sender.received_at.plus_seconds(MOST_AHEAD_SECONDS);
+    let earliest = sender.browser.then(|| sender.received_at.plus_seconds(-BROWSER_MOST_BEHIND_SECONDS));
     let Some(stated) = facts.occurred_at else {
         flags.set(Flags::NO_OCCURRED_AT);
         event.insert("occurred_at", Node::String(Text::Owned(sender.received_at.to_string())));
         return Occurred::Missing;
     };
-    if stated > latest {
+    let taken = earliest.map_or(stated, |earliest| stated.max(earliest)).min(latest);
+    if taken != stated {
         flags.set(Flags::CLAMPED);
-        event.insert("occurred_at", Node::String(Text::Owned(latest.to_string())));
+        event.insert("occurred_at", Node::String(Text::Owned(taken.to_string())));
         return Occurred::Clamped(format!("\"{stated}\""));
     }
     if !event.text("occurred_at").is_some_and(is_canonical_time) {

@@ -1,7 +1,7 @@
 //! When an object may be written: its budget ([`Bucket`]) and the queue of objects that wait ([`Scheduler`]). Stepped by the keeper. Pure: `now` is
 //! handed in.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,19 +72,25 @@ pub struct Scheduler {
     max_bytes: usize,
     bytes: usize,
     waiting: HashMap<Arc<ObjectKey>, Waiting>,
-    queue: BTreeSet<(Timestamp, Arc<ObjectKey>)>,
+    /// By when they are due, those of one moment in the order they came: many come at one moment, and numbers compare faster than names.
+    queue: BTreeMap<Place, Arc<ObjectKey>>,
+    /// The number of the next object to come.
+    next: u64,
 }
+
+/// A place in the queue.
+type Place = (Timestamp, u64);
 
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    due: Timestamp,
+    place: Place,
     bytes: usize,
 }
 
 impl Scheduler {
     /// An empty queue. A first change waits `gather` for others; [`Scheduler::is_full`] says when `max_bytes` of changes wait.
     pub fn new(gather: Duration, max_bytes: usize) -> Self {
-        Self { gather, max_bytes, bytes: 0, waiting: HashMap::new(), queue: BTreeSet::new() }
+        Self { gather, max_bytes, bytes: 0, waiting: HashMap::new(), queue: BTreeMap::new(), next: 0 }
     }
 
     /// Notes that `bytes` more of changes wait for the object. It becomes due `gather` after the first of them and no later for more.
@@ -115,11 +121,11 @@ impl Scheduler {
         match self.waiting.get_mut(&due.key) {
             // Touched again in between: it keeps one place, the later.
             Some(waiting) => {
-                let old = waiting.due;
+                let old = waiting.place;
                 let bytes = waiting.bytes.saturating_add(due.bytes);
-                self.queue.remove(&(old, Arc::clone(&due.key)));
+                self.queue.remove(&old);
                 self.waiting.remove(&due.key);
-                self.insert(due.key, bytes, next.max(old));
+                self.insert(due.key, bytes, next.max(old.0));
             }
             None => self.insert(due.key, due.bytes, next),
         }
@@ -132,7 +138,7 @@ impl Scheduler {
 
     /// When the next object is due; None where none waits.
     pub fn next_due(&self) -> Option<Timestamp> {
-        self.queue.first().map(|(at, _)| *at)
+        self.queue.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Whether so much waits that no more is to be read.
@@ -156,16 +162,18 @@ impl Scheduler {
     }
 
     fn insert(&mut self, key: Arc<ObjectKey>, bytes: usize, due: Timestamp) {
-        self.queue.insert((due, Arc::clone(&key)));
-        self.waiting.insert(key, Waiting { due, bytes });
+        let place = (due, self.next);
+        self.next += 1;
+        self.queue.insert(place, Arc::clone(&key));
+        self.waiting.insert(key, Waiting { place, bytes });
     }
 
     fn pop(&mut self, now: Timestamp) -> Option<Arc<ObjectKey>> {
-        if self.queue.first()?.0 <= now {
+        if self.queue.first_key_value()?.0.0 <= now {
             return self.queue.pop_first().map(|(_, key)| key);
         }
         let horizon = after(now, self.gather).plus_micros(HORIZON_MICROS);
-        if self.queue.last()?.0 > horizon { self.queue.pop_last().map(|(_, key)| key) } else { None }
+        if self.queue.last_key_value()?.0.0 > horizon { self.queue.pop_last().map(|(_, key)| key) } else { None }
     }
 }
 

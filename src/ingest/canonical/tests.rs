@@ -108,6 +108,18 @@ fn defaults_of_arrival_stay_out_of_the_fingerprint() {
 }
 
 #[test]
+fn a_servers_history_is_taken_and_a_browsers_is_not() {
+    let old = json!({"type": "x", "event_id": "e", "occurred_at": "2010-12-01T08:26:00Z"});
+    let (told, claimed) = (record(&old, &server()), record(&old, &browser()));
+    assert_eq!((body(&told)["occurred_at"].as_str(), told.flags.has(Flags::CLAMPED)), (Some("2010-12-01T08:26:00Z"), false));
+    let earliest = browser().received_at.plus_seconds(-30 * 86_400);
+    assert_eq!((body(&claimed)["occurred_at"].clone(), claimed.flags.has(Flags::CLAMPED)), (json!(earliest.to_string()), true));
+    assert_eq!(told.fingerprint, claimed.fingerprint, "what the sender said is the same");
+    let late = json!({"type": "x", "occurred_at": earliest.to_string()});
+    assert!(!record(&late, &browser()).flags.has(Flags::CLAMPED));
+}
+
+#[test]
 fn money_is_minor_units_and_rounding_is_flagged() {
     let priced = |price: Value| record(&json!({"type": "x", "event_id": "e", "occurred_at": NOW, "product": {"id": "p", "price": price}}), &server());
     let exact = priced(json!({"amount": "12.990", "currency": "EUR", "net": true}));
