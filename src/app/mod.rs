@@ -39,7 +39,7 @@ use crate::sync::embedded::EmbeddedStore;
 use crate::sync::expiry::Expiry;
 use crate::sync::feed::LocalFeed;
 use crate::sync::keeper::{Keeper, KeeperSettings};
-use crate::sync::mapping::{Mapped, map};
+use crate::sync::mapping::{Mapped, names};
 use crate::sync::reader::Reader;
 use crate::sync::status::Status;
 use crate::sync::{self, ObjectStore};
@@ -278,7 +278,7 @@ async fn retain(log: Arc<dyn EventLog>, clock: Clock, stop: CancellationToken) -
 fn touched(touching: &Touching<'_>) -> Vec<(ObjectKind, String)> {
     let Judged { partition, record, event, outcome, rules } = touching.judged;
     let mut mapped = Mapped { record, offset: touching.offset, partition, event, outcome, entry: touching.entry, rules, first_sight: &mut |_| false };
-    map(&mut mapped).into_iter().map(|change| (change.key.kind, change.key.name)).collect()
+    names(&mut mapped)
 }
 
 impl Parts {

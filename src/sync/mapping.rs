@@ -66,15 +66,36 @@ pub struct Mapped<'a> {
 
 /// The changes of one event: one per object, in key order, numbered in that order.
 pub fn map(input: &mut Mapped<'_>) -> Vec<Change> {
+    let &mut Mapped { record, partition, offset, event, .. } = input;
+    let stamp = Stamp { at: told_at(record, event), id: record.event_id.clone() };
+    let changes = objects(input, false).enumerate().map(|(number, ((kind, name), ops))| Change {
+        key: ObjectKey { site: record.site.clone(), kind, name },
+        origin: Origin::Event { partition, offset, number: u16::try_from(number).unwrap_or(u16::MAX) },
+        received_at: record.received_at,
+        stamp: stamp.clone(),
+        ops: ops.ops,
+    });
+    changes.collect()
+}
+
+/// The objects that [`map`] has changes of, in its order, at a part of its cost.
+pub fn names(input: &mut Mapped<'_>) -> Vec<(ObjectKind, String)> {
+    objects(input, true).map(|(name, _)| name).collect()
+}
+
+/// The time that what an event tells competes by.
+fn told_at(record: &Record, event: &Event) -> Timestamp {
+    event.occurred_at.min(record.received_at)
+}
+
+/// The objects that something is done to.
+fn objects(input: &mut Mapped<'_>, names_only: bool) -> impl Iterator<Item = ((ObjectKind, String), Ops)> + use<> {
     let record = input.record;
-    if record.kind != RecordKind::Event {
-        return Vec::new();
-    }
     let human = !record.flags.has(Flags::CRAWLER);
-    let stamp = Stamp { at: input.event.occurred_at.min(record.received_at), id: record.event_id.clone() };
-    let mut out = Objects { record, first_sight: input.first_sight, ops: BTreeMap::new() };
-    let told = Told { record, event: input.event, rules: input.rules, at: stamp.at };
+    let mut out = Objects { record, first_sight: input.first_sight, names_only, ops: BTreeMap::new() };
+    let told = Told { record, event: input.event, rules: input.rules, at: told_at(record, input.event) };
     match input.outcome.verdict {
+        _ if record.kind != RecordKind::Event => {}
         Verdict::Conflict => {}
         Verdict::Duplicate if human && input.outcome.effects.checkout_changed => told.step_seen(&mut out),
         Verdict::Duplicate => {}
@@ -85,16 +106,7 @@ pub fn map(input: &mut Mapped<'_>) -> Vec<Change> {
             counted(input.outcome, &mut out);
         }
     }
-    let origin =
-        |number: usize| Origin::Event { partition: input.partition, offset: input.offset, number: u16::try_from(number).unwrap_or(u16::MAX) };
-    let changes = out.ops.into_iter().filter(|(_, ops)| !ops.is_empty()).enumerate().map(|(number, ((kind, name), ops))| Change {
-        key: ObjectKey { site: record.site.clone(), kind, name },
-        origin: origin(number),
-        received_at: record.received_at,
-        stamp: stamp.clone(),
-        ops: ops.0,
-    });
-    changes.collect()
+    out.ops.into_iter().filter(|(_, ops)| ops.count > 0)
 }
 
 /// What identity says a record adds to products and steps, or takes back. Crawlers' parts count for nobody; who reported does not matter.
@@ -102,10 +114,10 @@ fn counted(outcome: &Outcome, out: &mut Objects<'_>) {
     for sale in outcome.effects.sales.iter().filter(|sale| !sale.crawler && (sale.units != 0 || !sale.revenue.is_empty())) {
         let product = out.product(&sale.product_id);
         if sale.units != 0 {
-            product.merge("activity", "sold", Merge::Add(sale.units));
+            product.merge("activity", "sold", || Merge::Add(sale.units));
         }
         for (currency, amount) in &sale.revenue {
-            product.merge("activity", "revenue", Merge::AddMoney(*currency, *amount));
+            product.merge("activity", "revenue", || Merge::AddMoney(*currency, *amount));
         }
     }
     for step in outcome.effects.steps.iter().filter(|step| !step.crawler) {
@@ -113,7 +125,7 @@ fn counted(outcome: &Outcome, out: &mut Objects<'_>) {
             StepStatus::Entered => "entered",
             StepStatus::Completed => "completed",
         };
-        out.step(&step.step).merge("", field, Merge::Add(step.count));
+        out.step(&step.step).merge("", field, || Merge::Add(step.count));
     }
 }
 
@@ -158,20 +170,20 @@ impl Told<'_> {
         let Some(customer) = &self.event.customer else { return };
         let Some(person) = self.person() else { return };
         if let Some(location) = &customer.location {
-            out.map(&person.object).merge("location", "", last(location));
+            out.map(&person.object).merge("location", "", || last(location));
         }
         if let (Some(id), Some(anonymous)) = (given(&customer.id), given(&customer.anonymous_id)) {
-            let seen_as = Merge::Ring { key: anonymous.to_owned(), rank: Vec::new(), value: json(anonymous), cap: RING };
+            let seen_as = || Merge::Ring { key: anonymous.to_owned(), rank: Vec::new(), value: json(anonymous), cap: RING };
             out.map(&person.object).merge("visitors", "recent", seen_as);
-            out.map(&naming::visitor(anonymous)).merge("link", "customer", last(id));
+            out.map(&naming::visitor(anonymous)).merge("link", "customer", || last(id));
         }
         let browses = [kind::PAGE_VIEWED, kind::PRODUCT_VIEWED, kind::PRODUCT_SEARCHED, kind::CART_UPDATED, kind::CHECKOUT_STEP];
         if browses.contains(&self.event.kind.as_str()) {
             let object = out.map(&person.object);
-            object.merge("now", "last_seen_at", Merge::Latest(self.at));
-            object.merge("now", "online_until", Merge::Latest(self.at.plus_micros(ONLINE_MICROS)));
-            if let Some(path) = self.path() {
-                object.merge("now", "page", last(cut(&path)));
+            object.merge("now", "last_seen_at", || Merge::Latest(self.at));
+            object.merge("now", "online_until", || Merge::Latest(self.at.plus_micros(ONLINE_MICROS)));
+            if let Some(page) = &self.event.page {
+                object.merge("now", "page", || last(cut(&page_path(&page.url, self.rules))));
             }
         }
     }
@@ -180,25 +192,24 @@ impl Told<'_> {
         let Some(page) = self.event.page.as_ref().filter(|_| counts_page_view(self.event)) else { return };
         let path = page_path(&page.url, self.rules);
         self.page(out.at(ObjectKind::Document, naming::page(&path)), page);
-        let seen =
-            Seen { kind: &self.event.kind, at: self.at, path: Some(cut(&path)), title: page.title.as_deref().map(cut), product_id: None, name: None };
-        self.trail(out, &seen);
+        let title = page.title.as_deref().map(cut);
+        self.trail(out, || json(&Seen { kind: &self.event.kind, at: self.at, path: Some(cut(&path)), title, product_id: None, name: None }));
     }
 
     fn page(&self, ops: &mut Ops, page: &Page) {
-        ops.merge("", "url", last(cut(&page_url(&page.url, self.rules))));
+        ops.merge("", "url", || last(cut(&page_url(&page.url, self.rules))));
         if let Some(title) = given(&page.title) {
-            ops.merge("", "title", last(cut(title)));
+            ops.merge("", "title", || last(cut(title)));
         }
-        ops.merge("", "views", Merge::Add(1));
-        ops.merge("", "last_viewed_at", Merge::Latest(self.at));
+        ops.merge("", "views", || Merge::Add(1));
+        ops.merge("", "last_viewed_at", || Merge::Latest(self.at));
         if let Some(person) = self.event.person() {
-            ops.merge("", "visitors", Merge::Visitor(first_8(&self.rules.person_hash(person))));
+            ops.merge("", "visitors", || Merge::Visitor(first_8(&self.rules.person_hash(person))));
         }
         // Without its query: that is where other sites keep what is personal.
         let referrer = page.referrer.as_deref().and_then(|text| text.split(['?', '#']).next()).map(cut).filter(|text| !text.is_empty());
         if let Some(referrer) = referrer {
-            ops.merge("", "referrers", Merge::Ring { key: referrer.to_owned(), rank: Vec::new(), value: json(referrer), cap: SMALL_RING });
+            ops.merge("", "referrers", || Merge::Ring { key: referrer.to_owned(), rank: Vec::new(), value: json(referrer), cap: SMALL_RING });
         }
     }
 
@@ -206,21 +217,26 @@ impl Told<'_> {
         let Some(product) = &self.event.product else { return };
         let object = out.product(&product.id);
         describe(object, product);
-        object.merge("activity", "views", Merge::Add(1));
-        object.merge("activity", "last_at", Merge::Latest(self.at));
-        let (id, name, path) = (product.id.as_str(), product.name.as_deref().map(cut), self.path());
+        object.merge("activity", "views", || Merge::Add(1));
+        object.merge("activity", "last_at", || Merge::Latest(self.at));
+        let (id, name) = (product.id.as_str(), product.name.as_deref().map(cut));
         if let Some(person) = self.person() {
-            let value = json(&Interest { product_id: id, name, at: self.at });
-            out.map(&person.object).merge("interests", "recent", Merge::Ring { key: id.to_owned(), rank: Vec::new(), value, cap: RING });
+            let value = || json(&Interest { product_id: id, name, at: self.at });
+            out.map(&person.object).merge("interests", "recent", || Merge::Ring { key: id.to_owned(), rank: Vec::new(), value: value(), cap: RING });
         }
-        self.trail(out, &Seen { kind: &self.event.kind, at: self.at, path: path.as_deref().map(cut), title: None, product_id: Some(id), name });
+        self.trail(out, || {
+            let path = self.path();
+            json(&Seen { kind: &self.event.kind, at: self.at, path: path.as_deref().map(cut), title: None, product_id: Some(id), name })
+        });
     }
 
     fn searched(&self, out: &mut Objects<'_>) {
         let (Some(search), Some(person)) = (&self.event.search, self.person()) else { return };
-        let key = cut(&search_term(&search.query)).to_owned();
-        let value = json(&Searched { query: cut(search.query.trim()), results: search.results, at: self.at });
-        out.map(&person.object).merge("searches", "recent", Merge::Ring { key, rank: Vec::new(), value, cap: RING });
+        out.map(&person.object).merge("searches", "recent", || {
+            let key = cut(&search_term(&search.query)).to_owned();
+            let value = json(&Searched { query: cut(search.query.trim()), results: search.results, at: self.at });
+            Merge::Ring { key, rank: Vec::new(), value, cap: RING }
+        });
     }
 
     fn cart_updated(&self, out: &mut Objects<'_>) {
@@ -228,11 +244,11 @@ impl Told<'_> {
         let products: BTreeSet<&str> = cart.items.iter().map(|item| item.product_id.as_str()).collect();
         for id in products {
             let product = out.product(id);
-            product.merge("activity", "carts", Merge::Add(1));
-            product.merge("activity", "last_at", Merge::Latest(self.at));
+            product.merge("activity", "carts", || Merge::Add(1));
+            product.merge("activity", "last_at", || Merge::Latest(self.at));
         }
         if let Some(person) = self.person() {
-            out.map(&person.object).merge("cart", "", last(&CartShown::of(cart, self.at)));
+            out.map(&person.object).merge("cart", "", || last(&CartShown::of(cart, self.at)));
         }
     }
 
@@ -242,24 +258,27 @@ impl Told<'_> {
         self.step_seen(out);
         let name = self.event.checkout_name().unwrap_or_else(|| self.record.event_id.clone());
         if let Some(person) = self.event.person().filter(|_| status == StepStatus::Completed) {
-            let mut key = String::with_capacity(16);
-            naming::push_lower_hex(&mut key, &first_u64(&sha256(&[name.as_bytes()])).to_be_bytes());
-            let mut hash = String::with_capacity(32);
-            naming::push_lower_hex(&mut hash, &self.rules.person_hash(person));
-            out.step(step).merge("", "customers", Merge::Ring { key, rank: self.rank(), value: json(&hash), cap: RING });
+            out.step(step).merge("", "customers", || {
+                let mut key = String::with_capacity(16);
+                naming::push_lower_hex(&mut key, &first_u64(&sha256(&[name.as_bytes()])).to_be_bytes());
+                let mut hash = String::with_capacity(32);
+                naming::push_lower_hex(&mut hash, &self.rules.person_hash(person));
+                Merge::Ring { key, rank: self.rank(), value: json(&hash), cap: RING }
+            });
         }
         if let Some(person) = self.person() {
-            let fact = self.step_fact(&name, step, status);
-            let Checkout { id, value, .. } = checkout;
-            let value = json(&CheckoutShown { id: id.as_deref(), step, status, value: *value, at: self.at });
-            out.map(&person.object).merge("checkout", "", Merge::LastFact { fact, rank: self.rank(), value });
+            out.map(&person.object).merge("checkout", "", || {
+                let Checkout { id, value, .. } = checkout;
+                let value = json(&CheckoutShown { id: id.as_deref(), step, status, value: *value, at: self.at });
+                Merge::LastFact { fact: self.step_fact(&name, step, status), rank: self.rank(), value }
+            });
         }
     }
 
     /// A step's last_at takes every report, duplicates too.
     fn step_seen(&self, out: &mut Objects<'_>) {
         if let Some(step) = self.event.checkout.as_ref().and_then(|checkout| checkout.step.as_ref()) {
-            out.step(step).merge("", "last_at", Merge::Latest(self.at));
+            out.step(step).merge("", "last_at", || Merge::Latest(self.at));
         }
     }
 
@@ -273,32 +292,36 @@ impl Told<'_> {
         let Some(order) = &self.event.order else { return };
         for item in order.items.iter().flatten() {
             let product = out.product(&item.product_id);
-            product.merge("activity", "last_at", Merge::Latest(self.at));
+            product.merge("activity", "last_at", || Merge::Latest(self.at));
             if let Some(name) = given(&item.name) {
-                product.merge("name", "value", last(cut(name)));
+                product.merge("name", "value", || last(cut(name)));
             }
         }
         if let Some(person) = self.person() {
-            let items = order.items.as_deref().unwrap_or_default();
-            let total = order.total.or_else(|| sum(items));
-            let value = json(&Ordered { order_id: &order.id, total, units: units(items), at: self.at });
-            out.map(&person.object).merge("orders", "recent", Merge::Ring { key: order.id.clone(), rank: self.rank(), value, cap: SMALL_RING });
+            out.map(&person.object).merge("orders", "recent", || {
+                let items = order.items.as_deref().unwrap_or_default();
+                let total = order.total.or_else(|| sum(items));
+                let value = json(&Ordered { order_id: &order.id, total, units: units(items), at: self.at });
+                Merge::Ring { key: order.id.clone(), rank: self.rank(), value, cap: SMALL_RING }
+            });
         }
     }
 
     fn refunded(&self, out: &mut Objects<'_>) {
         let (Some(Order { id, items, .. }), Some(person)) = (&self.event.order, self.person()) else { return };
-        let refund = self.event.refund.as_ref().and_then(|refund| given(&refund.id));
-        let amount = items.as_deref().and_then(sum);
-        let value = json(&Refunded { order_id: id, refund_id: refund, amount, at: self.at });
-        let key = format!("{id} {}", refund.unwrap_or(&self.record.event_id));
-        out.map(&person.object).merge("orders", "refunds", Merge::Ring { key, rank: self.rank(), value, cap: SMALL_RING });
+        out.map(&person.object).merge("orders", "refunds", || {
+            let refund = self.event.refund.as_ref().and_then(|refund| given(&refund.id));
+            let amount = items.as_deref().and_then(sum);
+            let value = json(&Refunded { order_id: id, refund_id: refund, amount, at: self.at });
+            let key = format!("{id} {}", refund.unwrap_or(&self.record.event_id));
+            Merge::Ring { key, rank: self.rank(), value, cap: SMALL_RING }
+        });
     }
 
-    fn trail(&self, out: &mut Objects<'_>, seen: &Seen<'_>) {
+    fn trail(&self, out: &mut Objects<'_>, seen: impl FnOnce() -> String) {
         if let Some(person) = self.person() {
-            let op = Op::Append { index: trail_index(self.at, &self.record.event_id), data: json(seen), keep: TRAIL };
-            out.at(ObjectKind::List, person.trail).0.push(op);
+            let op = || Op::Append { index: trail_index(self.at, &self.record.event_id), data: seen(), keep: TRAIL };
+            out.at(ObjectKind::List, person.trail).push(op);
         }
     }
 
@@ -334,26 +357,41 @@ pub fn trail_index(at: Timestamp, event_id: &str) -> u64 {
 struct Objects<'a> {
     record: &'a Record,
     first_sight: &'a mut dyn FnMut(&ObjectKey) -> bool,
+    /// Whether the names alone are asked for.
+    names_only: bool,
     ops: BTreeMap<(ObjectKind, String), Ops>,
 }
 
 /// What is done to one object.
 #[derive(Default)]
-struct Ops(Vec<Op>);
+struct Ops {
+    ops: Vec<Op>,
+    /// How many there are, or would be where the names alone are asked for.
+    count: usize,
+    names_only: bool,
+}
 
 impl Ops {
-    fn merge(&mut self, item: &str, field: &str, with: Merge) {
-        self.0.push(Op::Merge { item: item.to_owned(), field: field.to_owned(), with });
+    fn push(&mut self, op: impl FnOnce() -> Op) {
+        self.count += 1;
+        if !self.names_only {
+            self.ops.push(op());
+        }
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    fn merge(&mut self, item: &str, field: &str, with: impl FnOnce() -> Merge) {
+        self.push(|| Op::Merge { item: item.to_owned(), field: field.to_owned(), with: with() });
     }
 }
 
 impl Objects<'_> {
     fn at(&mut self, kind: ObjectKind, name: String) -> &mut Ops {
-        self.ops.entry((kind, name)).or_default()
+        self.entry((kind, name))
+    }
+
+    fn entry(&mut self, key: (ObjectKind, String)) -> &mut Ops {
+        let names_only = self.names_only;
+        self.ops.entry(key).or_insert_with(|| Ops { names_only, ..Ops::default() })
     }
 
     fn map(&mut self, name: &str) -> &mut Ops {
@@ -374,10 +412,10 @@ impl Objects<'_> {
         if !self.ops.contains_key(&key) {
             let object = ObjectKey { site: self.record.site.clone(), kind, name: key.1.clone() };
             if (self.first_sight)(&object) {
-                self.map(index).merge(&naming::encode(id), "", last(&Indexed { id, object: &object.name }));
+                self.map(index).merge(&naming::encode(id), "", || last(&Indexed { id, object: &object.name }));
             }
         }
-        self.ops.entry(key).or_default()
+        self.entry(key)
     }
 }
 
@@ -386,20 +424,20 @@ fn describe(ops: &mut Ops, product: &Product) {
     let Product { id: _, name, color, category, quantity, size, supplier, margin, price, available_in } = product;
     for (item, text) in [("name", name), ("color", color), ("category", category), ("size", size), ("supplier", supplier)] {
         if let Some(text) = text {
-            ops.merge(item, "value", last(cut(text)));
+            ops.merge(item, "value", || last(cut(text)));
         }
     }
     if let Some(quantity) = quantity {
-        ops.merge("quantity", "value", last(quantity));
+        ops.merge("quantity", "value", || last(quantity));
     }
     if let Some(margin) = margin {
-        ops.merge("margin", "value", last(margin));
+        ops.merge("margin", "value", || last(margin));
     }
     if let Some(price) = price {
-        ops.merge("price", "", last(price));
+        ops.merge("price", "", || last(price));
     }
     if let Some(countries) = available_in {
-        ops.merge("available_in", "value", last(countries));
+        ops.merge("available_in", "value", || last(countries));
     }
 }
 
@@ -463,6 +501,14 @@ mod tests {
         map(&mut Mapped { record, offset: 7, partition: 3, event, outcome, entry: None, rules: &rules, first_sight: &mut first_sight })
     }
 
+    /// The names alone are those of the changes.
+    fn assert_names(record: &Record, event: &Event, outcome: &Outcome, changes: &[Change]) {
+        let rules = SiteRules::default();
+        let mut input = Mapped { record, offset: 7, partition: 3, event, outcome, entry: None, rules: &rules, first_sight: &mut |_| false };
+        let wanted: Vec<_> = changes.iter().map(|change| (change.key.kind, change.key.name.clone())).collect();
+        assert_eq!(names(&mut input), wanted);
+    }
+
     /// Every object that the changes make, as `name` or `name/item`, with its JSON.
     fn shown(changes: &[Change]) -> Vec<(String, String)> {
         let mut out = Vec::new();
@@ -479,6 +525,7 @@ mod tests {
 
     fn check(body: &str, outcome: &Outcome, want: &[(&str, &str)]) {
         let changes = mapped(&record("e-1"), &event(body), outcome, false);
+        assert_names(&record("e-1"), &event(body), outcome, &changes);
         let found = shown(&changes);
         assert_eq!(found.iter().map(|(name, json)| (name.as_str(), json.as_str())).collect::<Vec<_>>(), want);
         for (number, change) in changes.iter().enumerate() {
