@@ -1,6 +1,7 @@
 //! The change: one record of the `changes` topic, all that one event (or API client, or archiver) does to one sync object. Written by
 //! router and archiver, read by the keeper. Pure data and its version 1 wire format (a version byte, then postcard).
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{SiteId, partition_of};
@@ -96,9 +97,9 @@ pub enum Op {
     /// Merges into one field of one item of a map, or of the document (item empty).
     Merge {
         /// Map item key; empty for a document.
-        item: String,
+        item: CompactString,
         /// Field of the item's JSON object. An empty field means that the merged value is the item's whole data.
-        field: String,
+        field: CompactString,
         /// How.
         with: Merge,
     },
@@ -201,7 +202,7 @@ mod tests {
             stamp: Stamp { at: Timestamp::from_micros(1_790_000_000_000_000), id: "e-1".into() },
             ops: vec![
                 Op::Merge { item: "activity".into(), field: "views".into(), with: Merge::Add(1) },
-                Op::Merge { item: "price".into(), field: String::new(), with: Merge::Last("{\"amount_minor\":1}".into()) },
+                Op::Merge { item: "price".into(), field: "".into(), with: Merge::Last("{\"amount_minor\":1}".into()) },
                 Op::Append { index: 9, data: "{}".into(), keep: 100 },
             ],
         };

@@ -380,7 +380,7 @@ impl Ops {
     }
 
     fn merge(&mut self, item: &str, field: &str, with: impl FnOnce() -> Merge) {
-        self.push(|| Op::Merge { item: item.to_owned(), field: field.to_owned(), with: with() });
+        self.push(|| Op::Merge { item: item.into(), field: field.into(), with: with() });
     }
 }
 

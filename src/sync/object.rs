@@ -285,7 +285,7 @@ impl Object {
         self.needs_publish = true;
         for op in &change.ops {
             match op {
-                Op::Merge { item, .. } => drop(self.repeated.insert(item.clone())),
+                Op::Merge { item, .. } => drop(self.repeated.insert(item.to_string())),
                 Op::Append { index, .. } => drop(self.repeated.insert(index_name(*index))),
                 Op::Replace { .. } => drop(self.repeated.insert(String::new())),
                 Op::Remove => {}
@@ -616,7 +616,7 @@ mod tests {
                     Merge::Last(_) => "last",
                     _ => "ring",
                 };
-                Op::Merge { item, field: field.into(), with }
+                Op::Merge { item: item.into(), field: field.into(), with }
             })
         };
         match kind {
