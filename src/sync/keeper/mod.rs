@@ -17,7 +17,7 @@ use rand::Rng;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::state::{Batch, Counts, Flight, KeeperState};
+use self::state::{Batch, Flight, KeeperState};
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
@@ -289,8 +289,8 @@ impl Run<'_> {
                 }
             }
         }
-        let now = self.keeper.clock.now();
-        let counts = batches.into_iter().map(|batch| self.state.read(batch, now)).sum::<Counts>();
+        // Retryable: the keeper then begins again from its stored checkpoints.
+        let counts = self.state.read(batches, self.keeper.clock.now()).map_err(|error| Error::Store(error.to_string()))?;
         metrics::counter!("contrail_keeper_changes_total", "result" => "applied").increment(counts.applied);
         metrics::counter!("contrail_keeper_changes_total", "result" => "repeat").increment(counts.repeats);
         metrics::counter!("contrail_keeper_changes_total", "result" => "refused").increment(counts.refused);

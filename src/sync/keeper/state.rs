@@ -71,16 +71,12 @@ pub struct Counts {
     pub malformed: u64,
 }
 
-impl std::iter::Sum for Counts {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, more| Self {
-            applied: sum.applied + more.applied,
-            repeats: sum.repeats + more.repeats,
-            refused: sum.refused + more.refused,
-            frozen: sum.frozen + more.frozen,
-            malformed: sum.malformed + more.malformed,
-        })
-    }
+/// A change of an object that is neither in memory nor frozen: to pass over it would lose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the object of changes partition {partition}, offset {offset} is not loaded")]
+pub struct NotLoaded {
+    partition: u16,
+    offset: u64,
 }
 
 /// One keeper's objects and places.
@@ -226,10 +222,22 @@ impl KeeperState {
         self.frozen.insert(key);
     }
 
-    /// Folds a batch in. Every object that [`KeeperState::missing`] named must have been inserted or frozen.
-    pub fn read(&mut self, batch: Batch, now: Timestamp) -> Counts {
+    /// Folds batches in, in their order. Every object that [`KeeperState::missing`] named of them must have been inserted or frozen; none leaves memory
+    /// before all are folded.
+    ///
+    /// # Errors
+    /// [`NotLoaded`], and then this state is to be dropped: its places have passed a change that no object took.
+    pub fn read(&mut self, batches: Vec<Batch>, now: Timestamp) -> Result<Counts, NotLoaded> {
         let mut counts = Counts::default();
-        let Some(place) = self.partitions.get_mut(&batch.partition) else { return counts };
+        for batch in batches {
+            self.fold(batch, now, &mut counts)?;
+        }
+        self.evict();
+        Ok(counts)
+    }
+
+    fn fold(&mut self, batch: Batch, now: Timestamp, counts: &mut Counts) -> Result<(), NotLoaded> {
+        let Some(place) = self.partitions.get_mut(&batch.partition) else { return Ok(()) };
         for (offset, bytes, change) in batch.changes {
             if offset < place.next {
                 continue;
@@ -248,6 +256,9 @@ impl KeeperState {
                 continue;
             }
             let Some(slot) = self.objects.get_mut(&change.key) else {
+                if !self.frozen.contains(&change.key) {
+                    return Err(NotLoaded { partition: batch.partition, offset });
+                }
                 counts.frozen += 1;
                 continue;
             };
@@ -270,8 +281,7 @@ impl KeeperState {
             }
             self.scheduler.touch(&change.key, bytes, now);
         }
-        self.evict();
-        counts
+        Ok(())
     }
 
     /// The writes due at `now` of at most `limit` objects whose budget allows them, with the checkpoints that hold already. `wanted` says whether an

@@ -75,7 +75,7 @@ impl Shelf {
         for key in state.missing(std::slice::from_ref(&batch)) {
             state.insert(self.objects.get(&key).map_or_else(|| Object::empty(key), |found| Object::from_stored(found.clone()).unwrap()));
         }
-        state.read(batch, now)
+        state.read(vec![batch], now).unwrap()
     }
 }
 
@@ -258,7 +258,7 @@ fn frozen_and_malformed_changes_do_not_hold_the_checkpoint() {
     let batch = Batch::decode(partition, &records);
     assert_eq!(state.missing(std::slice::from_ref(&batch)), std::slice::from_ref(&key));
     state.freeze(key);
-    let counts = state.read(batch, ms(0));
+    let counts = state.read(vec![batch], ms(0)).unwrap();
     assert_eq!(counts, Counts { frozen: 1, malformed: 1, ..Counts::default() });
     assert_eq!(state.missing(&[Batch::decode(partition, &records)]), []);
     assert_eq!(state.checkpoints().first().map(|(_, checkpoint)| checkpoint.next), Some(2));
@@ -283,6 +283,29 @@ fn memory_is_bounded_and_only_clean_objects_leave() {
     assert_eq!(state.pending_bytes(), 0);
     shelf.read(&mut state, 0, &[stored(offset, &add(&map("product.last"), offset, 0))], ms(20));
     assert!(state.cached_bytes() <= 20_000, "{}", state.cached_bytes());
+}
+
+/// The cache is full, so that what one batch brings drives clean objects out: not those that a later batch of the same reading needs.
+#[test]
+fn no_batch_drives_out_what_the_next_one_needs() {
+    let mut shelf = Shelf::default();
+    let mut state = KeeperState::new(Expiry::default(), Duration::from_millis(10), 1 << 20, 4_000);
+    let old = map("product.old");
+    (0..2).for_each(|partition| state.assign(partition, Checkpoint::default()));
+    shelf.read(&mut state, 1, &[stored(0, &add(&old, 0, 0))], ms(0));
+    let flight = state.due(ms(10), usize::MAX, |_| false);
+    shelf.put(&flight, ms(10));
+    state.written(&flight);
+    let crowd: Vec<Stored> = (0..50).map(|n| stored(n, &add(&map(&format!("product.{n}")), n, 0))).collect();
+    let batches = vec![Batch::decode(0, &crowd), Batch::decode(1, &[stored(1, &add(&old, 1, 0))])];
+    for key in state.missing(&batches) {
+        state.insert(Object::empty(key));
+    }
+    let counts = state.read(batches, ms(20)).unwrap();
+    assert_eq!(counts, Counts { applied: 51, ..Counts::default() });
+    let flight = state.due(ms(30), usize::MAX, |_| false);
+    assert_eq!(flight.writes.iter().find(|write| write.key == old).map(|write| write.head.event_id), Some(2));
+    assert!(state.read(vec![Batch::decode(1, &[stored(2, &add(&map("product.unknown"), 2, 0))])], ms(40)).is_err(), "not lost without a word");
 }
 
 /// Who subscribes between the taking of a write and its commit may have read the object as it was before: it is told nevertheless, with data.
