@@ -39,7 +39,7 @@ impl Worker {
         Ok(Self { jobs })
     }
 
-    /// What `work` gives; None where it panicked, now or in a job before. Dropped while it waits, the job is still done.
+    /// What `work` gives; None where it panicked, now or in a job before. Dropped while it waits, the job is still done unless it was waiting for its turn.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move || {

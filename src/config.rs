@@ -54,7 +54,20 @@ pub enum Error {
     /// A value of the wrong kind or range.
     #[error("settings: {0}")]
     Value(Box<toml::de::Error>),
+    /// A time below what holds together.
+    #[error("settings: {key} is at least {}: {why}", humantime::format_duration(*.least))]
+    TooShort {
+        /// The setting.
+        key: &'static str,
+        /// What it takes at least.
+        least: Duration,
+        /// What would come apart.
+        why: &'static str,
+    },
 }
+
+/// Longer than identity remembers an event's id (7 days), by the day that a file of the archive covers.
+const LEAST_RETENTION: Duration = Duration::from_secs(9 * 86_400);
 
 /// A size in bytes, written `"8MiB"`, `"64KiB"`, `"1GiB"` or a plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +208,12 @@ impl Config {
     /// See [`Error`]; each names where the value came from.
     pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Self, Error> {
         let all = Self::sum(file, variables, flags)?;
-        Value::Table(all).try_into().map_err(|error| Error::Value(Box::new(error)))
+        let config: Self = Value::Table(all).try_into().map_err(|error| Error::Value(Box::new(error)))?;
+        if config.archiver.retention.0 < LEAST_RETENTION {
+            let why = "what the archive no longer holds would be counted again while senders still repeat it";
+            return Err(Error::TooShort { key: "archiver.retention", least: LEAST_RETENTION, why });
+        }
+        Ok(config)
     }
 
     /// The settings that differ from their defaults, a line each: key, value, default, and what a change of it takes.
@@ -341,6 +359,16 @@ mod tests {
         assert_eq!(config.eventlog.retention.0, Duration::from_secs(2 * 86_400));
         assert_eq!(config.eventlog.max_bytes, Bytes(3 << 30));
         assert_eq!(config.roles.len(), 4, "untouched keys keep their default");
+    }
+
+    #[test]
+    fn an_archive_that_forgets_before_identity_is_refused() {
+        let told = |retention| load(None, &[("CONTRAIL_ARCHIVER_RETENTION", retention)], "").map(|config| config.archiver.retention.0);
+        assert_eq!(told("9days").unwrap(), LEAST_RETENTION);
+        assert_eq!(
+            told("8days").unwrap_err().to_string(),
+            "settings: archiver.retention is at least 9days: what the archive no longer holds would be counted again while senders still repeat it"
+        );
     }
 
     #[test]

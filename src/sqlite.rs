@@ -3,7 +3,7 @@
 
 mod filter;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -151,7 +151,7 @@ impl IdentityTables {
         Ok(found)
     }
 
-    /// Writes entries, in key order; event entries unknown so far go to the table of `hour`'s hour, known ones stay where they are.
+    /// Writes entries, in key order; event entries go to the table of `hour`'s hour and are no longer in any other: an id is remembered from its last news.
     /// The filters change at once; a transaction rolled back leaves them only too cautious.
     pub fn save(&self, tx: &Transaction<'_>, hour: Timestamp, entries: &[(IdentityKey, Entry)]) -> rusqlite::Result<()> {
         let mut sorted: Vec<&(IdentityKey, Entry)> = entries.iter().collect();
@@ -167,18 +167,37 @@ impl IdentityTables {
                 put.execute((key.0.as_slice(), entry.to_bytes()))?;
             }
         }
-        let unknown = self.update_known(tx, events)?;
-        if unknown.is_empty() {
+        if events.is_empty() {
             return Ok(());
         }
+        self.take_known(tx, &events)?;
         self.change_filters(|filters| {
             let filter = filters.days.entry(day_of(hour)).or_default();
-            unknown.iter().for_each(|(key, _)| filter.insert(key));
+            events.iter().for_each(|(key, _)| filter.insert(key));
         });
         create_hour(tx, hour)?;
         let mut put = put_into(tx, &table(hour))?;
-        for (key, entry) in unknown {
+        for (key, entry) in events {
             put.execute((key.0.as_slice(), entry.to_bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Takes event entries out of where they stand. (The filters keep their keys: that only costs look-ups.)
+    fn take_known(&self, tx: &Transaction<'_>, entries: &[&(IdentityKey, Entry)]) -> rusqlite::Result<()> {
+        let keys: Vec<IdentityKey> = entries.iter().map(|(key, _)| *key).collect();
+        let days = self.filters().days_of(&keys);
+        if days.is_empty() {
+            return Ok(());
+        }
+        let hours = hours(tx)?;
+        for (day, keys) in days {
+            for hour in hours.iter().filter(|hour| day_of(**hour) == day) {
+                let mut take = tx.prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", table(*hour)))?;
+                for key in &keys {
+                    take.execute([key.0.as_slice()])?;
+                }
+            }
         }
         Ok(())
     }
@@ -186,31 +205,6 @@ impl IdentityTables {
     /// Removes the entry of an order or a checkout. The filter keeps its key: that only costs a look-up.
     pub fn remove_lasting(&self, tx: &Transaction<'_>, key: &IdentityKey) -> rusqlite::Result<()> {
         tx.prepare_cached("DELETE FROM identity_lasting WHERE key = ?1")?.execute([key.0.as_slice()]).map(drop)
-    }
-
-    /// Replaces known event entries where they stand; gives those that are nowhere.
-    fn update_known<'e>(&self, tx: &Transaction<'_>, mut entries: Vec<&'e (IdentityKey, Entry)>) -> rusqlite::Result<Vec<&'e (IdentityKey, Entry)>> {
-        let keys: Vec<IdentityKey> = entries.iter().map(|(key, _)| *key).collect();
-        let days = self.filters().days_of(&keys);
-        if days.is_empty() {
-            return Ok(entries);
-        }
-        let hours = hours(tx)?;
-        for (day, keys) in days {
-            let perhaps: HashSet<IdentityKey> = keys.into_iter().collect();
-            for hour in hours.iter().filter(|hour| day_of(**hour) == day) {
-                let mut update = tx.prepare_cached(&format!("UPDATE {} SET value = ?2 WHERE key = ?1", table(*hour)))?;
-                let mut left = Vec::with_capacity(entries.len());
-                for entry in entries {
-                    let (key, value) = entry;
-                    if !perhaps.contains(key) || update.execute((key.0.as_slice(), value.to_bytes()))? == 0 {
-                        left.push(entry);
-                    }
-                }
-                entries = left;
-            }
-        }
-        Ok(entries)
     }
 
     /// Drops the tables that lie wholly before `oldest`. Rolled back, their entries stay unknown all the same.

@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a data directory cannot be used.
@@ -61,7 +61,8 @@ impl DataDir {
             let path = path.to_owned();
             move |error| Error::Io { path, error }
         };
-        std::fs::create_dir_all(path).map_err(io(path))?;
+        // What is below holds customers' data: a new directory is its owner's alone.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io(path))?;
         let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(io(&lock_path))?;
         match lock.try_lock() {
@@ -134,17 +135,20 @@ mod tests {
 
     #[test]
     fn one_process_at_a_time_and_commands_find_it() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(running(dir.path()).unwrap(), None);
-        let mut held = DataDir::take(dir.path()).unwrap();
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("data");
+        assert_eq!(running(&dir).unwrap(), None);
+        let mut held = DataDir::take(&dir).unwrap();
         let token = held.announce("127.0.0.1:7".parse().unwrap()).unwrap();
-        let found = running(dir.path()).unwrap().unwrap();
+        let found = running(&dir).unwrap().unwrap();
         assert_eq!(found, Running { pid: std::process::id().to_string(), address: "127.0.0.1:7".into(), admin_token: token });
-        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(dir.path().join(TOKEN)).unwrap().permissions());
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(dir.join(TOKEN)).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
-        assert!(matches!(DataDir::take(dir.path()), Err(Error::InUse { .. })));
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&dir).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o700);
+        assert!(matches!(DataDir::take(&dir), Err(Error::InUse { .. })));
         drop(held);
-        assert_eq!(running(dir.path()).unwrap(), None, "a stale lock file is nobody");
-        assert!(DataDir::take(dir.path()).is_ok());
+        assert_eq!(running(&dir).unwrap(), None, "a stale lock file is nobody");
+        assert!(DataDir::take(&dir).is_ok());
     }
 }

@@ -26,6 +26,9 @@ use crate::eventlog::{Consumer, Delivery, EventLog, Stored, Topic};
 /// The archiver's consumer group of `events`.
 pub const GROUP: &str = "archiver";
 
+/// When retention that failed is tried again.
+const RETAIN_AGAIN: Duration = Duration::from_secs(60);
+
 /// How the archiver gathers and remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -326,10 +329,12 @@ impl Run {
     async fn retain(&mut self) {
         self.recent.clear();
         let age = i64::try_from(self.job.settings.retention.as_secs()).unwrap_or(i64::MAX);
+        let mut again = self.job.settings.retain_every;
         if let Err(error) = self.job.archive.retain(self.job.clock.now().plus_seconds(-age)).await {
-            tracing::warn!(%error, "old events could not be removed; tried again in an hour");
+            tracing::warn!(%error, "old events could not be removed; tried again soon");
+            again = again.min(RETAIN_AGAIN);
         }
-        self.retain_at = Instant::now() + self.job.settings.retain_every;
+        self.retain_at = Instant::now() + again;
     }
 
     /// Makes what is written durable and lets the log forget it.

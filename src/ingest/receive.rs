@@ -104,7 +104,15 @@ pub(super) async fn receive(State(ingest): State<Ingest>, request: Request<Body>
     let _guard = InFlight(&room.meters.in_flight);
     let mut response = match room.take(&ingest, request).await {
         Ok(answer) => ok(&answer),
-        Err(refused) => refused.into_response(),
+        Err(refused) => {
+            let unread = refused.code.leaves_body_unread();
+            let mut response = refused.into_response();
+            if unread {
+                // The body is still to come, and nobody will take it: the sender learns that this connection ends.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
     };
     if let Some(origin) = origin {
         allow_origin(&room.deps.sites, &origin, response.headers_mut());

@@ -133,6 +133,22 @@ codes! {
 }
 
 impl Code {
+    /// Whether a request is refused so before its body was read to the end: its connection cannot be used again.
+    pub const fn leaves_body_unread(self) -> bool {
+        matches!(
+            self,
+            Self::KeyMissing
+                | Self::KeyUnknown
+                | Self::OriginNotAllowed
+                | Self::ParameterInvalid
+                | Self::DeliveryIdInvalid
+                | Self::EncodingUnsupported
+                | Self::BodyTooLarge
+                | Self::BodyTimeout
+                | Self::RateAddress
+        )
+    }
+
     /// The code's row. The one match over all codes.
     #[expect(clippy::too_many_lines, reason = "a table")]
     pub const fn row(self) -> Row {

@@ -79,7 +79,7 @@ fn knows_what_was_saved_until_it_expires() {
 }
 
 #[test]
-fn a_known_entry_stays_in_its_hour() {
+fn an_entry_is_remembered_from_its_last_news() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();
     let tables = IdentityTables::open(&conn).unwrap();
@@ -87,9 +87,11 @@ fn a_known_entry_stays_in_its_hour() {
     let tables = IdentityTables::open(&conn).unwrap();
     let changed = Entry::Event(EventEntry { first: 1, fingerprints: vec![1, 2] });
     in_tx(&mut conn, |tx| tables.save(tx, at_hour(5), &[(key(1), changed.clone()), (key(2), event(2))])).unwrap();
-    assert_eq!(tables.load(&conn, &[key(1)]).unwrap(), HashMap::from([(key(1), changed)]));
-    assert_eq!(rows(&conn), [1, 1]);
+    assert_eq!(tables.load(&conn, &[key(1)]).unwrap(), HashMap::from([(key(1), changed.clone())]));
+    assert_eq!(rows(&conn), [0, 2]);
     in_tx(&mut conn, |tx| tables.expire(tx, at_hour(1))).unwrap();
+    assert_eq!(tables.load(&conn, &[key(1)]).unwrap(), HashMap::from([(key(1), changed)]), "its news is younger");
+    in_tx(&mut conn, |tx| tables.expire(tx, at_hour(6))).unwrap();
     assert_eq!(tables.load(&conn, &[key(1)]).unwrap(), HashMap::new());
 }
 

@@ -57,6 +57,9 @@ struct Live {
     comment_every: Duration,
 }
 
+/// How often a stream's credential is looked at while nothing happens; beside that before every message.
+const RECHECK: Duration = Duration::from_secs(1);
+
 /// The routes of live reads.
 pub fn router(reader: Reader, feed: Arc<dyn Feed>, clock: Clock, authorise: Authorise, settings: &Settings) -> Router {
     let subscribers = Arc::new(Semaphore::new(settings.max_subscribers.min(Semaphore::MAX_PERMITS)));
@@ -72,7 +75,7 @@ async fn read(State(live): State<Live>, request: Request) -> Response {
         Err(refusal) => return *refusal,
     };
     let key = ObjectKey { site, kind, name };
-    let answer = if events { live.subscribe(key, last_seen(&parts.headers)).await } else { live.show(&key).await };
+    let answer = if events { live.subscribe(key, parts).await } else { live.show(&key).await };
     answer.unwrap_or_else(|refusal| *refusal)
 }
 
@@ -108,7 +111,8 @@ impl Live {
     }
 
     /// Attaches first, then reads, then drops what the read included.
-    async fn subscribe(&self, key: ObjectKey, since: Option<u64>) -> Result<Response, Refusal> {
+    async fn subscribe(&self, key: ObjectKey, request: Parts) -> Result<Response, Refusal> {
+        let since = last_seen(&request.headers);
         let permit = Arc::clone(&self.subscribers).try_acquire_owned().map_err(|_| {
             let detail = "Too many subscribers are attached; try again later.";
             Box::new(refuse(StatusCode::SERVICE_UNAVAILABLE, "too_many_subscribers", detail))
@@ -122,6 +126,8 @@ impl Live {
             seen: 0,
             ready: VecDeque::new(),
             ended: false,
+            authorise: Arc::clone(&self.authorise),
+            request,
             _permit: permit,
         };
         // A stream's messages are not kept: there is nothing to begin with.
@@ -146,6 +152,9 @@ struct Follower {
     seen: u64,
     ready: VecDeque<Event>,
     ended: bool,
+    authorise: Authorise,
+    /// The request as it came, with its credential.
+    request: Parts,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -183,7 +192,12 @@ impl Follower {
             if self.ended {
                 return None;
             }
-            match self.subscription.next().await {
+            let update = tokio::time::timeout(RECHECK, self.subscription.next()).await;
+            if !self.is_allowed() {
+                return None;
+            }
+            let Ok(update) = update else { continue };
+            match update {
                 Update::Write(write) => self.take(&write),
                 Update::Lagged => match self.begin(None).await {
                     Ok(true) => {}
@@ -198,18 +212,24 @@ impl Follower {
         }
     }
 
+    /// Whether the credential that opened this stream still opens the object: a token ends, a key is replaced.
+    fn is_allowed(&self) -> bool {
+        (self.authorise)(&self.request, self.key.kind, &self.key.name).is_ok_and(|site| site == self.key.site)
+    }
+
     fn take(&mut self, write: &Applied) {
         if write.event_id <= self.seen {
             return;
         }
         self.seen = write.event_id;
+        if write.removed {
+            // One message for the whole object, whatever rows it had.
+            return self.ready.push_back(message("removed", Some(write.event_id), format!("{{\"revision\":{}}}", write.revision)));
+        }
         let rows = write.rows.len();
         for (at, row) in write.rows.iter().enumerate() {
-            let last = at + 1 == rows && !write.removed;
+            let last = at + 1 == rows;
             self.ready.push_back(row_message(row, last.then_some(write.event_id)));
-        }
-        if write.removed {
-            self.ready.push_back(message("removed", Some(write.event_id), format!("{{\"revision\":{}}}", write.revision)));
         }
     }
 

@@ -163,10 +163,13 @@ impl Readers {
         };
         let answer = query(&conn);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() >= IDLE {
-            drop(idle.remove(0));
+        // A file removed meanwhile may be made anew: its old connection would show what is gone.
+        if *path == self.answers || self.days.all().into_iter().any(|day| self.days.path(day) == *path) {
+            if idle.len() >= IDLE {
+                drop(idle.remove(0));
+            }
+            idle.push((path.to_owned(), conn));
         }
-        idle.push((path.to_owned(), conn));
         answer
     }
 

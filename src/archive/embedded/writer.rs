@@ -150,15 +150,31 @@ impl Writer {
         let gone = Gone { before, kept: kept.into_iter().collect() };
         let Answers { conn, identities, .. } = self.answers.as_mut().ok_or(Error::Closed)?;
         retention::take(conn, identities, &gone, !old.is_empty())?;
-        for day in old {
-            if let Some((file, _)) = self.open.remove(&day) {
-                file.close()?;
-            }
-            self.days.remove(day);
-            self.taken.remove(&day);
-            remove_file(&self.days.path(day))?;
+        if old.is_empty() {
+            return Ok(());
         }
-        sync_directory(self.days.dir())
+        // Rows go only once it is sure that what counts them is gone.
+        self.durable()?;
+        let mut failed = None;
+        for day in old {
+            // One that cannot be removed stays known, and is tried again; the others go all the same.
+            if let Err(error) = self.remove(day) {
+                failed = Some(error);
+            }
+        }
+        sync_directory(self.days.dir())?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Removes a day's file.
+    fn remove(&mut self, day: i32) -> Result<(), Error> {
+        if let Some((file, _)) = self.open.remove(&day) {
+            file.close()?;
+        }
+        remove_file(&self.days.path(day))?;
+        self.days.remove(day);
+        self.taken.remove(&day);
+        Ok(())
     }
 
     /// When the last of a day's rows was taken. A file that does not tell stays.

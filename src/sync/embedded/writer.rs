@@ -26,6 +26,10 @@ const MAX_JOINED: usize = 64;
 /// begin the WAL anew: beside a busy writer the checkpointer is always a little behind.
 pub(super) const LONG_WAL: i64 = 16_000;
 
+/// How often a checkpoint that meets another is tried, and the pause between: objects wait meanwhile.
+const CHECKPOINT_TRIES: usize = 5;
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
+
 /// How long one transaction saves router state, and how many entries it puts between two looks at the clock.
 const SAVE_FOR: Duration = Duration::from_millis(5);
 const SAVE_AT_ONCE: usize = 64;
@@ -200,14 +204,18 @@ impl Writer {
         tx.commit()
     }
 
-    /// Checkpoints the WAL into the database, both synced, and reads the offsets that are in it. While readers hold old pages the checkpoint stays
-    /// incomplete; then what the last complete one covered is all that is sure.
+    /// Checkpoints the WAL into the database, both synced, and reads the offsets that are in it. While readers hold old pages, or the [`Checkpointer`] stays at
+    /// work, the checkpoint is incomplete; then what the last complete one covered is all that is sure.
     fn make_durable(&mut self) -> rusqlite::Result<Offsets> {
-        let offsets = offsets(&self.conn)?;
-        let (busy, wal, done): (i64, i64, i64) =
-            self.conn.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        if busy == 0 && wal == done {
-            self.durable = offsets;
+        for _ in 0..CHECKPOINT_TRIES {
+            let offsets = offsets(&self.conn)?;
+            let (busy, wal, done): (i64, i64, i64) =
+                self.conn.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            if busy == 0 && wal == done {
+                self.durable = offsets;
+                break;
+            }
+            std::thread::sleep(CHECKPOINT_PAUSE);
         }
         Ok(self.durable.clone())
     }
@@ -221,11 +229,12 @@ struct Work {
     purge: Vec<ObjectKey>,
 }
 
-/// Router state on its way: its entries first, over as many transactions as they take, and the offsets in the last.
+/// Router state on its way: first sights first, then its entries over as many transactions as they take, and the offsets in the last. Replayed from an older
+/// offset, a record then finds what it once saw or more: never an object more to change than it had.
 pub(super) struct Saving {
     /// What is left, in the order of the tables they go to and in key order within each, so that no page is touched by two transactions.
     entries: VecDeque<(Timestamp, IdentityKey, Entry)>,
-    /// Offsets and sights; empty once they are put.
+    /// Sights, empty once they are put; and offsets, gone once they are put.
     commits: Vec<RouterCommit>,
     answer: oneshot::Sender<Result<(), Error>>,
     _permit: OwnedSemaphorePermit,
@@ -248,6 +257,7 @@ impl Saving {
 
     /// Puts entries for at most [`SAVE_FOR`], and once none is left the offsets.
     fn put_some(&mut self, tx: &Transaction<'_>, identity: &IdentityTables) -> rusqlite::Result<()> {
+        put_sights(tx, &mut self.commits)?;
         let until = Instant::now() + SAVE_FOR;
         while let Some((at, ..)) = self.entries.front()
             && Instant::now() < until
@@ -343,10 +353,16 @@ fn put_offsets(tx: &Transaction<'_>, commits: Vec<RouterCommit>) -> rusqlite::Re
         "INSERT INTO router (partition, next, received_at) VALUES (?1, ?2, ?3)
          ON CONFLICT DO UPDATE SET next = excluded.next, received_at = max(received_at, excluded.received_at)",
     )?;
-    let mut sight = tx.prepare_cached("INSERT OR IGNORE INTO sighted (partition, hash) VALUES (?1, ?2)")?;
     for commit in commits {
         next.execute(params![commit.partition, commit.next.cast_signed(), commit.received_at.micros()])?;
-        for hash in &commit.sighted {
+    }
+    Ok(())
+}
+
+fn put_sights(tx: &Transaction<'_>, commits: &mut [RouterCommit]) -> rusqlite::Result<()> {
+    let mut sight = tx.prepare_cached("INSERT OR IGNORE INTO sighted (partition, hash) VALUES (?1, ?2)")?;
+    for commit in commits {
+        for hash in std::mem::take(&mut commit.sighted) {
             sight.execute(params![commit.partition, hash])?;
         }
     }
