@@ -1,6 +1,7 @@
 //! Live reads over a real loopback listener, before a feed and a store that the test writes.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
 use http_body_util::BodyExt;
@@ -24,6 +25,8 @@ struct Server {
     feed: LocalFeed,
     clock: Clock,
     offset: u64,
+    /// Whether credentials open anything.
+    open: Arc<AtomicBool>,
     _dir: tempfile::TempDir,
     /// The server and its clients' connections; aborted when the test ends.
     tasks: Mutex<JoinSet<()>>,
@@ -44,9 +47,11 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn ObjectStore> = Arc::new(EmbeddedStore::open(&dir.path().join("objects.db"), Duration::ZERO).unwrap());
         let feed = LocalFeed::new(feed::Settings { max_writes: 4, max_bytes: 1 << 20 });
-        let authorise: Authorise = Arc::new(|parts, _, _| match parts.headers.get("authorization") {
-            Some(_) => Ok(SiteId::parse("demo").unwrap()),
-            None => Err(Box::new(StatusCode::UNAUTHORIZED.into_response())),
+        let open = Arc::new(AtomicBool::new(true));
+        let opens = Arc::clone(&open);
+        let authorise: Authorise = Arc::new(move |parts, _, _| match parts.headers.get("authorization") {
+            Some(_) if opens.load(Ordering::Relaxed) => Ok(SiteId::parse("demo").unwrap()),
+            _ => Err(Box::new(StatusCode::UNAUTHORIZED.into_response())),
         });
         let clock = Clock::fixed(NOW);
         let router = router(Reader::new(Arc::clone(&store), Expiry::default()), Arc::new(feed.clone()), clock.clone(), authorise, &settings);
@@ -54,7 +59,7 @@ impl Server {
         let addr = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { addr, store, feed, clock, offset: 0, _dir: dir, tasks: Mutex::new(tasks) }
+        Self { addr, store, feed, clock, offset: 0, open, _dir: dir, tasks: Mutex::new(tasks) }
     }
 
     /// One change of an object, committed and published as the keeper does.
@@ -195,14 +200,8 @@ async fn changes_follow_the_snapshot_and_resume() {
 
     server.change(&product, vec![Op::Remove]).await;
     for mut reader in [resumed, partly, unknown] {
-        let (name, id, _) = loop {
-            let message = reader.next().await;
-            // Its items first, each with its key, then the object itself.
-            if message.0 == "removed" && message.2.get("key").is_none() {
-                break message;
-            }
-        };
-        assert_eq!((name.as_str(), id), ("removed", Some(4)));
+        let (name, id, data) = reader.next().await;
+        assert_eq!((name.as_str(), id, data.get("key")), ("removed", Some(4), None));
     }
     assert_eq!(server.get("/v1/live/maps/product.x").await.0, 404);
 }
@@ -274,4 +273,41 @@ async fn a_frozen_object_answers_503() {
     let (status, problem) = server.get("/v1/live/maps/product.x").await;
     assert_eq!((status, &problem["code"]), (503, &"object_frozen".into()));
     assert_eq!(server.get("/v1/live/maps/product.x/events").await.0, 503);
+}
+
+/// What a stream was opened with may end: nothing more is told then, whether something happens or not.
+#[tokio::test]
+async fn a_stream_ends_with_its_credential() {
+    let mut server = Server::start(Settings::default()).await;
+    let product = key(ObjectKind::Map, "product.1");
+    server.change(&product, vec![merge("name", "value", "\"A\"")]).await;
+    let (mut watched, quiet) = (server.events("/v1/live/maps/product.1/events", None).await, key(ObjectKind::Map, "product.2"));
+    assert_eq!(watched.next().await.0, "snapshot");
+    server.change(&quiet, vec![merge("name", "value", "\"B\"")]).await;
+    let mut idle = server.events("/v1/live/maps/product.2/events", None).await;
+    assert_eq!(idle.next().await.0, "snapshot");
+    server.open.store(false, Ordering::Relaxed);
+    server.change(&product, vec![merge("name", "value", "\"C\"")]).await;
+    for events in [&mut watched, &mut idle] {
+        let ended = tokio::time::timeout(Duration::from_secs(10), events.body.frame()).await.expect("ended in time");
+        assert!(ended.is_none(), "told nothing more");
+    }
+}
+
+/// A document has one row, a map many: either way its removal is one message.
+#[tokio::test]
+async fn a_removal_is_told_once() {
+    let mut server = Server::start(Settings::default()).await;
+    for (kind, path) in [(ObjectKind::Document, "documents"), (ObjectKind::Map, "maps")] {
+        let object = key(kind, "one");
+        let items = if kind == ObjectKind::Map { ["a", "b"] } else { ["", ""] };
+        server.change(&object, items.map(|item| merge(item, "value", "1")).to_vec()).await;
+        let mut events = server.events(&format!("/v1/live/{path}/one/events"), None).await;
+        assert_eq!(events.next().await.0, "snapshot");
+        server.change(&object, vec![Op::Remove]).await;
+        let (name, id, data) = events.next().await;
+        assert_eq!((name.as_str(), id, data.get("key")), ("removed", Some(2), None));
+        server.change(&object, items.map(|item| merge(item, "value", "2")).to_vec()).await;
+        assert_eq!(events.next().await.0, "change", "and nothing else of it");
+    }
 }
