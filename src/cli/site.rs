@@ -65,7 +65,8 @@ pub(super) struct TokenArguments {
 }
 
 pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<ExitCode> {
-    let client = Client::connect(&config, None, Alone::All).await?;
+    let alone = if matches!(command, SiteCommand::Add(_)) { Alone::All } else { Alone::Readers };
+    let client = Client::connect(&config, None, alone).await?;
     let answer = match command {
         SiteCommand::Add(a) => {
             let asked = json!({"site": a.site, "time_zone": a.time_zone, "origins": a.origins});
