@@ -80,6 +80,7 @@ fn of_site(error: site::Error) -> Refused {
         site::Error::Exists(_) => refuse(StatusCode::CONFLICT, "site_exists", "There is such a site", error),
         site::Error::Unknown(_) => refuse(StatusCode::NOT_FOUND, "site_unknown", "There is no such site", error),
         site::Error::ObjectName => refuse(StatusCode::BAD_REQUEST, "object_name_invalid", "No object can have that name", error),
+        site::Error::Origin(_) => refuse(StatusCode::BAD_REQUEST, "origin_invalid", "No page has that origin", error),
         other => failed(other),
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct AddArguments {
     /// IANA time zone of the shop's days.
     #[arg(long, default_value = "UTC")]
     time_zone: String,
-    /// Origin of a browser page that may send and watch, such as `https://shop.example`; repeatable.
+    /// Origin of a browser page that may send and watch, such as `https://shop.example`, or `*` for every one; repeatable.
     #[arg(long = "origin")]
     origins: Vec<String>,
 }

@@ -3,6 +3,7 @@
 //! give out a key after the one answer that made it.
 
 mod credential;
+mod origin;
 mod store;
 
 use std::collections::HashMap;
@@ -38,6 +39,9 @@ pub enum Error {
     /// An object's name that cannot be granted.
     #[error("an object's name has 1 to 320 bytes")]
     ObjectName,
+    /// Given as a page's origin, but no browser sends it as one.
+    #[error("`{0}` is no origin: give scheme and host (and port), such as https://shop.example, or * for every origin")]
+    Origin(String),
 }
 
 /// A shop as its readers see it.
@@ -56,7 +60,7 @@ pub struct Site {
 impl Site {
     /// Whether a page of this origin may send and read.
     pub fn allows_origin(&self, origin: &str) -> bool {
-        self.origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
+        self.origins.iter().any(|allowed| allowed == origin::EVERY || allowed.eq_ignore_ascii_case(origin))
     }
 }
 
@@ -150,6 +154,7 @@ impl Sites {
 
     /// Replaces a site's origins and rules (but for its `hash_key`).
     pub fn update(&self, id: &SiteId, origins: Vec<String>, rules: &SiteRules) -> Result<(), Error> {
+        let origins = origin::parse_all(&origins)?;
         self.change(|store| store.update_site(id, &origins, rules))
     }
 
@@ -239,6 +244,7 @@ impl Sites {
     }
 
     fn insert(&self, id: &SiteId, origins: Vec<String>, mut rules: SiteRules, given: &Bootstrap) -> Result<NewKeys, Error> {
+        let origins = origin::parse_all(&origins)?;
         rules.hash_key = credential::random_key();
         let new = |kind, fixed: Option<&String>| match fixed {
             Some(plain) => Credential::given(kind, plain).map(|credential| (plain.clone(), credential)),

@@ -95,3 +95,38 @@ fn the_first_start_makes_demo_and_later_ones_keep_it() {
     let weak = Bootstrap { ingest_key: Some("short".into()), read_token: None };
     assert!(matches!(sites.bootstrap(&weak), Err(Error::Weak)));
 }
+
+#[test]
+fn origins_are_kept_as_browsers_send_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sites, _) = open(dir.path());
+    for (name, given, kept) in [
+        ("slash", "https://shop.example/", "https://shop.example"),
+        ("case", "HTTPS://Shop.Example", "https://shop.example"),
+        ("port", "https://shop.example:443", "https://shop.example"),
+        ("other-port", "http://localhost:3000", "http://localhost:3000"),
+        ("international", "https://b\u{fc}cher.example", "https://xn--bcher-kva.example"),
+        ("every", "*", "*"),
+    ] {
+        sites.add(&site(name), vec![given.into()], SiteRules::default()).unwrap();
+        assert_eq!(sites.list().iter().find(|s| s.id == site(name)).unwrap().origins, [kept], "{given}");
+    }
+    for given in [
+        "",
+        "null",
+        "shop.example",
+        "shop.example/x",
+        "shop.example:443",
+        "https://",
+        "https://shop.example/x",
+        "https://shop.example//",
+        "https://shop.example/?q",
+        "https://shop.example#x",
+        "https://me@shop.example",
+        "https://*.shop.example",
+        "ftp://shop.example",
+    ] {
+        let refused = sites.add(&site("never"), vec![given.into()], SiteRules::default());
+        assert!(matches!(&refused, Err(Error::Origin(origin)) if origin == given), "{given}: {refused:?}");
+    }
+}
