@@ -85,6 +85,11 @@ impl Client {
         whole(self.send(Method::POST, path, body).await?).await
     }
 
+    /// PATCH, likewise.
+    pub async fn patch(&self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Bytes> {
+        whole(self.send(Method::PATCH, path, body).await?).await
+    }
+
     /// POST of events, sent again for as long as the server asks for it: the same ids count once.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! `contrail site`: makes and lists sites, rotates their keys, mints tokens for one object.
+//! `contrail site`: makes, changes and lists sites, rotates their keys, mints tokens for one object.
 
 use std::process::ExitCode;
 
@@ -12,6 +12,8 @@ use crate::config::Config;
 pub(super) enum SiteCommand {
     /// Make a site; prints its keys once.
     Add(AddArguments),
+    /// Change a site's origins or time zone, at once; what is not given stays.
+    Set(SetArguments),
     /// List the sites.
     List,
     /// Replace a key; the old one stops working at once.
@@ -30,6 +32,35 @@ pub(super) struct AddArguments {
     /// Origin of a browser page that may send and watch, such as `https://shop.example`, or `*` for every one; repeatable.
     #[arg(long = "origin")]
     origins: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SetArguments {
+    /// The site.
+    site: String,
+    /// IANA time zone of the shop's days.
+    #[arg(long)]
+    time_zone: Option<String>,
+    /// Origin of a browser page that may send and watch, in place of all before; repeatable.
+    #[arg(long = "origin", required_unless_present_any = ["time_zone", "no_origins"])]
+    origins: Vec<String>,
+    /// No page of another origin may send and watch any more.
+    #[arg(long, conflicts_with = "origins")]
+    no_origins: bool,
+}
+
+impl SetArguments {
+    /// What the server is asked for: only what was given.
+    fn asked(&self) -> Value {
+        let mut asked = serde_json::Map::new();
+        if self.no_origins || !self.origins.is_empty() {
+            asked.insert("origins".into(), json!(self.origins));
+        }
+        if let Some(zone) = &self.time_zone {
+            asked.insert("time_zone".into(), json!(zone));
+        }
+        asked.into()
+    }
 }
 
 #[derive(Args, Debug)]
@@ -72,6 +103,7 @@ pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<
             let asked = json!({"site": a.site, "time_zone": a.time_zone, "origins": a.origins});
             client.post("/admin/sites", asked.to_string()).await?
         }
+        SiteCommand::Set(a) => client.patch(&format!("/admin/sites/{}", a.site), a.asked().to_string()).await?,
         SiteCommand::List => client.get("/admin/sites").await?,
         SiteCommand::Rotate(a) => {
             let asked = json!({"key": format!("{:?}", a.key).to_lowercase()});

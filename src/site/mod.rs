@@ -76,6 +76,15 @@ pub struct Grant {
     expires_at: Option<Timestamp>,
 }
 
+/// What to replace of a site; None stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// All its origins.
+    pub origins: Option<Vec<String>>,
+    /// Its rules' time zone, which must be one that exists.
+    pub time_zone: Option<String>,
+}
+
 /// Keys of a new site or a rotation, in plain: shown once, stored nowhere.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewKeys {
@@ -152,10 +161,19 @@ impl Sites {
         self.insert(id, origins, rules, &Bootstrap::default())
     }
 
-    /// Replaces a site's origins and rules (but for its `hash_key`).
-    pub fn update(&self, id: &SiteId, origins: Vec<String>, rules: &SiteRules) -> Result<(), Error> {
-        let origins = origin::parse_all(&origins)?;
-        self.change(|store| store.update_site(id, &origins, rules))
+    /// Changes a site, in force at once, and gives it as it is then.
+    pub fn set(&self, id: &SiteId, change: Change) -> Result<Arc<Site>, Error> {
+        let origins = change.origins.as_deref().map(origin::parse_all).transpose()?;
+        self.change(|store| {
+            // Read under the store's lock: of two changes at once, neither undoes the other.
+            let present = self.site(id)?;
+            let mut rules = SiteRules::clone(&present.rules);
+            if let Some(time_zone) = change.time_zone {
+                rules.time_zone = time_zone;
+            }
+            store.update_site(id, origins.as_ref().unwrap_or(&present.origins), &rules)
+        })?;
+        self.site(id)
     }
 
     /// All sites, by name.
@@ -235,6 +253,10 @@ impl Sites {
         let sites = Arc::clone(self);
         let unknown = Arc::new(SiteRules::default());
         Arc::new(move |id| sites.snapshot().sites.get(id).map_or_else(|| Arc::clone(&unknown), |site| Arc::clone(&site.rules)))
+    }
+
+    fn site(&self, id: &SiteId) -> Result<Arc<Site>, Error> {
+        self.snapshot().sites.get(id).cloned().ok_or_else(|| Error::Unknown(id.clone()))
     }
 
     fn authenticate(&self, plain: &str) -> Option<Arc<Grant>> {

@@ -130,3 +130,23 @@ fn origins_are_kept_as_browsers_send_them() {
         assert!(matches!(&refused, Err(Error::Origin(origin)) if origin == given), "{given}: {refused:?}");
     }
 }
+
+#[test]
+fn a_change_replaces_what_it_names_and_keeps_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sites, _) = open(dir.path());
+    let keys = sites.add(&site("demo"), vec!["https://shop.example".into()], SiteRules::default()).unwrap();
+    let hash_key = sites.rules_of()(&site("demo")).hash_key;
+    let berlin = Change { time_zone: Some("Europe/Berlin".into()), ..Change::default() };
+    let set = sites.set(&site("demo"), berlin).unwrap();
+    assert_eq!((set.origins[0].as_str(), set.rules.time_zone.as_str()), ("https://shop.example", "Europe/Berlin"));
+    assert!(sites.set(&site("demo"), Change { origins: Some(vec!["x".into()]), time_zone: Some("UTC".into()) }).is_err());
+    sites.set(&site("demo"), Change { origins: Some(vec![]), ..Change::default() }).unwrap();
+    for sites in [&sites, &open(dir.path()).0] {
+        assert!(!sites.any_allows_origin("https://shop.example"));
+        assert_eq!(sites.rules_of()(&site("demo")).time_zone, "Europe/Berlin");
+        assert_eq!(sites.rules_of()(&site("demo")).hash_key, hash_key);
+        assert!(sites.authenticate_ingest(&keys.ingest).is_some());
+    }
+    assert!(matches!(sites.set(&site("none"), Change::default()), Err(Error::Unknown(_))));
+}

@@ -82,6 +82,33 @@ fn only_commands_that_write_make_a_data_directory() {
 }
 
 #[test]
+fn a_site_is_changed_by_command_in_the_running_server_and_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let server = Server::on(&data, &[]);
+    let allowed = |server: &Server| {
+        let answer = server.call("GET", "/v1/live/maps/product.p1", &[("origin", "https://shop.example")], b"");
+        answer.header("access-control-allow-origin").is_some()
+    };
+    let set = |arguments: &[&str]| keyless(&[&["site", "set", "demo"], arguments].concat(), &data);
+    assert!(!allowed(&server));
+    let (done, _, told) = set(&["--origin", "HTTPS://Shop.example:443/"]);
+    assert!(done && allowed(&server), "{told}");
+    let (done, out, told) = set(&["--time-zone", "Europe/Berlin"]);
+    assert!(done && out.contains("https://shop.example") && out.contains("Europe/Berlin"), "what is not given stays: {out}{told}");
+    let (done, _, told) = set(&["--origin", "shop.example"]);
+    assert!(!done && told.contains("`shop.example`"), "{told}");
+    let (done, _, told) = set(&["--time-zone", "Europe/Lodnon"]);
+    assert!(!done && told.contains("Lodnon"), "{told}");
+    assert!(!set(&[]).0, "a change of nothing is a slip");
+    assert!(server.stop().success());
+    let server = Server::on(&data, &[]);
+    assert!(allowed(&server));
+    let (done, out, told) = set(&["--no-origins"]);
+    assert!(done && !allowed(&server) && out.contains("Europe/Berlin"), "{out}{told}");
+}
+
+#[test]
 fn beyond_loopback_it_wants_credentials() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
