@@ -2,7 +2,6 @@
 //! data directory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -20,6 +19,9 @@ use crate::eventlog::{EventLog, Topic};
 use crate::problem::Problem;
 use crate::site::{self, Kind, Site, Sites};
 use crate::sync::ObjectStore;
+
+/// Seconds that an object token works for at most.
+const LONGEST_TOKEN: u64 = 86_400;
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -183,8 +185,11 @@ struct NewToken {
 
 async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<NewToken>) -> Answer {
     let id = named(&site)?;
-    let ttl = Duration::from_secs(asked.ttl_seconds).min(Duration::from_secs(86_400));
-    let until = admin.clock.now().plus_seconds(ttl.as_secs() as i64);
+    if !(1..=LONGEST_TOKEN).contains(&asked.ttl_seconds) {
+        let detail = format!("a token works for 1 second to 24 hours; {} seconds were asked for", asked.ttl_seconds);
+        return Err(refuse(StatusCode::BAD_REQUEST, "ttl_invalid", "No token can work for that long", detail));
+    }
+    let until = admin.clock.now().plus_seconds(asked.ttl_seconds as i64);
     let token = blocking(move || admin.sites.object_token(&id, &asked.object, until)).await?;
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }

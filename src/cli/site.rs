@@ -1,6 +1,7 @@
 //! `contrail site`: makes, changes and lists sites, rotates their keys, mints tokens for one object.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -90,9 +91,15 @@ pub(super) struct TokenArguments {
     /// The object's name, such as product.sku-1.
     #[arg(long)]
     object: String,
-    /// How long it works, such as 1h.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
-    ttl: std::time::Duration,
+    /// How long it works, such as 1h: 1 second to 24 hours.
+    #[arg(long, default_value = "1h", value_parser = whole_seconds)]
+    ttl: Duration,
+}
+
+/// A duration that the server can be asked for as it was given; the server says which it allows.
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.subsec_nanos() == 0 { Ok(duration) } else { Err("give whole seconds".to_owned()) }
 }
 
 pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<ExitCode> {

@@ -109,6 +109,15 @@ fn a_site_is_changed_by_command_in_the_running_server_and_for_good() {
 }
 
 #[test]
+fn a_token_lasts_as_long_as_asked_or_is_refused() {
+    let server = Server::fresh();
+    for (ttl, works) in [("0s", false), ("25h", false), ("1500ms", false), ("1s", true), ("24h", true)] {
+        let (done, _, told) = keyless(&["site", "token", "demo", "--object", "product.p1", "--ttl", ttl], &server.data);
+        assert_eq!((done, told.contains("second")), (works, !works), "{ttl}: {told}");
+    }
+}
+
+#[test]
 fn beyond_loopback_it_wants_credentials() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
