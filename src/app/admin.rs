@@ -2,13 +2,12 @@
 //! data directory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,8 +17,11 @@ use crate::archive::{Archive, audit};
 use crate::event::{Clock, RulesOf, SiteId, SiteRules};
 use crate::eventlog::{EventLog, Topic};
 use crate::problem::Problem;
-use crate::site::{self, Kind, Sites};
+use crate::site::{self, Kind, Site, Sites};
 use crate::sync::ObjectStore;
+
+/// Seconds that an object token works for at most.
+const LONGEST_TOKEN: u64 = 86_400;
 
 /// What the routes work on.
 #[derive(Clone)]
@@ -37,6 +39,7 @@ impl Admin {
     pub(super) fn router(self) -> Router {
         Router::new()
             .route("/admin/sites", get(list).post(add))
+            .route("/admin/sites/{site}", patch(set))
             .route("/admin/sites/{site}/rotate", post(rotate))
             .route("/admin/sites/{site}/tokens", post(token))
             .route("/admin/progress", get(progress))
@@ -80,6 +83,7 @@ fn of_site(error: site::Error) -> Refused {
         site::Error::Exists(_) => refuse(StatusCode::CONFLICT, "site_exists", "There is such a site", error),
         site::Error::Unknown(_) => refuse(StatusCode::NOT_FOUND, "site_unknown", "There is no such site", error),
         site::Error::ObjectName => refuse(StatusCode::BAD_REQUEST, "object_name_invalid", "No object can have that name", error),
+        site::Error::Origin(_) => refuse(StatusCode::BAD_REQUEST, "origin_invalid", "No page has that origin", error),
         other => failed(other),
     }
 }
@@ -95,9 +99,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, site::Erro
 
 async fn list(State(admin): State<Admin>) -> Json<Value> {
     let sites = admin.sites.list();
-    Json(
-        json!({"sites": sites.iter().map(|site| json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone})).collect::<Vec<_>>()}),
-    )
+    Json(json!({"sites": sites.iter().map(|site| told(site)).collect::<Vec<_>>()}))
+}
+
+/// A site as commands are shown it.
+fn told(site: &Site) -> Value {
+    json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone})
 }
 
 #[derive(Deserialize)]
@@ -116,12 +123,31 @@ fn utc() -> String {
 
 async fn add(State(admin): State<Admin>, Json(asked): Json<NewSite>) -> Answer {
     let id = named(&asked.site)?;
-    if let Err(error) = jiff::tz::TimeZone::get(&asked.time_zone) {
-        return Err(refuse(StatusCode::BAD_REQUEST, "time_zone_unknown", "There is no such time zone", error));
-    }
+    known_zone(&asked.time_zone)?;
     let rules = SiteRules { time_zone: asked.time_zone, ..SiteRules::default() };
     let keys = blocking(move || admin.sites.add(&id, asked.origins, rules)).await?;
     Ok(Json(json!({"site": keys.site, "ingest_key": keys.ingest, "browser_key": keys.browser, "read_token": keys.read})))
+}
+
+fn known_zone(name: &str) -> Result<(), Refused> {
+    let unknown = |error| refuse(StatusCode::BAD_REQUEST, "time_zone_unknown", "There is no such time zone", error);
+    jiff::tz::TimeZone::get(name).map(drop).map_err(unknown)
+}
+
+/// What is left out stays.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Changed {
+    origins: Option<Vec<String>>,
+    time_zone: Option<String>,
+}
+
+async fn set(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<Changed>) -> Answer {
+    let id = named(&site)?;
+    asked.time_zone.as_deref().map_or(Ok(()), known_zone)?;
+    let change = site::Change { origins: asked.origins, time_zone: asked.time_zone };
+    let site = blocking(move || admin.sites.set(&id, change)).await?;
+    Ok(Json(told(&site)))
 }
 
 #[derive(Deserialize)]
@@ -159,8 +185,11 @@ struct NewToken {
 
 async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<NewToken>) -> Answer {
     let id = named(&site)?;
-    let ttl = Duration::from_secs(asked.ttl_seconds).min(Duration::from_secs(86_400));
-    let until = admin.clock.now().plus_seconds(ttl.as_secs() as i64);
+    if !(1..=LONGEST_TOKEN).contains(&asked.ttl_seconds) {
+        let detail = format!("a token works for 1 second to 24 hours; {} seconds were asked for", asked.ttl_seconds);
+        return Err(refuse(StatusCode::BAD_REQUEST, "ttl_invalid", "No token can work for that long", detail));
+    }
+    let until = admin.clock.now().plus_seconds(asked.ttl_seconds as i64);
     let token = blocking(move || admin.sites.object_token(&id, &asked.object, until)).await?;
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }

@@ -141,21 +141,15 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
     let listen: SocketAddr = config.listen.parse().at("reading the listen address")?;
     let mut dir = data::DataDir::take(&config.data).at("taking the data directory")?;
     let sites = Arc::new(Sites::open(&config.data, options.clock.clone()).at("opening the sites")?);
-    if sites.list().is_empty() && !listen.ip().is_loopback() && (options.bootstrap.ingest_key.is_none() || options.bootstrap.read_token.is_none()) {
-        let told = "beyond loopback the first start takes its keys from CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN";
-        return Err(Error { stage: "checking the listen address", source: told.into() });
-    }
-    if options.bootstrap.ingest_key.is_some() != options.bootstrap.read_token.is_some() {
-        let told = "give both CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN, or neither";
-        return Err(Error { stage: "making the first site", source: told.into() });
-    }
-    // Keys that were given are known already, and standard output may be somebody's log.
-    let given = options.bootstrap.ingest_key.is_some();
-    let first_keys = sites.bootstrap(&options.bootstrap).at("making the first site")?.filter(|_| !given);
-    let parts = open(config, options.clock, sites).await?;
+    check_given(&options.bootstrap, &sites, listen)?;
     let listener = TcpListener::bind(listen).await.at("listening")?;
     let address = listener.local_addr().at("listening")?;
+    let parts = open(config, options.clock, sites).await?;
     let admin_token = dir.announce(address).at("announcing the address")?;
+    // After everything that can fail: the keys of a site made by a start that fails would be shown to nobody.
+    // Keys that were given are known already, and standard output may be somebody's log.
+    let given = options.bootstrap.ingest_key.is_some();
+    let first_keys = parts.sites.bootstrap(&options.bootstrap).at("making the first site")?.filter(|_| !given);
     let public_url = if parts.config.public_url.is_empty() { format!("http://{address}") } else { parts.config.public_url.clone() };
 
     let (mut http, mut rooms) = (Tasks::default(), Tasks::default());
@@ -174,6 +168,19 @@ pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
     let drain = parts.config.server.drain.0;
     let stores = Stores { log: parts.log, objects: parts.objects, archive: parts.archive };
     Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, stores, feed: parts.feed, drain, _data: dir })
+}
+
+/// Refuses half of the given keys, and a first start that others can reach without given keys.
+fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(), Error> {
+    if sites.list().is_empty() && !listen.ip().is_loopback() && (given.ingest_key.is_none() || given.read_token.is_none()) {
+        let told = "beyond loopback the first start takes its keys from CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN";
+        return Err(Error { stage: "checking the listen address", source: told.into() });
+    }
+    if given.ingest_key.is_some() != given.read_token.is_some() {
+        let told = "give both CONTRAIL_BOOTSTRAP_INGEST_KEY and CONTRAIL_BOOTSTRAP_READ_TOKEN, or neither";
+        return Err(Error { stage: "making the first site", source: told.into() });
+    }
+    Ok(())
 }
 
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {

@@ -9,6 +9,7 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use super::serve;
 use crate::app::{self, Running, data};
 use crate::config::{Config, Role};
 
@@ -24,14 +25,15 @@ pub struct Client {
 /// Who serves a command when nobody runs on the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alone {
-    /// Everything: events sent are mapped and archived before the command ends.
+    /// Everything: events sent are mapped and archived before the command ends. Makes a data directory that is missing.
     All,
-    /// Readers only; nothing is written.
+    /// Readers only, on a data directory that exists; no event is written.
     Readers,
 }
 
 impl Client {
-    /// Finds the server of `config.data`, or starts one on a free loopback port for as long as this client lives.
+    /// Finds the server of `config.data`, or starts one on a free loopback port for as long as this client lives. Where that makes the first site,
+    /// its keys go to standard error, for standard output is the command's answer.
     ///
     /// # Errors
     /// When the directory is held by a process whose token cannot be read, or a server cannot start.
@@ -48,6 +50,9 @@ impl Client {
             Alone::Readers => vec![Role::Web],
         };
         let own = app::start(Config { listen: "127.0.0.1:0".into(), roles, ..config.clone() }, app::Options::default()).await?;
+        if let Some(keys) = own.first_keys() {
+            eprint!("{}", serve::listed(keys));
+        }
         Ok(Self { http, address: own.address().to_string(), token: own.admin_token().to_owned(), site, own: Some(own) })
     }
 
@@ -78,6 +83,11 @@ impl Client {
     /// POST, likewise.
     pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Bytes> {
         whole(self.send(Method::POST, path, body).await?).await
+    }
+
+    /// PATCH, likewise.
+    pub async fn patch(&self, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Bytes> {
+        whole(self.send(Method::PATCH, path, body).await?).await
     }
 
     /// POST of events, sent again for as long as the server asks for it: the same ids count once.

@@ -34,16 +34,21 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
 pub(super) fn greet(running: &app::Running) {
     let url = running.public_url();
     let mut told = format!("contrail serves on {url}\n");
-    if let Some(NewKeys { site, ingest, read, .. }) = running.first_keys() {
-        told.push_str(&format!(
-            "\nThese keys of site `{site}` are shown once; only their hashes are kept:\n  ingest key  {ingest}\n  read token  {read}\n"
-        ));
+    if let Some(keys @ NewKeys { ingest, read, .. }) = running.first_keys() {
+        told.push_str(&format!("\n{}", listed(keys)));
         told.push_str(&format!("\nSend a first event:\n\n{}\n\nand ask for it:\n\n", curl(url, ingest)));
         told.push_str(&format!("curl -H 'Authorization: Bearer {read}' '{url}/v1/reports/top-viewed'\n\n"));
     }
     // Nobody may be reading, which is no reason not to serve.
     let mut out = std::io::stdout().lock();
     out.write_all(told.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
+}
+
+/// The keys of the first site, for the one time that they are shown.
+pub(super) fn listed(NewKeys { site, ingest, browser, read }: &NewKeys) -> String {
+    format!(
+        "These keys of site `{site}` are shown once; only their hashes are kept:\n  ingest key   {ingest}\n  browser key  {browser}\n  read token   {read}\n"
+    )
 }
 
 /// A line that works when pasted.

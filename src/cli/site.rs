@@ -1,6 +1,7 @@
-//! `contrail site`: makes and lists sites, rotates their keys, mints tokens for one object.
+//! `contrail site`: makes, changes and lists sites, rotates their keys, mints tokens for one object.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -12,6 +13,8 @@ use crate::config::Config;
 pub(super) enum SiteCommand {
     /// Make a site; prints its keys once.
     Add(AddArguments),
+    /// Change a site's origins or time zone, at once; what is not given stays.
+    Set(SetArguments),
     /// List the sites.
     List,
     /// Replace a key; the old one stops working at once.
@@ -27,9 +30,38 @@ pub(super) struct AddArguments {
     /// IANA time zone of the shop's days.
     #[arg(long, default_value = "UTC")]
     time_zone: String,
-    /// Origin of a browser page that may send and watch, such as `https://shop.example`; repeatable.
+    /// Origin of a browser page that may send and watch, such as `https://shop.example`, or `*` for every one; repeatable.
     #[arg(long = "origin")]
     origins: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SetArguments {
+    /// The site.
+    site: String,
+    /// IANA time zone of the shop's days.
+    #[arg(long)]
+    time_zone: Option<String>,
+    /// Origin of a browser page that may send and watch, in place of all before; repeatable.
+    #[arg(long = "origin", required_unless_present_any = ["time_zone", "no_origins"])]
+    origins: Vec<String>,
+    /// No page of another origin may send and watch any more.
+    #[arg(long, conflicts_with = "origins")]
+    no_origins: bool,
+}
+
+impl SetArguments {
+    /// What the server is asked for: only what was given.
+    fn asked(&self) -> Value {
+        let mut asked = serde_json::Map::new();
+        if self.no_origins || !self.origins.is_empty() {
+            asked.insert("origins".into(), json!(self.origins));
+        }
+        if let Some(zone) = &self.time_zone {
+            asked.insert("time_zone".into(), json!(zone));
+        }
+        asked.into()
+    }
 }
 
 #[derive(Args, Debug)]
@@ -59,18 +91,26 @@ pub(super) struct TokenArguments {
     /// The object's name, such as product.sku-1.
     #[arg(long)]
     object: String,
-    /// How long it works, such as 1h.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
-    ttl: std::time::Duration,
+    /// How long it works, such as 1h: 1 second to 24 hours.
+    #[arg(long, default_value = "1h", value_parser = whole_seconds)]
+    ttl: Duration,
+}
+
+/// A duration that the server can be asked for as it was given; the server says which it allows.
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.subsec_nanos() == 0 { Ok(duration) } else { Err("give whole seconds".to_owned()) }
 }
 
 pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<ExitCode> {
-    let client = Client::connect(&config, None, Alone::All).await?;
+    let alone = if matches!(command, SiteCommand::Add(_)) { Alone::All } else { Alone::Readers };
+    let client = Client::connect(&config, None, alone).await?;
     let answer = match command {
         SiteCommand::Add(a) => {
             let asked = json!({"site": a.site, "time_zone": a.time_zone, "origins": a.origins});
             client.post("/admin/sites", asked.to_string()).await?
         }
+        SiteCommand::Set(a) => client.patch(&format!("/admin/sites/{}", a.site), a.asked().to_string()).await?,
         SiteCommand::List => client.get("/admin/sites").await?,
         SiteCommand::Rotate(a) => {
             let asked = json!({"key": format!("{:?}", a.key).to_lowercase()});

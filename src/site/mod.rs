@@ -3,6 +3,7 @@
 //! give out a key after the one answer that made it.
 
 mod credential;
+mod origin;
 mod store;
 
 use std::collections::HashMap;
@@ -38,6 +39,9 @@ pub enum Error {
     /// An object's name that cannot be granted.
     #[error("an object's name has 1 to 320 bytes")]
     ObjectName,
+    /// Given as a page's origin, but no browser sends it as one.
+    #[error("`{0}` is no origin: give scheme and host (and port), such as https://shop.example, or * for every origin")]
+    Origin(String),
 }
 
 /// A shop as its readers see it.
@@ -56,7 +60,7 @@ pub struct Site {
 impl Site {
     /// Whether a page of this origin may send and read.
     pub fn allows_origin(&self, origin: &str) -> bool {
-        self.origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin))
+        self.origins.iter().any(|allowed| allowed == origin::EVERY || allowed.eq_ignore_ascii_case(origin))
     }
 }
 
@@ -70,6 +74,15 @@ pub struct Grant {
     /// Names the key in counters and limits, without saying anything about it.
     pub key: u64,
     expires_at: Option<Timestamp>,
+}
+
+/// What to replace of a site; None stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// All its origins.
+    pub origins: Option<Vec<String>>,
+    /// Its rules' time zone, which must be one that exists.
+    pub time_zone: Option<String>,
 }
 
 /// Keys of a new site or a rotation, in plain: shown once, stored nowhere.
@@ -148,9 +161,19 @@ impl Sites {
         self.insert(id, origins, rules, &Bootstrap::default())
     }
 
-    /// Replaces a site's origins and rules (but for its `hash_key`).
-    pub fn update(&self, id: &SiteId, origins: Vec<String>, rules: &SiteRules) -> Result<(), Error> {
-        self.change(|store| store.update_site(id, &origins, rules))
+    /// Changes a site, in force at once, and gives it as it is then.
+    pub fn set(&self, id: &SiteId, change: Change) -> Result<Arc<Site>, Error> {
+        let origins = change.origins.as_deref().map(origin::parse_all).transpose()?;
+        self.change(|store| {
+            // Read under the store's lock: of two changes at once, neither undoes the other.
+            let present = self.site(id)?;
+            let mut rules = SiteRules::clone(&present.rules);
+            if let Some(time_zone) = change.time_zone {
+                rules.time_zone = time_zone;
+            }
+            store.update_site(id, origins.as_ref().unwrap_or(&present.origins), &rules)
+        })?;
+        self.site(id)
     }
 
     /// All sites, by name.
@@ -232,6 +255,10 @@ impl Sites {
         Arc::new(move |id| sites.snapshot().sites.get(id).map_or_else(|| Arc::clone(&unknown), |site| Arc::clone(&site.rules)))
     }
 
+    fn site(&self, id: &SiteId) -> Result<Arc<Site>, Error> {
+        self.snapshot().sites.get(id).cloned().ok_or_else(|| Error::Unknown(id.clone()))
+    }
+
     fn authenticate(&self, plain: &str) -> Option<Arc<Grant>> {
         // The map is asked by the key's hash, which nobody can steer byte by byte: no comparison leaks the key.
         let grant = self.snapshot().grants.get(&hash(plain)).cloned()?;
@@ -239,6 +266,7 @@ impl Sites {
     }
 
     fn insert(&self, id: &SiteId, origins: Vec<String>, mut rules: SiteRules, given: &Bootstrap) -> Result<NewKeys, Error> {
+        let origins = origin::parse_all(&origins)?;
         rules.hash_key = credential::random_key();
         let new = |kind, fixed: Option<&String>| match fixed {
             Some(plain) => Credential::given(kind, plain).map(|credential| (plain.clone(), credential)),

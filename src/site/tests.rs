@@ -95,3 +95,58 @@ fn the_first_start_makes_demo_and_later_ones_keep_it() {
     let weak = Bootstrap { ingest_key: Some("short".into()), read_token: None };
     assert!(matches!(sites.bootstrap(&weak), Err(Error::Weak)));
 }
+
+#[test]
+fn origins_are_kept_as_browsers_send_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sites, _) = open(dir.path());
+    for (name, given, kept) in [
+        ("slash", "https://shop.example/", "https://shop.example"),
+        ("case", "HTTPS://Shop.Example", "https://shop.example"),
+        ("port", "https://shop.example:443", "https://shop.example"),
+        ("other-port", "http://localhost:3000", "http://localhost:3000"),
+        ("international", "https://b\u{fc}cher.example", "https://xn--bcher-kva.example"),
+        ("every", "*", "*"),
+    ] {
+        sites.add(&site(name), vec![given.into()], SiteRules::default()).unwrap();
+        assert_eq!(sites.list().iter().find(|s| s.id == site(name)).unwrap().origins, [kept], "{given}");
+    }
+    for given in [
+        "",
+        "null",
+        "shop.example",
+        "shop.example/x",
+        "shop.example:443",
+        "https://",
+        "https://shop.example/x",
+        "https://shop.example//",
+        "https://shop.example/?q",
+        "https://shop.example#x",
+        "https://me@shop.example",
+        "https://*.shop.example",
+        "ftp://shop.example",
+    ] {
+        let refused = sites.add(&site("never"), vec![given.into()], SiteRules::default());
+        assert!(matches!(&refused, Err(Error::Origin(origin)) if origin == given), "{given}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_change_replaces_what_it_names_and_keeps_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sites, _) = open(dir.path());
+    let keys = sites.add(&site("demo"), vec!["https://shop.example".into()], SiteRules::default()).unwrap();
+    let hash_key = sites.rules_of()(&site("demo")).hash_key;
+    let berlin = Change { time_zone: Some("Europe/Berlin".into()), ..Change::default() };
+    let set = sites.set(&site("demo"), berlin).unwrap();
+    assert_eq!((set.origins[0].as_str(), set.rules.time_zone.as_str()), ("https://shop.example", "Europe/Berlin"));
+    assert!(sites.set(&site("demo"), Change { origins: Some(vec!["x".into()]), time_zone: Some("UTC".into()) }).is_err());
+    sites.set(&site("demo"), Change { origins: Some(vec![]), ..Change::default() }).unwrap();
+    for sites in [&sites, &open(dir.path()).0] {
+        assert!(!sites.any_allows_origin("https://shop.example"));
+        assert_eq!(sites.rules_of()(&site("demo")).time_zone, "Europe/Berlin");
+        assert_eq!(sites.rules_of()(&site("demo")).hash_key, hash_key);
+        assert!(sites.authenticate_ingest(&keys.ingest).is_some());
+    }
+    assert!(matches!(sites.set(&site("none"), Change::default()), Err(Error::Unknown(_))));
+}
