@@ -284,7 +284,7 @@ async fn retain(log: Arc<dyn EventLog>, clock: Clock, stop: CancellationToken) -
 /// The objects an event touches, for its archive row: the same mapping that the router follows. First sights are the router's own business.
 fn touched(touching: &Touching<'_>) -> Vec<(ObjectKind, String)> {
     let Judged { partition, record, event, outcome, rules } = touching.judged;
-    let mut mapped = Mapped { record, offset: touching.offset, partition, event, outcome, entry: touching.entry, rules, first_sight: &mut |_| false };
+    let mut mapped = Mapped { record, offset: touching.offset, partition, event, outcome, rules, first_sight: &mut |_| false };
     names(&mut mapped)
 }
 

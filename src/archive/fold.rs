@@ -28,8 +28,6 @@ pub struct Touching<'a> {
     pub judged: Judged<'a>,
     /// The record's offset.
     pub offset: u64,
-    /// The identity entry after the fold.
-    pub entry: Option<&'a Entry>,
 }
 
 /// One record of the log as far as it could be read.
@@ -224,7 +222,7 @@ impl Folded {
             }
         }
         if !completion && outcome.verdict != Verdict::Duplicate {
-            let objects = if taken { objects_of(&Touching { judged, offset, entry: entry.as_ref() }) } else { Vec::new() };
+            let objects = if taken { objects_of(&Touching { judged, offset }) } else { Vec::new() };
             self.events.push(event_row(judged, offset, customer, visitor, objects));
         }
         self.remember(judged, key, entry, recalled);

@@ -52,7 +52,7 @@ impl Gone {
 
 /// Takes what counts in days that are gone, and the books and quarantined records of before. `thorough` also finds orders that count for nothing, which takes a
 /// look at every order.
-pub(super) fn take(conn: &mut Connection, identities: &mut IdentityTables, gone: &Gone, thorough: bool) -> Result<(), Error> {
+pub(super) fn take(conn: &mut Connection, identities: &IdentityTables, gone: &Gone, thorough: bool) -> Result<(), Error> {
     let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let before = Timestamp::ZERO.plus_seconds(i64::from(gone.before) * DAY);
     for site in read::sites(&tx)? {
@@ -90,7 +90,7 @@ fn found_between(tx: &Transaction<'_>, sql: &str, site: &SiteId, gone: &Gone) ->
     Ok(found)
 }
 
-fn take_orders(tx: &Transaction<'_>, identities: &mut IdentityTables, site: &SiteId, gone: &Gone, thorough: bool) -> Result<(), Error> {
+fn take_orders(tx: &Transaction<'_>, identities: &IdentityTables, site: &SiteId, gone: &Gone, thorough: bool) -> Result<(), Error> {
     let mut orders = found_between(tx, "SELECT order_id FROM sale_at WHERE site = ? AND at >= ? AND at < ?", site, gone)?;
     if thorough {
         let mut statement = tx.prepare_cached("SELECT order_id, at FROM orders WHERE site = ? AND (at IS NULL OR at < ?)")?;
@@ -112,7 +112,7 @@ fn take_orders(tx: &Transaction<'_>, identities: &mut IdentityTables, site: &Sit
 /// Takes what is gone of one order; `additions` get what that changes on other days.
 fn take_order(
     tx: &Transaction<'_>,
-    identities: &mut IdentityTables,
+    identities: &IdentityTables,
     site: &SiteId,
     order_id: &str,
     gone: &Gone,
@@ -137,7 +137,7 @@ fn take_order(
     put_back(tx, identities, key, entry)
 }
 
-fn take_checkouts(tx: &Transaction<'_>, identities: &mut IdentityTables, site: &SiteId, gone: &Gone) -> Result<(), Error> {
+fn take_checkouts(tx: &Transaction<'_>, identities: &IdentityTables, site: &SiteId, gone: &Gone) -> Result<(), Error> {
     let mut checkouts = found_between(tx, "SELECT checkout FROM step_at WHERE site = ? AND at >= ? AND at < ?", site, gone)?;
     let by_last = "SELECT checkout FROM checkout_last WHERE site = ? AND last_at >= ? AND last_at < ?";
     checkouts.extend(found_between(tx, by_last, site, gone)?);
@@ -147,7 +147,7 @@ fn take_checkouts(tx: &Transaction<'_>, identities: &mut IdentityTables, site: &
     Ok(())
 }
 
-fn take_checkout(tx: &Transaction<'_>, identities: &mut IdentityTables, site: &SiteId, name: &str, gone: &Gone) -> Result<(), Error> {
+fn take_checkout(tx: &Transaction<'_>, identities: &IdentityTables, site: &SiteId, name: &str, gone: &Gone) -> Result<(), Error> {
     let mut left = None;
     for (key, entry) in identities.load(tx, &identity::checkout_keys(site, name))? {
         let mut entry = Some(entry);
@@ -175,7 +175,7 @@ fn person_of(tx: &Transaction<'_>, sql: &str, site: &SiteId, id: &str) -> Result
     Ok(tx.prepare_cached(sql)?.query_row((site.as_str(), id), |row| row.get(0)).optional()?.flatten())
 }
 
-fn put_back(tx: &Transaction<'_>, identities: &mut IdentityTables, key: IdentityKey, entry: Option<Entry>) -> Result<(), Error> {
+fn put_back(tx: &Transaction<'_>, identities: &IdentityTables, key: IdentityKey, entry: Option<Entry>) -> Result<(), Error> {
     match entry {
         // Lasting entries stand in no hour's table.
         Some(entry) => identities.save(tx, Timestamp::ZERO, &[(key, entry)])?,

@@ -209,7 +209,7 @@ impl Writer {
 /// Saves identity entries under the hour of their partition's greatest `received_at`, and drops what every partition has outlived.
 fn save_identities(
     tx: &rusqlite::Transaction<'_>,
-    identities: &mut IdentityTables,
+    identities: &IdentityTables,
     entries: Vec<(u16, IdentityKey, Entry)>,
     cursors: &[(u16, Cursor)],
 ) -> Result<(), Error> {

@@ -23,7 +23,7 @@ use super::object::Object;
 use super::status::Status;
 use super::{Applied, AppliedRow, Error, Feed, ObjectStore, StoredObject};
 use crate::event::{Clock, ObjectKey};
-use crate::eventlog::{Consumer, Delivery, EventLog, Topic};
+use crate::eventlog::{self, Consumer, Delivery, EventLog, Topic};
 
 /// The keeper's consumer group on `changes`.
 pub const GROUP: &str = "keeper";
@@ -238,7 +238,15 @@ impl Run<'_> {
                     bytes += records.iter().map(|record| record.value.len()).sum::<usize>();
                     batches.push(Batch::decode(partition, &records));
                 }
-                other => self.take(other).await?,
+                Delivery::Assigned(partitions) => self.assigned(partitions).await?,
+                // What is unwritten of them belongs to their next owner: begin again.
+                Delivery::Revoked(partitions) => {
+                    return Err(Error::Log(eventlog::Error::Unavailable(format!("partitions {partitions:?} went to another reader"))));
+                }
+                Delivery::Failed { partition, error } => {
+                    tracing::error!(%error, partition, "keeper stops reading a partition of changes");
+                    self.keeper.status.fail(Topic::Changes, partition, error.to_string());
+                }
             }
             if bytes < settings.read_bytes {
                 next = self.consumer.next(settings.read_bytes - bytes).now_or_never().transpose()?;
@@ -252,29 +260,14 @@ impl Run<'_> {
         self.fold(batches).await
     }
 
-    /// Takes what is no record.
-    async fn take(&mut self, delivery: Delivery) -> Result<(), Error> {
-        match delivery {
-            Delivery::Assigned(partitions) => {
-                for partition in partitions {
-                    let from = self.keeper.store.checkpoint(partition).await?;
-                    self.keeper.status.set_kept(partition, from.next);
-                    self.consumer.seek(partition, from.next);
-                    self.state.assign(partition, from);
-                }
-                Ok(())
-            }
-            Delivery::Revoked(partitions) => {
-                // What is unwritten of them belongs to their next owner: begin again.
-                Err(Error::Log(crate::eventlog::Error::Unavailable(format!("partitions {partitions:?} went to another reader"))))
-            }
-            Delivery::Failed { partition, error } => {
-                tracing::error!(%error, partition, "keeper stops reading a partition of changes");
-                self.keeper.status.fail(Topic::Changes, partition, error.to_string());
-                Ok(())
-            }
-            Delivery::Records { .. } => Ok(()),
+    async fn assigned(&mut self, partitions: Vec<u16>) -> Result<(), Error> {
+        for partition in partitions {
+            let from = self.keeper.store.checkpoint(partition).await?;
+            self.keeper.status.set_kept(partition, from.next);
+            self.consumer.seek(partition, from.next);
+            self.state.assign(partition, from);
         }
+        Ok(())
     }
 
     /// Loads what batches need and folds them in, in their order.

@@ -159,10 +159,10 @@ impl Memory {
                 asked.push(sight);
                 true
             };
-            let changes = map_one(parsed, &outcome, entry.as_ref(), rules, &mut first_sight);
+            let changes = map_one(parsed, &outcome, rules, &mut first_sight);
             *out.verdicts.entry(verdict_name(outcome.verdict)).or_default() += 1;
             if !asked.is_empty() {
-                out.uncertain.push(Uncertain { at, outcome: outcome.clone(), entry: entry.clone() });
+                out.uncertain.push(Uncertain { at, outcome: outcome.clone() });
             }
             out.fresh.extend(asked.into_iter().map(|sight| (sight, at)));
             out.changes.push(changes);
@@ -248,16 +248,10 @@ const fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-fn map_one(
-    parsed: &Parsed,
-    outcome: &Outcome,
-    entry: Option<&Entry>,
-    rules: &RulesOf,
-    first_sight: &mut dyn FnMut(&ObjectKey) -> bool,
-) -> Vec<Change> {
+fn map_one(parsed: &Parsed, outcome: &Outcome, rules: &RulesOf, first_sight: &mut dyn FnMut(&ObjectKey) -> bool) -> Vec<Change> {
     let rules = rules(&parsed.record.site);
     let Parsed { partition, offset, record, event, .. } = parsed;
-    map(&mut Mapped { record, offset: *offset, partition: *partition, event, outcome, entry, rules: &rules, first_sight })
+    map(&mut Mapped { record, offset: *offset, partition: *partition, event, outcome, rules: &rules, first_sight })
 }
 
 /// A round's changes by event, and the first sights they suppose.
@@ -276,7 +270,6 @@ pub(super) struct MappedRound {
 struct Uncertain {
     at: usize,
     outcome: Outcome,
-    entry: Option<Entry>,
 }
 
 impl MappedRound {
@@ -293,13 +286,13 @@ impl MappedRound {
         if known.is_empty() {
             return;
         }
-        for Uncertain { at, outcome, entry } in &self.uncertain {
+        for Uncertain { at, outcome } in &self.uncertain {
             let (Some(parsed), Some(changes)) = (round.events.get(*at), self.changes.get_mut(*at)) else { continue };
             let mut first_sight = |object: &ObjectKey| {
                 let sight = (parsed.partition, sight_of(object));
                 !known.contains(&sight) && self.fresh.get(&sight) == Some(at)
             };
-            *changes = map_one(parsed, outcome, entry.as_ref(), rules, &mut first_sight);
+            *changes = map_one(parsed, outcome, rules, &mut first_sight);
         }
     }
 }
