@@ -38,7 +38,7 @@ fn at_another_time(data: &Path, now: Timestamp, work: impl FnOnce()) {
 /// Rows of every type that identity remembers for seven days only, and one without a time.
 fn write_file(path: &Path, start: Timestamp) {
     let row = |n: i64| {
-        let kind = ["page_viewed", "product_viewed", "product_searched", "cart_updated"][n as usize % 4];
+        let (kind, _) = SETS[n as usize % SETS.len()];
         json!({"id": n, "type": kind, "at": start.plus_seconds(n * 60).to_string()})
     };
     let mut rows: Vec<Value> = (0..40).map(row).collect();
@@ -46,44 +46,24 @@ fn write_file(path: &Path, start: Timestamp) {
     std::fs::write(path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
 }
 
-const MAPPING: &str = r#"
-format = "ndjson"
+/// What a row of each type sets beside its id, time and customer.
+const SETS: [(&str, &str); 4] = [
+    ("page_viewed", "set.\"page.url\" = \"/p\""),
+    ("product_viewed", "set.\"product.id\" = \"p1\""),
+    ("product_searched", "set.\"search.query\" = \"mug\""),
+    ("cart_updated", "set.\"cart.id\" = \"k1\"\n[event.items]\nproduct_id = \"p1\"\nquantity = \"1\""),
+];
 
-[[event]]
-when = { type = "^page_viewed$" }
-type = "page_viewed"
-event_id = "row-{id}"
-set.occurred_at = "{at}"
-set."customer.id" = "c1"
-set."page.url" = "/p"
-
-[[event]]
-when = { type = "^product_viewed$" }
-type = "product_viewed"
-event_id = "row-{id}"
-set.occurred_at = "{at}"
-set."customer.id" = "c1"
-set."product.id" = "p1"
-
-[[event]]
-when = { type = "^product_searched$" }
-type = "product_searched"
-event_id = "row-{id}"
-set.occurred_at = "{at}"
-set."customer.id" = "c1"
-set."search.query" = "mug"
-
-[[event]]
-when = { type = "^cart_updated$" }
-type = "cart_updated"
-event_id = "row-{id}"
-set.occurred_at = "{at}"
-set."customer.id" = "c1"
-set."cart.id" = "k1"
-[event.items]
-product_id = "p1"
-quantity = "1"
-"#;
+/// A mapping of such rows.
+fn mapping() -> String {
+    let of_type = |(kind, sets): &(&str, &str)| {
+        format!(
+            "[[event]]\nwhen = {{ type = \"^{kind}$\" }}\ntype = \"{kind}\"\nevent_id = \"row-{{id}}\"\nset.occurred_at = \"{{at}}\"\n\
+             set.\"customer.id\" = \"c1\"\n{sets}\n"
+        )
+    };
+    format!("format = \"ndjson\"\n{}", SETS.iter().map(of_type).collect::<String>())
+}
 
 /// What the command printed.
 fn import(data: &Path, file: &Path, mapping: &Path) -> String {
@@ -109,7 +89,7 @@ impl EightDaysLater {
         let then = Clock::system().now().plus_seconds(-8 * DAY);
         let start = then.plus_seconds(-DAY);
         write_file(&file, start);
-        std::fs::write(&mapping, MAPPING).unwrap();
+        std::fs::write(&mapping, self::mapping()).unwrap();
         at_another_time(&data, then, || {
             let said = import(&data, &file, &mapping);
             assert!(said.contains("accepted 41 (duplicates 0, conflicts 0), already archived 0, refused 0"), "{said}");
@@ -171,7 +151,7 @@ fn sending_again_after_eight_days_changes_no_report() {
     server.assert_audit();
 }
 
-/// The event that [`MAPPING`] makes of a row.
+/// The event that [`mapping`] makes of a row.
 fn mapped(row: &Value) -> Value {
     let mut event = json!({"type": row["type"], "event_id": format!("row-{}", row["id"]), "occurred_at": row["at"], "customer": {"id": "c1"}});
     match row["type"].as_str().unwrap() {
@@ -189,7 +169,7 @@ fn what_was_taken_401_days_ago_goes_and_history_imported_today_stays() {
     let (data, file, mapping) = (dir.path().join("data"), dir.path().join("rows.ndjson"), dir.path().join("rows.toml"));
     let then = Clock::system().now().plus_seconds(-401 * DAY);
     write_file(&file, then.plus_seconds(-DAY));
-    std::fs::write(&mapping, MAPPING).unwrap();
+    std::fs::write(&mapping, self::mapping()).unwrap();
     let path = format!("/v1/reports/top-searches?from=2000-01-01T00:00:00Z&to={}", Clock::system().now());
     let searches = |server: &Server| server.read(&path)["rows"].as_array().unwrap().first().map_or(json!(0), |row| row["searches"].clone());
     at_another_time(&data, then, || drop(import(&data, &file, &mapping)));
