@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Transaction};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction};
 
 use crate::event::Timestamp;
 use crate::event::identity::{Entry, IdentityKey};
-use filter::Filter;
+pub(crate) use filter::{Filter, Grade};
 
 /// How long a connection waits for another's lock before it fails.
 const BUSY: Duration = Duration::from_secs(10);
@@ -70,8 +70,11 @@ fn prepare(conn: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
 }
 
 /// The identity memory of all partitions in one database. Event entries stand in tables by hour of the partition's greatest `received_at`, dropped whole
-/// once older than 7 days; filters in memory, one by day of tables, spare the look-ups of unknown ids. Order and checkout entries stand in one
-/// lasting table with a filter of its own. All methods run inside the caller's transaction where it has one.
+/// once older than 7 days. Order and checkout entries stand in one lasting table. Filters in memory spare the look-ups of unknown ids. All methods run
+/// inside the caller's transaction where it has one.
+///
+/// Keys are hashes, so each new one would touch another page of a large table. Therefore an hour's table grows in runs of [`RUN`] entries, each of which lies
+/// together: a run's pages are written while they are hot, and never again but for a take. A look-up asks every run, latest first; the filters make it rare.
 ///
 /// The tables that exist are told by a table, never from memory, so that a transaction may be rolled back at any point. Readers on other connections
 /// wait for no transaction: what one is about to save is unknown to them until it commits.
@@ -80,26 +83,118 @@ pub struct IdentityTables {
     filters: RwLock<Filters>,
 }
 
-#[derive(Debug, Default)]
+/// Entries of one run. Small enough that all its pages are touched by a second of a busy shop's events, and stay in the page cache.
+const RUN: usize = 1 << 16;
+
+/// What is remembered of the tables. It may know of more than they hold, never of less.
+#[derive(Debug)]
 struct Filters {
     lasting: Filter,
     /// By days since the epoch of the tables' hours.
     days: BTreeMap<i64, Filter>,
+    hours: BTreeMap<i64, Hour>,
 }
+
+/// One hour's table.
+#[derive(Debug)]
+struct Hour {
+    /// Of its keys; asked only where its day's says "perhaps".
+    filter: Filter,
+    /// The run that takes new entries, and how many it took.
+    run: u16,
+    taken: usize,
+}
+
+/// A table that may hold some keys: its hour, its last run, and those keys.
+type Perhaps = (i64, u16, Vec<IdentityKey>);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS identity_hours (hour INTEGER PRIMARY KEY);
     CREATE TABLE IF NOT EXISTS identity_lasting (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;";
 
+impl Default for Filters {
+    fn default() -> Self {
+        Self { lasting: Filter::new(Grade::Fine), days: BTreeMap::new(), hours: BTreeMap::new() }
+    }
+}
+
+impl Default for Hour {
+    fn default() -> Self {
+        Self { filter: Filter::new(Grade::Coarse), run: 0, taken: 0 }
+    }
+}
+
 impl Filters {
-    fn may_hold(&self, key: &IdentityKey) -> bool {
-        self.lasting.may_hold(key) || self.days.values().any(|day| day.may_hold(key))
+    /// Reads every key once.
+    fn read(conn: &Connection) -> rusqlite::Result<Self> {
+        let lasting = Filter::with_capacity(Grade::Fine, count(conn, "identity_lasting")?);
+        let mut filters = Self { lasting, ..Self::default() };
+        each_key(conn, "identity_lasting", |key| filters.lasting.insert(hash_of(key)))?;
+        let mut by_day: BTreeMap<i64, Vec<(i64, usize)>> = BTreeMap::new();
+        for hour in hours(conn)? {
+            by_day.entry(day_of(hour)).or_default().push((hour, count(conn, &table(hour))?));
+        }
+        for (day, hours) in by_day {
+            let mut of_day = Filter::with_capacity(Grade::Fine, hours.iter().map(|(_, keys)| keys).sum());
+            for (hour, keys) in hours {
+                let mut of_hour = Hour { filter: Filter::with_capacity(Grade::Coarse, keys), ..Hour::default() };
+                each_key(conn, &table(hour), |key| {
+                    of_day.insert(hash_of(key));
+                    of_hour.filter.insert(hash_of(key));
+                    of_hour.count(run_of(key));
+                })?;
+                filters.hours.insert(hour, of_hour);
+            }
+            filters.days.insert(day, of_day);
+        }
+        Ok(filters)
     }
 
-    /// The days, latest first, whose tables may hold some of `keys`, with those.
-    fn days_of(&self, keys: &[IdentityKey]) -> Vec<(i64, Vec<IdentityKey>)> {
-        let of_day = |(day, filter): (&i64, &Filter)| (*day, keys.iter().filter(|key| filter.may_hold(key)).copied().collect::<Vec<_>>());
-        self.days.iter().rev().map(of_day).filter(|(_, keys)| !keys.is_empty()).collect()
+    fn may_hold(&self, key: &IdentityKey) -> bool {
+        let hash = hash_of(&key.0);
+        self.lasting.may_hold(hash) || self.days.values().any(|day| day.may_hold(hash))
+    }
+
+    /// The hours, latest first, whose tables may hold some of `keys`.
+    fn hours_of(&self, keys: &[IdentityKey]) -> Vec<Perhaps> {
+        let mut found = Vec::new();
+        for (day, filter) in self.days.iter().rev() {
+            let of_day: Vec<IdentityKey> = keys.iter().filter(|key| filter.may_hold(hash_of(&key.0))).copied().collect();
+            if of_day.is_empty() {
+                continue;
+            }
+            for (hour, Hour { filter, run, .. }) in self.hours.range(day * 24..(day + 1) * 24).rev() {
+                let of_hour: Vec<IdentityKey> = of_day.iter().filter(|key| filter.may_hold(hash_of(&key.0))).copied().collect();
+                if !of_hour.is_empty() {
+                    found.push((*hour, *run, of_hour));
+                }
+            }
+        }
+        found
+    }
+
+    /// Takes keys of an hour; gives the run they go to.
+    fn take(&mut self, hour: i64, keys: impl Iterator<Item = IdentityKey>) -> u16 {
+        let (of_day, of_hour) = (self.days.entry(day_of(hour)).or_insert_with(|| Filter::new(Grade::Fine)), self.hours.entry(hour).or_default());
+        if of_hour.taken >= RUN && of_hour.run < u16::MAX {
+            (of_hour.run, of_hour.taken) = (of_hour.run + 1, 0);
+        }
+        for key in keys {
+            of_day.insert(hash_of(&key.0));
+            of_hour.filter.insert(hash_of(&key.0));
+            of_hour.taken += 1;
+        }
+        of_hour.run
+    }
+}
+
+impl Hour {
+    /// Counts an entry read from a run.
+    fn count(&mut self, run: u16) {
+        if run > self.run {
+            (self.run, self.taken) = (run, 0);
+        }
+        self.taken += usize::from(run == self.run);
     }
 }
 
@@ -107,13 +202,7 @@ impl IdentityTables {
     /// Creates what is missing and loads the filters: reads every key once.
     pub fn open(conn: &Connection) -> rusqlite::Result<Self> {
         conn.execute_batch(SCHEMA)?;
-        let mut tables_of: BTreeMap<i64, Vec<String>> = BTreeMap::new();
-        for hour in hours(conn)? {
-            tables_of.entry(day_of(hour)).or_default().push(table(hour));
-        }
-        let days = tables_of.into_iter().map(|(day, tables)| Ok((day, read_filter(conn, &tables)?)));
-        let filters = Filters { lasting: read_filter(conn, &["identity_lasting".to_owned()])?, days: days.collect::<rusqlite::Result<_>>()? };
-        Ok(Self { filters: RwLock::new(filters) })
+        Ok(Self { filters: RwLock::new(Filters::read(conn)?) })
     }
 
     /// The filters, for a look: no file is touched while they are held.
@@ -121,8 +210,8 @@ impl IdentityTables {
         self.filters.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change_filters(&self, change: impl FnOnce(&mut Filters)) {
-        change(&mut self.filters.write().unwrap_or_else(PoisonError::into_inner));
+    fn change_filters<T>(&self, change: impl FnOnce(&mut Filters) -> T) -> T {
+        change(&mut self.filters.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether any of these keys may be known: answered from memory alone. False is sure.
@@ -135,17 +224,17 @@ impl IdentityTables {
     pub fn load(&self, conn: &Connection, keys: &[IdentityKey]) -> rusqlite::Result<HashMap<IdentityKey, Entry>> {
         // One moment's tables, or one of them might be dropped on the way.
         let _moment = if conn.is_autocommit() { Some(conn.unchecked_transaction()?) } else { None };
-        let (mut lasting, days) = {
+        let (mut lasting, perhaps) = {
             let filters = self.filters();
-            (keys.iter().filter(|key| filters.lasting.may_hold(key)).copied().collect(), filters.days_of(keys))
+            (keys.iter().filter(|key| filters.lasting.may_hold(hash_of(&key.0))).copied().collect(), filters.hours_of(keys))
         };
         let mut found = HashMap::new();
-        find_all(conn, "identity_lasting", &mut lasting, &mut found)?;
-        let hours = if days.is_empty() { Vec::new() } else { hours(conn)? };
-        for (day, mut wanted) in days {
+        find_all(conn, "identity_lasting", 0, &mut lasting, &mut found)?;
+        let there = if perhaps.is_empty() { Vec::new() } else { hours(conn)? };
+        for (hour, last_run, mut wanted) in perhaps {
             wanted.retain(|key| !found.contains_key(key));
-            for hour in hours.iter().filter(|hour| day_of(**hour) == day) {
-                find_all(conn, &table(*hour), &mut wanted, &mut found)?;
+            if there.contains(&hour) {
+                (0..=last_run).rev().try_for_each(|run| find_all(conn, &table(hour), run, &mut wanted, &mut found))?;
             }
         }
         Ok(found)
@@ -159,44 +248,36 @@ impl IdentityTables {
         let (events, lasting): (Vec<_>, Vec<_>) = sorted.into_iter().partition(|(_, entry)| matches!(entry, Entry::Event(_)));
         let hour = hour_of(hour);
         self.change_filters(|filters| {
-            lasting.iter().for_each(|(key, _)| filters.lasting.insert(key));
+            lasting.iter().for_each(|(key, _)| filters.lasting.insert(hash_of(&key.0)));
         });
-        if !lasting.is_empty() {
-            let mut put = put_into(tx, "identity_lasting")?;
-            for (key, entry) in lasting {
-                put.execute((key.0.as_slice(), entry.to_bytes()))?;
-            }
-        }
+        put_into(tx, "identity_lasting", 0, &lasting)?;
         if events.is_empty() {
             return Ok(());
         }
         self.take_known(tx, &events)?;
-        self.change_filters(|filters| {
-            let filter = filters.days.entry(day_of(hour)).or_default();
-            events.iter().for_each(|(key, _)| filter.insert(key));
-        });
+        let run = self.change_filters(|filters| filters.take(hour, events.iter().map(|(key, _)| *key)));
         create_hour(tx, hour)?;
-        let mut put = put_into(tx, &table(hour))?;
-        for (key, entry) in events {
-            put.execute((key.0.as_slice(), entry.to_bytes()))?;
-        }
-        Ok(())
+        put_into(tx, &table(hour), run, &events)
     }
 
     /// Takes event entries out of where they stand. (The filters keep their keys: that only costs look-ups.)
     fn take_known(&self, tx: &Transaction<'_>, entries: &[&(IdentityKey, Entry)]) -> rusqlite::Result<()> {
         let keys: Vec<IdentityKey> = entries.iter().map(|(key, _)| *key).collect();
-        let days = self.filters().days_of(&keys);
-        if days.is_empty() {
-            return Ok(());
-        }
-        let hours = hours(tx)?;
-        for (day, keys) in days {
-            for hour in hours.iter().filter(|hour| day_of(**hour) == day) {
-                let mut take = tx.prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", table(*hour)))?;
-                for key in &keys {
-                    take.execute([key.0.as_slice()])?;
+        let perhaps = self.filters().hours_of(&keys);
+        let there = if perhaps.is_empty() { Vec::new() } else { hours(tx)? };
+        for (hour, last_run, mut keys) in perhaps {
+            if !there.contains(&hour) {
+                continue;
+            }
+            let mut take = tx.prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", table(hour)))?;
+            for run in (0..=last_run).rev() {
+                let mut left = Vec::with_capacity(keys.len());
+                for key in keys {
+                    if take.execute([stored(run, &key)])? == 0 {
+                        left.push(key);
+                    }
                 }
+                keys = left;
             }
         }
         Ok(())
@@ -215,9 +296,32 @@ impl IdentityTables {
             tx.execute_batch(&format!("DROP TABLE {}", table(hour)))?;
             tx.execute("DELETE FROM identity_hours WHERE hour = ?1", [hour])?;
         }
-        self.change_filters(|filters| filters.days.retain(|day, _| kept.iter().any(|hour| day_of(*hour) == *day)));
+        self.change_filters(|filters| {
+            filters.hours.retain(|hour, _| kept.contains(hour));
+            filters.days.retain(|day, _| kept.iter().any(|hour| day_of(*hour) == *day));
+        });
         Ok(())
     }
+}
+
+/// A key as its table has it: 16 bytes in an hour's first run and among the lasting, behind the run's number (2 bytes, big-endian) in the further runs.
+///
+/// [`run_of`] and [`hash_of`] read it.
+fn stored(run: u16, key: &IdentityKey) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(18);
+    if run > 0 {
+        bytes.extend(run.to_be_bytes());
+    }
+    bytes.extend(key.0);
+    bytes
+}
+
+fn run_of(stored: &[u8]) -> u16 {
+    stored.len().checked_sub(16).and_then(|at| stored.get(..at)?.try_into().ok()).map_or(0, u16::from_be_bytes)
+}
+
+fn hash_of(stored: &[u8]) -> u128 {
+    stored.last_chunk().map_or(0, |key| u128::from_be_bytes(*key))
 }
 
 /// Hours since the epoch.
@@ -245,12 +349,26 @@ fn create_hour(tx: &Transaction<'_>, hour: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn put_into<'c>(tx: &'c Transaction<'_>, table: &str) -> rusqlite::Result<CachedStatement<'c>> {
-    tx.prepare_cached(&format!("INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)"))
+/// Puts entries into a run of a table.
+fn put_into(tx: &Transaction<'_>, table: &str, run: u16, entries: &[&(IdentityKey, Entry)]) -> rusqlite::Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut put = tx.prepare_cached(&format!("INSERT OR REPLACE INTO {table} (key, value) VALUES (?1, ?2)"))?;
+    for (key, entry) in entries {
+        put.execute((stored(run, key), entry.to_bytes()))?;
+    }
+    Ok(())
 }
 
-/// Moves what `table` holds of `wanted` to `found`.
-fn find_all(conn: &Connection, table: &str, wanted: &mut Vec<IdentityKey>, found: &mut HashMap<IdentityKey, Entry>) -> rusqlite::Result<()> {
+/// Moves what a run of `table` holds of `wanted` to `found`.
+fn find_all(
+    conn: &Connection,
+    table: &str,
+    run: u16,
+    wanted: &mut Vec<IdentityKey>,
+    found: &mut HashMap<IdentityKey, Entry>,
+) -> rusqlite::Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
@@ -258,7 +376,7 @@ fn find_all(conn: &Connection, table: &str, wanted: &mut Vec<IdentityKey>, found
     let mut get = conn.prepare_cached(&format!("SELECT value FROM {table} WHERE key = ?1"))?;
     let mut missing = Vec::with_capacity(wanted.len());
     for key in wanted.drain(..) {
-        match get.query_row([key.0.as_slice()], |row| entry_of(row.get_ref(0)?.as_blob()?)).optional()? {
+        match get.query_row([stored(run, &key)], |row| entry_of(row.get_ref(0)?.as_blob()?)).optional()? {
             Some(entry) => {
                 found.insert(key, entry);
             }
@@ -274,21 +392,17 @@ fn entry_of(value: &[u8]) -> rusqlite::Result<Entry> {
     Entry::from_bytes(value).ok_or_else(damaged)
 }
 
-/// A filter of all keys in these tables, of the right size for them.
-fn read_filter(conn: &Connection, tables: &[String]) -> rusqlite::Result<Filter> {
-    let mut keys = 0usize;
-    for table in tables {
-        keys += conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, usize>(0))?;
+fn count(conn: &Connection, table: &str) -> rusqlite::Result<usize> {
+    conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
+}
+
+fn each_key(conn: &Connection, table: &str, mut take: impl FnMut(&[u8])) -> rusqlite::Result<()> {
+    let mut all = conn.prepare(&format!("SELECT key FROM {table}"))?;
+    let mut rows = all.query([])?;
+    while let Some(row) = rows.next()? {
+        take(row.get_ref(0)?.as_blob()?);
     }
-    let mut filter = Filter::with_capacity(keys);
-    for table in tables {
-        let mut all = conn.prepare(&format!("SELECT key FROM {table}"))?;
-        let mut rows = all.query([])?;
-        while let Some(row) = rows.next()? {
-            filter.insert(&IdentityKey(row.get(0)?));
-        }
-    }
-    Ok(filter)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -133,6 +133,39 @@ fn a_hundred_thousand_ids_are_all_known_again() {
 }
 
 #[test]
+fn an_hour_of_many_ids_grows_in_runs() {
+    let (_dir, path) = file();
+    let mut conn = open(&path, Durability::Replayable).unwrap();
+    let mut tables = IdentityTables::open(&conn).unwrap();
+    for batch in 0..15u64 {
+        if batch % 4 == 3 {
+            tables = IdentityTables::open(&conn).unwrap();
+        }
+        let entries: Vec<_> = (batch * 10_000..(batch + 1) * 10_000).map(|n| (key(n), event(n))).collect();
+        in_tx(&mut conn, |tx| tables.save(tx, at_hour(0), &entries)).unwrap();
+    }
+    let runs = |conn: &Connection| {
+        let mut runs = BTreeMap::<u16, usize>::new();
+        each_key(conn, &table(hour_of(at_hour(0))), |key| *runs.entry(run_of(key)).or_default() += 1).unwrap();
+        runs.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&conn), [(0, 70_000), (1, 70_000), (2, 10_000)], "a save is never split");
+    // News of some of each run move those to the last one.
+    let news = |n: u64| Entry::Event(EventEntry { first: n, fingerprints: vec![n, n + 1] });
+    let changed: Vec<_> = (0..150_000).step_by(1_000).map(|n| (key(n), news(n))).collect();
+    in_tx(&mut conn, |tx| tables.save(tx, at_hour(0), &changed)).unwrap();
+    assert_eq!(runs(&conn), [(0, 69_930), (1, 69_930), (2, 10_140)]);
+    let keys: Vec<_> = (0..151_000).map(key).collect();
+    for tables in [&tables, &IdentityTables::open(&conn).unwrap()] {
+        let found = tables.load(&conn, &keys).unwrap();
+        assert_eq!(found.len(), 150_000);
+        assert!((0..150_000).all(|n| found.get(&key(n)) == Some(&if n % 1_000 == 0 { news(n) } else { event(n) })));
+    }
+    in_tx(&mut conn, |tx| tables.expire(tx, at_hour(1))).unwrap();
+    assert_eq!(tables.load(&conn, &keys).unwrap(), HashMap::new());
+}
+
+#[test]
 fn a_damaged_entry_is_an_error_not_unknown() {
     let (_dir, path) = file();
     let mut conn = open(&path, Durability::Replayable).unwrap();

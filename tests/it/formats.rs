@@ -49,7 +49,7 @@ fn the_databases_are_as_pinned() {
 }
 
 #[tokio::test]
-async fn answers_of_version_1_become_version_2_with_all_they_hold() {
+async fn answers_of_version_1_become_this_version_with_all_they_hold() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("answers.db");
     let conn = rusqlite::Connection::open(&path).unwrap();

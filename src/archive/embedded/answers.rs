@@ -10,8 +10,8 @@ use crate::archive::{CELL_SECONDS, Cursor, Error, WriteBatch};
 use crate::event::identity::{CheckoutView, Completion, ORDER_STEP, OrderView, Sale, StepCount};
 use crate::event::{SiteId, StepStatus, Timestamp};
 
-/// Version of `answers.db`.
-pub(super) const VERSION: i32 = 2;
+/// Version of `answers.db`. Until version 2 an hour's identity entries were one run.
+pub(super) const VERSION: i32 = 3;
 
 /// Version 1 kept no flag of a completion, and counted it by its checkout's.
 const FROM_VERSION_1: &str = "

@@ -2,7 +2,7 @@
 //! event of another day.
 //!
 //! Look-ups are (hash, time, place, seq) tables without rowid rather than SQL indexes, their rows put in key order within a transaction: random
-//! pages touched are what costs. Hashes are 8 bytes; a reader checks the row itself.
+//! pages touched are what costs. For the same reason they grow in runs, see [`Keys`]. A reader checks the row itself, as hashes may meet.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,10 +14,13 @@ use super::{pack, place, unpack, unplace};
 use crate::archive::{Error, EventRow, Kept, Scan, ScanBy};
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
-use crate::sqlite::{self, Durability};
+use crate::sqlite::{self, Durability, Filter, Grade};
 
-/// Version of a day's file. Version 1 did not say when it was taken.
-const VERSION: i32 = 2;
+/// Version of a day's file. Version 1 did not say when it was taken; a file begun before version 3 has no runs, and stays so, of version 2.
+const VERSION: i32 = 3;
+
+/// A run of look-ups belongs to 2^16 rows: some hundred pages, which all fit the page cache while they are written.
+const RUN_BITS: u32 = 16;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS event (
@@ -44,6 +47,55 @@ pub(super) struct DayFile {
     conn: Connection,
     /// The next row's number.
     next: i64,
+    keys: Keys,
+    /// Of the rows' ids, where runs keep the table itself from telling known ones.
+    known: Filter,
+}
+
+/// How the hashes of a file's look-ups are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keys {
+    /// Whole: each new one touches some page of a table that is as large as the day.
+    Whole,
+    /// The run of the row (its number over 2^16) above 48 bits of the hash: a run's entries lie together, and its pages are not touched again once
+    /// the next one has begun. Who looks something up asks every run.
+    Runs,
+}
+
+impl Keys {
+    const fn of(version: i32) -> Self {
+        if version < 3 { Self::Whole } else { Self::Runs }
+    }
+
+    /// A hash as stored for the row of this number.
+    const fn stored(self, hash: i64, seq: i64) -> i64 {
+        match self {
+            Self::Whole => hash,
+            Self::Runs => Self::in_run(hash, seq >> RUN_BITS),
+        }
+    }
+
+    /// All that a hash may be stored as, where the last row has this number.
+    fn all(self, hash: i64, last: i64) -> Vec<i64> {
+        match self {
+            Self::Whole => vec![hash],
+            Self::Runs => (0..=last >> RUN_BITS).map(|run| Self::in_run(hash, run)).collect(),
+        }
+    }
+
+    const fn in_run(hash: i64, run: i64) -> i64 {
+        run << 48 | hash & HASH_BITS
+    }
+}
+
+/// The part of a hash that is stored beside its run.
+const HASH_BITS: i64 = (1 << 48) - 1;
+
+/// What the filter of ids knows a report by: from the stored form, whichever it is.
+fn known_as(id: i64, report: i64) -> u128 {
+    let (id, report) = ((id & HASH_BITS) as u64, report as u64);
+    let (high, low) = (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ report, id.wrapping_mul(0xc2b2_ae3d_27d4_eb4f) ^ report.rotate_left(32));
+    u128::from(high) << 64 | u128::from(low)
 }
 
 impl DayFile {
@@ -55,10 +107,23 @@ impl DayFile {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let conn = sqlite::open(path, Durability::Full)?;
         conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
-        let migration = if check_version(&conn, VERSION, path)? == 1 { FROM_VERSION_1 } else { "" };
-        conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} {migration} PRAGMA user_version = {VERSION}; COMMIT;"))?;
-        let next = conn.query_row("SELECT coalesce(max(seq), 0) + 1 FROM event", [], |row| row.get(0))?;
-        Ok(Self { conn, next })
+        let (migration, version) = match check_version(&conn, VERSION, path)? {
+            0 => ("", VERSION),
+            1 => (FROM_VERSION_1, 2),
+            known => ("", known),
+        };
+        conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} {migration} PRAGMA user_version = {version}; COMMIT;"))?;
+        let last = last(&conn)?;
+        let keys = Keys::of(version);
+        let mut known = Filter::with_capacity(Grade::Fine, last as usize);
+        if keys == Keys::Runs {
+            let mut ids = conn.prepare("SELECT id, report FROM by_id")?;
+            let mut rows = ids.query([])?;
+            while let Some(row) = rows.next()? {
+                known.insert(known_as(row.get(0)?, row.get(1)?));
+            }
+        }
+        Ok(Self { conn, next: last + 1, keys, known })
     }
 
     /// Writes the rows not yet there, in one durable transaction. A row known by (site, event id, [`report`]) keeps what it has.
@@ -66,14 +131,14 @@ impl DayFile {
         rows.sort_unstable_by_key(|row| (row.occurred_at, row.partition, row.offset));
         let first = self.next;
         let tx = self.conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let fresh = insert_ids(&tx, rows, first)?;
+        let fresh = insert_ids(&tx, self.keys, &mut self.known, rows, first)?;
         insert_rows(&tx, rows, &fresh, first)?;
         let numbered = || rows.iter().zip(first..).zip(&fresh).filter(|(_, fresh)| **fresh).map(|(pair, _)| pair);
         let people = numbered()
             .flat_map(|(row, seq)| [row.customer, row.visitor].into_iter().flatten().map(move |person| (row, person_hash(row, &person), seq)));
-        insert_lookups(&tx, "by_person", people)?;
+        insert_lookups(&tx, self.keys, "by_person", people)?;
         let products = numbered().flat_map(|(row, seq)| row.products.iter().map(move |product| (row, product_hash(&row.site, product), seq)));
-        insert_lookups(&tx, "by_product", products)?;
+        insert_lookups(&tx, self.keys, "by_product", products)?;
         if let Some(taken) = numbered().map(|(row, _)| row.received_at).max() {
             let raise =
                 "INSERT INTO taken (one, received_at) VALUES (1, ?) ON CONFLICT DO UPDATE SET received_at = max(received_at, excluded.received_at)";
@@ -116,18 +181,43 @@ pub(super) fn taken(conn: &Connection) -> Result<Option<Timestamp>, Error> {
     Ok(greatest.map(Timestamp::from_micros))
 }
 
-/// Puts the ids, in key order; says of each row whether it is new.
-fn insert_ids(tx: &Transaction<'_>, rows: &[&EventRow], first: i64) -> Result<Vec<bool>, Error> {
-    let mut ids: Vec<(i64, i64, usize)> =
-        rows.iter().enumerate().map(|(index, row)| (id_hash(&row.site, &row.event_id), report(row), index)).collect();
+/// The number of the last row; 0 where there is none.
+fn last(conn: &Connection) -> Result<i64, Error> {
+    Ok(conn.prepare_cached("SELECT coalesce(max(seq), 0) FROM event")?.query_row([], |row| row.get(0))?)
+}
+
+/// Puts the ids, in key order; says of each row whether it is new. The filter changes at once: a transaction rolled back leaves it only too cautious.
+fn insert_ids(tx: &Transaction<'_>, keys: Keys, known: &mut Filter, rows: &[&EventRow], first: i64) -> Result<Vec<bool>, Error> {
+    let hashed = |(index, row): (usize, &&EventRow)| {
+        let (hash, seq) = (id_hash(&row.site, &row.event_id), first + index as i64);
+        (keys.stored(hash, seq), report(row), seq, hash, index)
+    };
+    let mut ids: Vec<(i64, i64, i64, i64, usize)> = rows.iter().enumerate().map(hashed).collect();
     ids.sort_unstable();
     let mut fresh = vec![false; rows.len()];
+    let mut find = tx.prepare_cached("SELECT 1 FROM by_id WHERE id = ? AND report = ?")?;
     let mut insert = tx.prepare_cached("INSERT OR IGNORE INTO by_id (id, report, at, place, seq) VALUES (?, ?, ?, ?, ?)")?;
-    for (id, report, index) in ids {
+    for (id, report, seq, hash, index) in ids {
         let (Some(row), Some(fresh)) = (rows.get(index), fresh.get_mut(index)) else { continue };
-        *fresh = insert.execute((id, report, row.occurred_at.micros(), place(row.partition, row.offset), first + index as i64))? == 1;
+        if keys == Keys::Runs {
+            if known.may_hold(known_as(id, report)) && is_known(&mut find, &keys.all(hash, seq), report)? {
+                continue;
+            }
+            known.insert(known_as(id, report));
+        }
+        *fresh = insert.execute((id, report, row.occurred_at.micros(), place(row.partition, row.offset), seq))? == 1;
     }
     Ok(fresh)
+}
+
+/// Whether a report stands under one of these ids; latest first, as a replay repeats the latest.
+fn is_known(find: &mut CachedStatement<'_>, ids: &[i64], report: i64) -> Result<bool, Error> {
+    for id in ids.iter().rev() {
+        if find.exists((id, report))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Puts the new rows, in time order.
@@ -170,8 +260,14 @@ fn insert_rows(tx: &Transaction<'_>, rows: &[&EventRow], fresh: &[bool], first: 
 }
 
 /// Puts look-up rows of one table, in key order.
-fn insert_lookups<'a>(tx: &Transaction<'_>, table: &str, entries: impl Iterator<Item = (&'a &'a EventRow, i64, i64)>) -> Result<(), Error> {
-    let mut sorted: Vec<_> = entries.map(|(row, hash, seq)| (hash, row.occurred_at.micros(), place(row.partition, row.offset), seq)).collect();
+fn insert_lookups<'a>(
+    tx: &Transaction<'_>,
+    keys: Keys,
+    table: &str,
+    entries: impl Iterator<Item = (&'a &'a EventRow, i64, i64)>,
+) -> Result<(), Error> {
+    let mut sorted: Vec<_> =
+        entries.map(|(row, hash, seq)| (keys.stored(hash, seq), row.occurred_at.micros(), place(row.partition, row.offset), seq)).collect();
     sorted.sort_unstable();
     let mut insert = tx.prepare_cached(&format!("INSERT OR IGNORE INTO {table} (hash, at, place, seq) VALUES (?, ?, ?, ?)"))?;
     for entry in sorted {
@@ -242,41 +338,63 @@ pub(super) fn scan(conn: &Connection, site: &SiteId, scan: &Scan, limit: usize) 
              ORDER BY t.at {direction}, t.place {direction}"
         )
     };
-    let by_hash = |table: &str, key: &str, hash: i64, wanted: &dyn Fn(&EventRow) -> bool| {
+    let lookups = Lookups::of(conn)?;
+    let by_hash = |table: &str, key: &str, hash: i64, wanted: &dyn Fn(&EventRow) -> bool| -> Result<Vec<EventRow>, Error> {
         let mut statement = conn.prepare_cached(&over(table, key))?;
-        collect(&mut statement, params![hash, low.0, low.1, high.0, high.1], limit, |row| row.site == *site && wanted(row))
+        let mut found = Vec::new();
+        for stored in lookups.all(hash) {
+            let bounds = params![stored, low.0, low.1, high.0, high.1];
+            found.extend(collect(&mut statement, bounds, limit, |row| row.site == *site && wanted(row))?);
+        }
+        Ok(found)
     };
-    match &scan.by {
+    let mut found = match &scan.by {
         ScanBy::All => {
             let mut statement = conn.prepare_cached(&over("by_time", "site"))?;
-            collect(&mut statement, params![site.as_str(), low.0, low.1, high.0, high.1], limit, |_| true)
+            return collect(&mut statement, params![site.as_str(), low.0, low.1, high.0, high.1], limit, |_| true);
         }
-        ScanBy::Product(product) => by_hash("by_product", "hash", product_hash(site, product), &|row| row.products.contains(product)),
-        ScanBy::EventId(id) => {
-            // Few, and ordered by report: sorted here.
-            let mut statement = conn.prepare_cached(&over("by_id", "id"))?;
-            collect(&mut statement, params![id_hash(site, id), low.0, low.1, high.0, high.1], limit, |row| row.site == *site && row.event_id == *id)
-        }
+        ScanBy::Product(product) => by_hash("by_product", "hash", product_hash(site, product), &|row| row.products.contains(product))?,
+        ScanBy::EventId(id) => by_hash("by_id", "id", id_hash(site, id), &|row| row.event_id == *id)?,
         ScanBy::People(people) => {
             let mut found = Vec::new();
             for person in people {
                 let hash = hash64(&[site.as_str().as_bytes(), person]);
                 found.extend(by_hash("by_person", "hash", hash, &|row| row.customer == Some(*person) || row.visitor == Some(*person))?);
             }
-            found.sort_by_key(|row| (row.occurred_at, row.partition, row.offset));
-            found.dedup_by_key(|row| (row.partition, row.offset));
-            if scan.newest_first {
-                found.reverse();
-            }
-            found.truncate(limit);
-            Ok(found)
+            found
         }
+    };
+    found.sort_by_key(|row| (row.occurred_at, row.partition, row.offset));
+    found.dedup_by_key(|row| (row.partition, row.offset));
+    if scan.newest_first {
+        found.reverse();
+    }
+    found.truncate(limit);
+    Ok(found)
+}
+
+/// How to look something up in a file as it stands.
+struct Lookups {
+    keys: Keys,
+    last: i64,
+}
+
+impl Lookups {
+    fn of(conn: &Connection) -> Result<Self, Error> {
+        let version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        Ok(Self { keys: Keys::of(version), last: last(conn)? })
+    }
+
+    fn all(&self, hash: i64) -> Vec<i64> {
+        self.keys.all(hash, self.last)
     }
 }
 
 /// The reports kept of these events, the look-ups in key order.
-pub(super) fn kept(conn: &Connection, site: &SiteId, ids: &BTreeSet<&str>) -> Result<Vec<Kept>, Error> {
-    let mut sorted: Vec<(i64, &str)> = ids.iter().map(|id| (id_hash(site, id), *id)).collect();
+pub(super) fn kept<'a>(conn: &Connection, site: &SiteId, ids: &BTreeSet<&'a str>) -> Result<Vec<Kept>, Error> {
+    let lookups = Lookups::of(conn)?;
+    let stored = |id: &&'a str| lookups.all(id_hash(site, id)).into_iter().map(|stored| (stored, *id)).collect::<Vec<_>>();
+    let mut sorted: Vec<(i64, &str)> = ids.iter().flat_map(stored).collect();
     sorted.sort_unstable();
     let mut statement = conn.prepare_cached(
         "SELECT e.site, e.event_id, e.fingerprint, e.key_kind, e.type, e.channel, e.occurred_at, e.place FROM by_id t JOIN event e ON e.seq = t.seq
@@ -284,8 +402,8 @@ pub(super) fn kept(conn: &Connection, site: &SiteId, ids: &BTreeSet<&str>) -> Re
     )?;
     let corrupt = |what: &str| Error::Corrupt(format!("an event row's {what}"));
     let mut found = Vec::new();
-    for (hash, id) in sorted {
-        let mut rows = statement.query([hash])?;
+    for (stored, id) in sorted {
+        let mut rows = statement.query([stored])?;
         while let Some(row) = rows.next()? {
             let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
             if text(0)? != site.as_str() || text(1)? != id {

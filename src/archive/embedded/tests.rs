@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::*;
+use crate::archive::ScanBy;
 use crate::archive::contract::{self, Bench, sample, snapshot};
 
 struct Directory(TempDir);
@@ -105,6 +106,76 @@ async fn more_days_than_open_files() {
     assert!(Embedded::open_readonly(&dir.path().join("nowhere")).is_err());
 }
 
+/// An empty file of a day, as builds before version 3 began it.
+fn begin_in_version_2(dir: &Path, day: Timestamp) {
+    let path = dir.join("archive").join(format!("{}.db", day.utc_date()));
+    std::fs::create_dir_all(dir.join("archive")).unwrap();
+    day::DayFile::open(&path).unwrap().close().unwrap();
+    rusqlite::Connection::open(path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+}
+
+/// A day of many rows, some of them written twice, before and after the file is opened again; in a file begun by this build and in one of version 2.
+#[tokio::test]
+async fn a_day_of_many_rows_is_looked_up_in_all_its_runs() {
+    const ROWS: u64 = 140_000;
+    for version in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let first = sample().events[0].clone();
+        if version == 2 {
+            begin_in_version_2(dir.path(), first.occurred_at);
+        }
+        let start = first.occurred_at;
+        let row = |n: u64| EventRow {
+            event_id: format!("e{n}"),
+            fingerprint: n % 7,
+            offset: n,
+            occurred_at: start.plus_micros(n as i64),
+            products: if n % 10_000 == 9 { vec!["mug".into()] } else { vec![format!("p{n}")] },
+            customer: (n % 20_000 == 11).then_some([5; 16]),
+            visitor: None,
+            ..first.clone()
+        };
+        let write = async |archive: &Embedded, rows: std::ops::Range<u64>| {
+            archive.write(WriteBatch { events: rows.map(row).collect(), ..WriteBatch::default() }).await.unwrap();
+        };
+        let mut archive = Embedded::open(dir.path()).unwrap();
+        for from in (0..ROWS).step_by(20_000) {
+            write(&archive, from..from + 20_000).await;
+        }
+        for _ in 0..2 {
+            // Replays: of the first run, of the last, and over a run's end.
+            write(&archive, 0..500).await;
+            write(&archive, ROWS - 500..ROWS).await;
+            write(&archive, 65_000..66_000).await;
+            archive.close().await.unwrap();
+            archive = Embedded::open(dir.path()).unwrap();
+        }
+        let site = first.site.clone();
+        let all = async |by: ScanBy, newest_first: bool, limit: usize| {
+            let scan = Scan { by, newest_first, limit, ..Scan::default() };
+            archive.scan(&site, &scan).await.unwrap().iter().map(|row| row.offset).collect::<Vec<_>>()
+        };
+        assert_eq!(all(ScanBy::All, false, 1_000_000).await.len() as u64, ROWS, "version {version}");
+        for n in [0, 65_535, 65_536, 131_071, 131_072, ROWS - 1] {
+            assert_eq!(all(ScanBy::EventId(format!("e{n}")), false, 9).await, [n]);
+        }
+        let mugs: Vec<u64> = (9..ROWS).step_by(10_000).collect();
+        assert_eq!(all(ScanBy::Product("mug".into()), false, 99).await, mugs);
+        assert_eq!(all(ScanBy::Product("mug".into()), false, 8).await, mugs[..8]);
+        assert_eq!(all(ScanBy::Product("mug".into()), true, 8).await, mugs.iter().rev().take(8).copied().collect::<Vec<_>>());
+        assert_eq!(all(ScanBy::People(vec![[5; 16]]), true, 2).await, [120_011, 100_011]);
+        let sought = [3, 70_000, ROWS].map(|n| Sought { event_id: format!("e{n}"), day: None });
+        let kept: Vec<u64> = archive.kept(&site, &sought).await.unwrap().iter().map(|kept| kept.offset).collect();
+        assert_eq!(kept, [3, 70_000]);
+        archive.close().await.unwrap();
+        let path = dir.path().join("archive").join(format!("{}.db", start.utc_date()));
+        let conn = rusqlite::Connection::open(path).unwrap();
+        assert_eq!(conn.query_row("PRAGMA user_version", [], |row| row.get::<_, i32>(0)).unwrap(), version, "a file stays as it was begun");
+        let runs: i64 = conn.query_row("SELECT count(DISTINCT id >> 48) FROM by_id", [], |row| row.get(0)).unwrap();
+        assert_eq!(runs == 3, version == 3, "{runs} runs");
+    }
+}
+
 #[tokio::test]
 async fn a_days_file_of_version_1_tells_when_it_was_taken() {
     let dir = tempfile::tempdir().unwrap();
@@ -112,6 +183,7 @@ async fn a_days_file_of_version_1_tells_when_it_was_taken() {
     let day = |n: i64| first.occurred_at.plus_seconds(n * 86_400);
     let row = |id: &str, occurred_at: Timestamp, received_at: Timestamp| EventRow { event_id: id.into(), occurred_at, received_at, ..first.clone() };
     let events = vec![row("a", day(0), day(9)), row("b", day(1), day(1)), row("c", day(2), day(9)), row("d", day(3), day(3))];
+    (0..4).for_each(|n| begin_in_version_2(dir.path(), day(n)));
     let archive = Embedded::open(dir.path()).unwrap();
     archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
     archive.close().await.unwrap();
@@ -149,7 +221,7 @@ async fn a_later_version_is_refused() {
     conn.pragma_update(None, "user_version", answers::VERSION + 1).unwrap();
     drop(conn);
     for opened in [Embedded::open(dir.path()), Embedded::open_readonly(dir.path())] {
-        assert!(matches!(opened, Err(Error::Corrupt(what)) if what.contains("version 3")));
+        assert!(matches!(opened, Err(Error::Corrupt(what)) if what.contains("version 4")));
     }
     let conn = rusqlite::Connection::open(dir.path().join("answers.db")).unwrap();
     conn.pragma_update(None, "user_version", 1).unwrap();

@@ -41,6 +41,9 @@ const MAX_KEYS: usize = 10_000;
 /// Objects written lately whose expiry entries the writer remembers; up to twice as many.
 const FILED: usize = 30_000;
 
+/// Version of `objects.db`. In version 1 an hour's identity entries were one run.
+const VERSION: i64 = 2;
+
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS rows (object BLOB NOT NULL, item BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (object, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS expiry (family TEXT NOT NULL, hour INTEGER NOT NULL, object BLOB NOT NULL, PRIMARY KEY (family, hour, object)) WITHOUT ROWID;
@@ -76,10 +79,10 @@ impl EmbeddedStore {
     pub fn open(path: &Path, linger: Duration) -> Result<Self, Error> {
         let conn = sqlite::open(path, Durability::Replayable).map_err(failed)?;
         let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-        if version > 1 {
-            return Err(Error::Store(format!("{} is of version {version}, newer than this build reads (1)", path.display())));
+        if version > VERSION {
+            return Err(Error::Store(format!("{} is of version {version}, newer than this build reads ({VERSION})", path.display())));
         }
-        conn.execute_batch(SCHEMA).and_then(|()| conn.pragma_update(None, "user_version", 1)).map_err(failed)?;
+        conn.execute_batch(SCHEMA).and_then(|()| conn.pragma_update(None, "user_version", VERSION)).map_err(failed)?;
         conn.pragma_update_and_check(None, "wal_autocheckpoint", LONG_WAL, |_| Ok(())).map_err(failed)?;
         let identity = Arc::new(IdentityTables::open(&conn).map_err(failed)?);
         let none = vec![0; usize::from(PARTITIONS)];

@@ -46,7 +46,7 @@ async fn one_damaged_object_fails_alone() {
 async fn a_later_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("objects.db");
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", VERSION + 1).unwrap();
     let error = EmbeddedStore::open(&path, Duration::ZERO).err().unwrap().to_string();
     assert!(error.contains("newer"), "{error}");
 }
