@@ -109,10 +109,14 @@ def fetched(kind):
         apt_install("maven")
     if not shutil.which("mvn"):
         raise Failed(f"{kind} cannot be had: mvn is missing: install Maven")
+    for left in cache().glob("fill-*"):
+        # Of a run that was killed: whoever fills the cache is alone.
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=f"fill-{kind}-", dir=cache()) as scratch:
         jars = pathlib.Path(scratch) / "jars"
         command = ["mvn", "-q", "-B", "-ntp", "-f", HERE / f"{kind}.pom", COPY, "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode or not jars.exists():
-            raise Failed(f"{kind} cannot be had: Maven failed:\n" + "\n".join(done.stdout.splitlines()[-20:]))
+            errors = [line for line in done.stdout.splitlines() if "[ERROR]" in line] or done.stdout.splitlines()
+            raise Failed(f"{kind} cannot be had: Maven failed:\n" + "\n".join(errors[:5]))
         yield jars

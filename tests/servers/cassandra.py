@@ -34,7 +34,7 @@ def create(directory, parent, options):
     for number, host in enumerate(hosts, 1):
         folder = directory / f"cassandra-{number}"
         folder.mkdir()
-        settings = node(host, clients, nodes, folder) | secured(options, authority) | dict(options.set)
+        settings = node(host, hosts, clients, nodes, folder) | secured(options, authority) | dict(options.set)
         # JSON is YAML.
         (folder / "cassandra.yaml").write_text(json.dumps(settings, indent=1, default=str))
         (folder / "cassandra-rackdc.properties").write_text(f"dc=dc{number}\nrack=rack1\n")
@@ -51,13 +51,16 @@ def create(directory, parent, options):
     return created, addresses
 
 
-def node(host, clients, nodes, folder):
+def node(host, hosts, clients, nodes, folder):
     return {
         "cluster_name": "contrail",
         "num_tokens": 16,
         "partitioner": "org.apache.cassandra.dht.Murmur3Partitioner",
         "endpoint_snitch": "GossipingPropertyFileSnitch",
-        "seed_provider": [{"class_name": "org.apache.cassandra.locator.SimpleSeedProvider", "parameters": [{"seeds": f"127.0.0.1:{nodes}"}]}],
+        # All of them: none waits for another to come up.
+        "seed_provider": [
+            {"class_name": "org.apache.cassandra.locator.SimpleSeedProvider", "parameters": [{"seeds": ",".join(f"{seed}:{nodes}" for seed in hosts)}]}
+        ],
         "auto_bootstrap": False,
         "listen_address": host,
         "storage_port": nodes,
@@ -120,14 +123,16 @@ def java_command(java, jars, folder):
 
 
 def wait(server, together):
-    """Until the node answers queries and knows of those it is brought up together with."""
+    """Until the node answers queries, knows of those it is brought up together with and agrees with them on the schema."""
 
     def usable():
         with connect(server) as connection:
-            connection.query("SELECT cluster_name FROM system.local")
-            peers = len(connection.query("SELECT data_center FROM system.peers"))
-            if peers < len(together) - 1:
-                raise ValueError(f"knows of {peers} others yet")
+            here = connection.query("SELECT schema_version FROM system.local")
+            peers = connection.query("SELECT schema_version FROM system.peers")
+        if len(peers) < len(together) - 1:
+            raise ValueError(f"knows of {len(peers)} others yet")
+        if len(together) > 1 and any(peer != here[0] for peer in peers):
+            raise ValueError("the nodes do not agree on the schema yet")
 
     server.wait_until(usable)
 
