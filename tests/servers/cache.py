@@ -48,22 +48,27 @@ def java():
 
 
 def find_java():
-    on_path = shutil.which("java")
-    homes = [os.environ.get("JAVA_HOME"), on_path and pathlib.Path(on_path).resolve().parent.parent]
-    for home in [*homes, *sorted(pathlib.Path("/usr/lib/jvm").glob("*"))]:
+    candidates = [pathlib.Path(home) / "bin" / "java" for home in [os.environ.get("JAVA_HOME"), *sorted(pathlib.Path("/usr/lib/jvm").glob("*"))] if home]
+    if on_path := shutil.which("java"):
+        candidates.append(pathlib.Path(on_path).resolve())
+    for java in candidates:
         with contextlib.suppress(OSError):
-            if home and re.search(rf'^JAVA_VERSION="{JAVA}\b', (pathlib.Path(home) / "release").read_text(), re.M):
-                return pathlib.Path(home) / "bin" / "java"
+            if java.exists() and version(java).split(".")[0] == str(JAVA):
+                return java
     return None
+
+
+def version(java):
+    release = (java.parent.parent / "release").read_text()
+    return re.search(r'^JAVA_VERSION="(.*)"', release, re.MULTILINE)[1]
 
 
 def apt_install(package):
     if not shutil.which("apt-get"):
         return
     sudo = [] if os.geteuid() == 0 else ["sudo"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*sudo, "apt-get", "update", "-qq"], **quiet)
-    subprocess.run([*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq", "--no-install-recommends", package], **quiet)
+    for words in [["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]]:
+        subprocess.run([*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *words], stdout=subprocess.DEVNULL)
 
 
 def class_path(kind):

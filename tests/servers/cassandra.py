@@ -4,6 +4,7 @@ import json
 
 import cache
 import cql
+import processes
 import tls
 from processes import Server, free_port
 
@@ -15,6 +16,11 @@ EXPORTS = """java.base/jdk.internal.misc java.management.rmi/com.sun.jmx.remote.
 OPENS = """java.base/java.lang.module java.base/jdk.internal.loader java.base/jdk.internal.ref java.base/jdk.internal.reflect java.base/jdk.internal.math
     java.base/jdk.internal.module java.base/jdk.internal.util.jar jdk.management/com.sun.management.internal java.base/sun.nio.ch java.base/java.io
     java.base/java.lang.reflect java.base/java.lang java.base/java.util""".split()
+
+
+def install():
+    """Java and Cassandra's class path, fetched."""
+    return cache.java(), cache.class_path("cassandra")
 
 
 def create(directory, parent, options):
@@ -29,12 +35,12 @@ def create(directory, parent, options):
     if authority:
         addresses["TLS_CA"] = authority.ca
 
-    jars, java = cache.class_path("cassandra"), cache.java()
+    java, jars = install()
     created = []
     for number, host in enumerate(hosts, 1):
         folder = directory / f"cassandra-{number}"
         folder.mkdir()
-        settings = node(host, hosts, clients, nodes, folder) | secured(options, authority) | dict(options.set)
+        settings = processes.overridden(node(host, hosts, clients, nodes, folder) | secured(options, authority), options.set)
         # JSON is YAML.
         (folder / "cassandra.yaml").write_text(json.dumps(settings, indent=1, default=str))
         (folder / "cassandra-rackdc.properties").write_text(f"dc=dc{number}\nrack=rack1\n")
@@ -70,7 +76,7 @@ def node(host, hosts, clients, nodes, folder):
         "commitlog_directory": folder / "commitlog",
         "saved_caches_directory": folder / "saved_caches",
         "hints_directory": folder / "hints",
-        # As by default: a write is acknowledged up to 10 s before it is on disk.
+        # As by default: a write is acknowledged up to 10 s before it is on disk, and what came in the last 100 ms dies with the process.
         "commitlog_sync": "periodic",
         "commitlog_sync_period": "10s",
         "commitlog_segment_size": "8MiB",
@@ -111,6 +117,7 @@ def java_command(java, jars, folder):
         "cassandra.skip_wait_for_gossip_to_settle": 0,
         "cassandra.ring_delay_ms": 1000,
         "cassandra.superuser_setup_delay_ms": 0,
+        "cassandra.shutdown_announce_in_ms": 0,
         "io.netty.tryReflectionSetAccessible": "true",
         "jdk.attach.allowAttachSelf": "true",
     }

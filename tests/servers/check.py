@@ -6,8 +6,8 @@ import subprocess
 import tempfile
 import time
 
-import cache
 import cassandra
+import kafka
 import processes
 from processes import Failed
 
@@ -72,7 +72,8 @@ def ours(command, *arguments):
     done = subprocess.run([RUN, command, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise Failed(f"{command} failed")
-    print(f"{command} {' '.join(word for word in arguments if word in ['kafka', 'cassandra', 'kafka-1', 'cassandra-1'])}: {time.monotonic() - began:.1f} s", flush=True)
+    what = [command, *(word for word in arguments if word in ["kafka", "cassandra", "kafka-1", "cassandra-1"])]
+    print(f"{' '.join(what)}: {time.monotonic() - began:.1f} s", flush=True)
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 
@@ -92,7 +93,7 @@ def tell_memory(directory):
 
 
 def kafka_client(address, tool, *arguments, given=None):
-    command = [cache.java(), "-Xmx128m", "-Dlog4j2.level=error", "-cp", f"{cache.class_path('kafka')}/*", f"org.apache.kafka.tools.{tool}"]
+    command = [*kafka.install(), "-Xmx128m", "-Dlog4j2.level=error", f"org.apache.kafka.tools.{tool}"]
     command += ["--bootstrap-server", address, *map(str, arguments)]
     done = subprocess.run(command, input=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:

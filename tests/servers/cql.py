@@ -17,10 +17,10 @@ class Connection:
         try:
             if ca:
                 self.socket = ssl.create_default_context(cafile=ca).wrap_socket(self.socket, server_hostname=host)
-            opcode, body = self.ask(STARTUP, struct.pack("!H", 1) + text("CQL_VERSION") + text("3.0.0"))
+            opcode, _ = self.ask(STARTUP, struct.pack("!H", 1) + text("CQL_VERSION") + text("3.0.0"))
             if opcode == AUTHENTICATE:
                 token = "".join(f"\0{part}" for part in (login or ":").split(":", 1)).encode()
-                opcode, body = self.ask(AUTH_RESPONSE, struct.pack("!i", len(token)) + token)
+                opcode, _ = self.ask(AUTH_RESPONSE, struct.pack("!i", len(token)) + token)
             if opcode not in (READY, AUTH_SUCCESS):
                 raise OSError(f"{address} answers STARTUP with opcode {opcode}")
         except BaseException:

@@ -1,13 +1,18 @@
 """Apache Kafka in KRaft mode: every broker is a controller too, so that of three any one may be lost."""
 
+import argparse
 import base64
 import contextlib
 import os
+import pathlib
+import signal
 import socket
 import struct
 import subprocess
+import tempfile
 
 import cache
+import processes
 import tls
 from processes import Failed, Server, free_port
 
@@ -15,7 +20,36 @@ LOGIN = "contrail:contrail-secret"
 LISTENERS = {"KAFKA": "PLAINTEXT", "KAFKA_TLS": "SSL", "KAFKA_SASL": "SASL_PLAINTEXT", "KAFKA_SASL_TLS": "SASL_SSL"}
 
 
-def create(directory, parent, options):
+def install():
+    """The Java command on Kafka's class path; fetches Kafka, and keeps its loaded classes as Java shares them: a start then takes half the time."""
+    java, jars = cache.java(), cache.class_path("kafka")
+    kept = jars.with_name(f"{jars.name}-java-{cache.version(java)}.jsa")
+    if not kept.exists():
+        with cache.alone(), tempfile.TemporaryDirectory(prefix="fill-", dir=cache.cache()) as scratch:
+            if not kept.exists():
+                keep_classes([java, "-cp", f"{jars}/*"], pathlib.Path(scratch), kept)
+    return [java, f"-XX:SharedArchiveFile={kept}", "-cp", f"{jars}/*"]
+
+
+def keep_classes(java, scratch, kept):
+    """Of a broker that starts and is told to stop: it writes them as it ends."""
+    written = scratch / "classes.jsa"
+    me = [os.getpid(), processes.started(os.getpid())]
+    options = argparse.Namespace(brokers=1, tls=False, password=False, set=[])
+    (broker,), _ = create(scratch, me, options, [*java, f"-XX:ArchiveClassesAtExit={written}"])
+    broker.start()
+    try:
+        wait(broker, [broker])
+        broker.signal(signal.SIGTERM)
+        if not broker.wait_until_gone(processes.START_SECONDS) or not written.exists():
+            raise Failed(f"Kafka's classes were not kept:\n{broker.log_end()}")
+    except BaseException:
+        broker.abandon()
+        raise
+    written.rename(kept)
+
+
+def create(directory, parent, options, java=None):
     """Formatted brokers, not yet started, and the addresses to print."""
     offered = ["KAFKA"] + ["KAFKA_TLS"] * options.tls + ["KAFKA_SASL"] * options.password + ["KAFKA_SASL_TLS"] * (options.tls and options.password)
     brokers = {number: {name: free_port() for name in [*offered, "CONTROLLER"]} for number in range(1, options.brokers + 1)}
@@ -27,17 +61,17 @@ def create(directory, parent, options):
         addresses["TLS_CA"] = authority.ca
     voters = ",".join(f"{number}@127.0.0.1:{ports['CONTROLLER']}" for number, ports in brokers.items())
 
-    jars, java = cache.class_path("kafka"), cache.java()
+    java = java or install()
     cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().strip("=").replace("-", "_")
     created, formatting = [], []
     for number, ports in brokers.items():
         folder = directory / f"kafka-{number}"
         folder.mkdir()
-        settings = broker(number, ports, voters, folder, len(brokers)) | secured(options, authority) | dict(options.set)
+        settings = processes.overridden(common(number, ports, voters, folder, len(brokers)) | secured(options, authority), options.set)
         (folder / "server.properties").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
-        formatting.append(format_storage(java, jars, folder, cluster, options.password))
-        command = [java, "-Xms128m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError", f"-Dlog4j2.configurationFile={cache.HERE / 'log4j2.properties'}"]
-        command += ["-cp", f"{jars}/*", "kafka.Kafka", folder / "server.properties"]
+        formatting.append(format_storage(java, folder, cluster, options.password))
+        command = [*java, "-Xms128m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError", f"-Dlog4j2.configurationFile={cache.HERE / 'log4j2.properties'}"]
+        command += ["kafka.Kafka", folder / "server.properties"]
         created.append(Server.create(folder, command, parent, address=f"127.0.0.1:{ports['KAFKA']}", broker=number))
     for step in formatting:
         output, _ = step.communicate()
@@ -46,7 +80,7 @@ def create(directory, parent, options):
     return created, addresses
 
 
-def broker(number, ports, voters, folder, brokers):
+def common(number, ports, voters, folder, brokers):
     copies = min(3, brokers)
     listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
     return {
@@ -94,8 +128,8 @@ def secured(options, authority):
     return settings
 
 
-def format_storage(java, jars, folder, cluster, password):
-    command = [java, "-Xmx128m", "-cp", f"{jars}/*", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", folder / "server.properties"]
+def format_storage(java, folder, cluster, password):
+    command = [*java, "-Xmx128m", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", folder / "server.properties"]
     if password:
         user, secret = LOGIN.split(":")
         for scram in ["SCRAM-SHA-256", "SCRAM-SHA-512"]:

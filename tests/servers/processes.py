@@ -60,6 +60,11 @@ def free_port(*hosts):
             continue
 
 
+def overridden(settings, given):
+    """The settings with those that the caller gave; one given without a value is left to the server."""
+    return {key: value for key, value in (settings | dict(given)).items() if value != ""}
+
+
 class Server:
     """One server of a directory. `settings` are what its module needs to tell whether it is usable."""
 

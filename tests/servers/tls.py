@@ -29,8 +29,8 @@ def authority(directory):
     keytool("exportcert", "ca.p12", "-alias", "ca", "-rfc", "-file", "ca.pem")
     keytool("genkeypair", "server.p12.new", "-alias", "server", *key, "-dname", "CN=localhost")
     keytool("certreq", "server.p12.new", "-alias", "server", "-file", "server.csr")
-    names = "san=ip:127.0.0.1,ip:127.0.0.2,dns:localhost"
-    keytool("gencert", "ca.p12", "-alias", "ca", "-infile", "server.csr", "-outfile", "server.pem", "-rfc", "-validity", "30", "-ext", names, "-ext", "eku=serverAuth")
+    about = ["-validity", "30", "-ext", "san=ip:127.0.0.1,ip:127.0.0.2,dns:localhost", "-ext", "eku=serverAuth"]
+    keytool("gencert", "ca.p12", "-alias", "ca", "-infile", "server.csr", "-outfile", "server.pem", "-rfc", *about)
     keytool("importcert", "server.p12.new", "-alias", "ca", "-noprompt", "-file", "ca.pem")
     keytool("importcert", "server.p12.new", "-alias", "server", "-file", "server.pem")
     (folder / "server.p12.new").rename(made.keystore)
