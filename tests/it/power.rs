@@ -5,7 +5,7 @@
 mod disk;
 mod record;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,13 +25,13 @@ use crate::crash::{Shared, sender};
 use crate::harness::{Server, binary};
 use crate::{inspect, shop};
 
-const EVENTS: u64 = 2_400;
+const EVENTS: u64 = 3_000;
 const BATCH: usize = 6;
 const SENDERS: usize = 4;
 /// Cuts checked at a time.
-const CHECKERS: usize = 2;
+const CHECKERS: usize = 3;
 /// One in so many is sent the day again.
-const COMPLETED: usize = 6;
+const COMPLETED: usize = 8;
 
 /// A recorded process: how long it runs, how it ends, and how often power is lost in its life. The second runs long enough that its readers tell the log
 /// what they hold durably, and the third lets the log forget that.
@@ -42,18 +42,18 @@ struct Life {
 }
 
 const LIVES: [Life; 4] = [
-    Life { lasts: Duration::from_secs(3), ends_by: "USR1", cuts: 24 },
+    Life { lasts: Duration::from_secs(3), ends_by: "USR1", cuts: 20 },
     Life { lasts: Duration::from_secs(32), ends_by: "TERM", cuts: 18 },
-    Life { lasts: Duration::from_secs(4), ends_by: "USR1", cuts: 12 },
-    Life { lasts: Duration::from_secs(2), ends_by: "TERM", cuts: 12 },
+    Life { lasts: Duration::from_secs(4), ends_by: "USR1", cuts: 10 },
+    Life { lasts: Duration::from_secs(2), ends_by: "TERM", cuts: 10 },
 ];
 
 /// Segments, batches and what retention keeps so small that all of it begins, ends and goes many times.
 const SMALL: [(&str, &str); 4] = [
     ("CONTRAIL_EVENTLOG_SEGMENT_BYTES", "32KiB"),
     ("CONTRAIL_EVENTLOG_RETENTION", "2s"),
-    ("CONTRAIL_ARCHIVER_BATCH_EVENTS", "20"),
-    ("CONTRAIL_ARCHIVER_BATCH_WAIT", "20ms"),
+    ("CONTRAIL_ARCHIVER_BATCH_EVENTS", "1"),
+    ("CONTRAIL_ARCHIVER_BATCH_WAIT", "1ms"),
 ];
 
 /// Where things lie in the test's directory.
@@ -175,7 +175,7 @@ fn cuts(record: &Path, from: u64, to: u64, count: usize, random: &mut StdRng) ->
     println!("to {to}: {:?}", kinds.iter().map(|(kind, ops)| (*kind, ops.len())).collect::<Vec<_>>());
     let (rare, all): (Vec<&Vec<[u64; 2]>>, Vec<&[u64; 2]>) = (kinds.values().collect(), kinds.values().flatten().collect());
     let cut = |number: usize| {
-        let op = if number % 2 == 0 { *all.choose(random).unwrap() } else { rare.choose(random).unwrap().choose(random).unwrap() };
+        let op = if number.is_multiple_of(2) { *all.choose(random).unwrap() } else { rare.choose(random).unwrap().choose(random).unwrap() };
         (*op.choose(random).unwrap(), *LOSSES.choose(random).unwrap())
     };
     let mut cuts: Vec<(u64, Loss)> = (0..count).map(cut).collect();
@@ -280,7 +280,7 @@ fn lose_power(
                 let known: BTreeSet<String> =
                     acknowledged.lock().unwrap().iter().filter(|(position, _)| *position <= at).flat_map(|(_, ids)| ids.clone()).collect();
                 let name = format!("cut {number} at {at}, {loss:?} lost");
-                if waiting.send(Cut { name, dir, acknowledged: known, completed: number % COMPLETED == 0 }).is_err() {
+                if waiting.send(Cut { name, dir, acknowledged: known, completed: number % COMPLETED == COMPLETED - 1 }).is_err() {
                     return;
                 }
                 number += 1;
@@ -311,11 +311,31 @@ fn databases(data: &Path) -> Vec<PathBuf> {
     files(data).into_values().filter(|path| path.extension().is_some_and(|extension| extension == "db")).collect()
 }
 
-/// The record, without a loss of power, gives what really stands in the files: it misses nothing.
+/// The record, without a loss of power, gives what really stands in the files, so that it misses nothing; and whatever the server does to its files, it did
+/// many times.
 fn assert_record_is_complete(places: &Places, random: &mut StdRng) {
     let (mut disk, mut record) = (Disk::new(), Record::open(&places.record()));
+    let (mut paths, mut done) = (HashMap::new(), BTreeMap::<String, usize>::new());
     while let Some(op) = record.next() {
+        let told = match &op {
+            Op::Create { ino, path } => {
+                let kind: String = path.chars().filter(|c| !c.is_ascii_digit()).collect();
+                paths.insert(*ino, kind.clone());
+                format!("made {kind}")
+            }
+            Op::Sync { ino, .. } => paths.get(ino).map_or_else(|| "synced a directory".to_owned(), |kind| format!("synced {kind}")),
+            Op::Remove { path } => format!("removed {}", path.chars().filter(|c| !c.is_ascii_digit()).collect::<String>()),
+            _ => String::new(),
+        };
+        *done.entry(told).or_default() += 1;
         disk.apply(op, record.read);
+    }
+    println!("{done:#?}");
+    let often = ["made data/log/events/.seg", "removed data/log/events/.seg", "made data/log/changes/.seg", "removed data/log/changes/.seg"];
+    // A database itself is synced when its WAL is carried into it.
+    let databases = ["synced data/objects.db", "synced data/answers.db", "synced data/archive/--.db"];
+    for what in often.iter().chain(&databases) {
+        assert!(done.get(*what).is_some_and(|times| *times > 3), "{what}: {done:#?}");
     }
     let whole = places.dir.join("whole");
     disk.after(Loss::Nothing, random, &whole);
