@@ -1,4 +1,4 @@
-//! What the recorder (`recorder.c`) wrote: the changes of a directory's files in their order.
+//! What the recorder (`recorder.c`) wrote: the changes of a directory's files in their order. It may be read while it is written.
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
@@ -54,32 +54,27 @@ impl Record {
         Self { file: BufReader::with_capacity(1 << 20, File::open(path).unwrap()), read: 0 }
     }
 
-    fn number(&mut self) -> u64 {
-        let mut bytes = [0; 8];
-        self.file.read_exact(&mut bytes).unwrap();
-        u64::from_ne_bytes(bytes)
-    }
-
-    fn bytes(&mut self, len: u64) -> Vec<u8> {
+    /// So many bytes; None where they are not written yet.
+    fn bytes(&mut self, len: u64) -> Option<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
-        self.file.read_exact(&mut bytes).unwrap();
-        bytes
+        match self.file.read_exact(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return None,
+            read => read.unwrap(),
+        }
+        Some(bytes)
     }
 }
 
 impl Iterator for Record {
     type Item = Op;
 
+    /// The next change that is wholly written; after None, nothing more.
     fn next(&mut self) -> Option<Op> {
-        let mut first = [0; 8];
-        match self.file.read_exact(&mut first) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return None,
-            read => read.unwrap(),
-        }
-        let [ino, number, path_len, data_len] = std::array::from_fn(|_| self.number());
-        let (path, bytes) = (String::from_utf8(self.bytes(path_len)).unwrap(), self.bytes(data_len));
+        let head = self.bytes(5 * 8)?;
+        let [op, ino, number, path_len, data_len] = std::array::from_fn(|field| u64::from_ne_bytes(*head.as_chunks().0.get(field).unwrap()));
+        let (path, bytes) = (String::from_utf8(self.bytes(path_len)?).unwrap(), self.bytes(data_len)?);
         self.read += 5 * 8 + path_len + data_len;
-        Some(match u64::from_ne_bytes(first) {
+        Some(match op {
             1 => Op::Root { ino },
             2 => Op::Create { ino, path },
             3 => Op::Write { ino, at: number as usize, bytes },
