@@ -119,8 +119,8 @@ pub fn running(path: &Path) -> Result<Option<Running>, Error> {
     Ok(Some(Running { pid, address, admin_token }))
 }
 
-/// Makes a directory where it is missing, and what is missing above it; with its name synced in the directory above, for all that is ever synced in it is lost
-/// with its name. What it holds are customers' data: a new one is its owner's alone.
+/// Makes a directory where it is missing, and what is missing above it; with its name synced in the directory above, for all that is ever synced in
+/// it is lost with its name. What it holds are customers' data: a new one is its owner's alone.
 fn make(path: &Path) -> std::io::Result<()> {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let create = || std::fs::DirBuilder::new().mode(0o700).create(path);

@@ -1,6 +1,6 @@
-//! Power lost at any moment under load, log and databases together: the shipped binary runs with every change of its files recorded, and starts again on
-//! what a disk may have kept of them at that moment. Nothing acknowledged is lost, nothing counts twice, revisions equal changes, and what is sent again
-//! completes the day.
+//! Power lost at any moment under load, log and databases together: the shipped binary runs with every change of its files recorded, and starts
+//! again on what a disk may have kept of them at that moment. Nothing acknowledged is lost, nothing counts twice, revisions equal changes, and what
+//! is sent again completes the day.
 
 mod disk;
 mod load;
@@ -181,8 +181,8 @@ fn databases(data: &Path) -> Vec<PathBuf> {
     files(data).into_values().filter(|path| path.extension().is_some_and(|extension| extension == "db")).collect()
 }
 
-/// The record, without a loss of power, gives what really stands in the files, so that it misses nothing; and whatever the server does to its files, it did
-/// many times.
+/// The record, without a loss of power, gives what really stands in the files, so that it misses nothing; and whatever the server does to its
+/// files, it did several times.
 fn assert_record_is_complete(load: &Load, random: &mut StdRng) {
     let (mut disk, mut record) = (Disk::new(), Record::open(&load.record()));
     let (mut paths, mut done) = (HashMap::new(), BTreeMap::<String, usize>::new());

@@ -1,6 +1,6 @@
-//! A disk made from a record, which can lose power. POSIX taken strictly: a file's content is sure once a sync of it has returned that was called after
-//! the write; its name, only once its directory was synced. Of anything else any part may be there: of content any 512-byte sectors, each as it was after
-//! any of the writes to it; any of the file's lengths; of a directory any of its changes, those of one name in their order.
+//! A disk made from a record, which can lose power. POSIX taken strictly: a file's content is sure once a sync of it has returned that was called
+//! after the write; its name, only once its directory was synced. Of anything else any part may be there: of content any 512-byte sectors, each as it
+//! was after any of the writes to it; any of the file's lengths; of a directory any of its changes, those of one name in their order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;

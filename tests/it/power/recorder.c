@@ -1,8 +1,8 @@
 /* Records every change of the files below a directory, in the order in which they happened, for a test that loses power.
  *
- * Preloaded into the server (LD_PRELOAD). RECORDER_ROOT names the directory, without symbolic links; RECORDER_TO the file that the
- * record is appended to, outside of it. What is written is recorded under the same lock, so that the record's order is the disk's. A sync runs outside
- * the lock and is recorded once it has succeeded, with the record's length at its call: it covers what stood in the record before that. Whatever could
+ * Preloaded into the server (LD_PRELOAD). RECORDER_ROOT names the directory, without symbolic links; RECORDER_TO the file that the record is
+ * appended to, outside of it. What is written is recorded under the same lock, so that the record's order is the disk's. A sync runs outside the
+ * lock and is recorded once it has succeeded, with the record's length at its call: it covers what stood in the record before that. Whatever could
  * change a file in a way that is not recorded ends the process. -shm files are left out: SQLite makes them anew.
  *
  * On SIGUSR1 the process dies as by SIGKILL, but between two changes: a change half recorded would be one that the test does not know.
