@@ -2,7 +2,7 @@
 //! the command line.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ const LOCK: &str = "contrail.lock";
 const TOKEN: &str = "admin.token";
 
 impl DataDir {
-    /// Takes a directory, creating it where it is missing.
+    /// Takes a directory, creating it durably where it is missing.
     ///
     /// # Errors
     /// [`Error::InUse`] while another process holds it.
@@ -61,8 +61,7 @@ impl DataDir {
             let path = path.to_owned();
             move |error| Error::Io { path, error }
         };
-        // What is below holds customers' data: a new directory is its owner's alone.
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io(path))?;
+        make(path).map_err(io(path))?;
         let lock_path = path.join(LOCK);
         let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path).map_err(io(&lock_path))?;
         match lock.try_lock() {
@@ -92,7 +91,7 @@ impl DataDir {
         let path = self.path.join(TOKEN);
         // Removed first, so that the mode below is the file's and not an older one's.
         if let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != ErrorKind::NotFound
         {
             return Err(io(error));
         }
@@ -118,6 +117,27 @@ pub fn running(path: &Path) -> Result<Option<Running>, Error> {
     let token = path.join(TOKEN);
     let admin_token = std::fs::read_to_string(&token).map_err(|error| Error::Io { path: token, error })?;
     Ok(Some(Running { pid, address, admin_token }))
+}
+
+/// Makes a directory where it is missing, and what is missing above it; with its name synced in the directory above, for all that is ever synced in
+/// it is lost with its name. What it holds are customers' data: a new one is its owner's alone.
+fn make(path: &Path) -> std::io::Result<()> {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let create = || std::fs::DirBuilder::new().mode(0o700).create(path);
+    let made = match create() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            make(above)?;
+            create()
+        }
+        other => other,
+    };
+    let synced = || File::open(above)?.sync_all();
+    match made {
+        Ok(()) => synced(),
+        // Who made it may have died before its sync. One that an operator made may stand where this user reads nothing; it was made long before.
+        Err(_) if path.is_dir() => synced().or_else(|error| if error.kind() == ErrorKind::PermissionDenied { Ok(()) } else { Err(error) }),
+        Err(error) => Err(error),
+    }
 }
 
 fn holder(lock: &mut File) -> (String, String) {

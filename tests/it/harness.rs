@@ -41,17 +41,18 @@ impl Server {
 
     /// The exit status where it ends at its start.
     pub(crate) fn try_on(data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
+        let log = std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").map_or_else(Stdio::null, |_| Stdio::inherit());
+        let mut command = binary();
+        command.stderr(log);
+        Self::start(command, data, arguments)
+    }
+
+    /// Runs `command`, which is [`binary`] with whatever else it is given, on a directory that stays.
+    pub(crate) fn start(mut command: Command, data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
         // A former process's announcement must not be taken for this one's.
         drop(std::fs::remove_file(data.join("admin.token")));
-        let log = std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").map_or_else(Stdio::null, |_| Stdio::inherit());
-        let mut child = binary()
-            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-            .arg(data)
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(arguments);
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let asked = Instant::now();
         loop {
             if let Some(status) = child.try_wait().unwrap() {
@@ -144,12 +145,17 @@ impl Server {
     }
 
     /// SIGTERM; the exit status.
-    pub(crate) fn stop(mut self) -> ExitStatus {
-        self.terminate()
+    pub(crate) fn stop(self) -> ExitStatus {
+        self.end_by("TERM")
     }
 
-    fn terminate(&mut self) -> ExitStatus {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+    /// Another signal that ends it; the exit status.
+    pub(crate) fn end_by(mut self, signal: &str) -> ExitStatus {
+        self.signal(signal)
+    }
+
+    fn signal(&mut self, signal: &str) -> ExitStatus {
+        Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status().unwrap();
         let asked = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -168,7 +174,7 @@ impl Drop for Server {
                 drop(self.child.kill());
                 drop(self.child.wait());
             } else {
-                let status = self.terminate();
+                let status = self.signal("TERM");
                 assert!(status.success(), "the server must end cleanly: {status}");
             }
         }

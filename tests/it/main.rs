@@ -13,6 +13,7 @@ mod inspect;
 mod late;
 mod live;
 mod orders;
+mod power;
 mod same;
 mod shop;
 mod simulated;

@@ -32,6 +32,16 @@ pub(crate) fn day(seed: u64, events: u64) -> Day {
     Day { events, tally, from: start, to: settings.end(), hottest_product }
 }
 
+/// How often the archive has each event of the day.
+pub(crate) fn archived(server: &Server, day: &Day) -> BTreeMap<String, usize> {
+    let mut rows = BTreeMap::new();
+    for line in server.get(&format!("/v1/export?format=ndjson&from={}&to={}", day.from, day.to)).text().lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        *rows.entry(row["event_id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    rows
+}
+
 /// Every report's rows for the day, with each choice of bots, judged at the day's end.
 pub(crate) fn reports(server: &Server, day: &Day) -> Value {
     let mut all = BTreeMap::new();

@@ -53,13 +53,14 @@ pub(super) struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        if dir.is_dir() {
-            return Ok(());
-        }
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        self.create_dir(parent)?;
         match fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.create_dir(parent)?;
+                self.create_dir(dir)
+            }
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            // Synced where it was there, too: who made it may have died before its sync.
             _ => self.sync_dir(parent),
         }
     }
