@@ -12,14 +12,17 @@ use crate::telemetry::LogFormat;
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Environment variables that are not settings: secrets and the like, read where they are used.
-const NOT_SETTINGS: [&str; 7] = [
+const NOT_SETTINGS: [&str; 10] = [
     "CONTRAIL_CONFIG",
     "CONTRAIL_BOOTSTRAP_INGEST_KEY",
     "CONTRAIL_BOOTSTRAP_READ_TOKEN",
     "CONTRAIL_BOOTSTRAP_ACCOUNT_SID",
     "CONTRAIL_BOOTSTRAP_AUTH_TOKEN",
     "CONTRAIL_SECRET_KEY",
+    "CONTRAIL_KAFKA_PASSWORD",
     "CONTRAIL_TEST_DATA",
+    "CONTRAIL_TEST_KAFKA",
+    "CONTRAIL_TEST_SCYLLA",
 ];
 
 /// Why the settings cannot be taken.
@@ -130,6 +133,7 @@ pub struct Config {
     pub public_url: String,
     pub server: Server,
     pub eventlog: Eventlog,
+    pub kafka: Kafka,
     pub ingest: Ingest,
     pub sync: Sync,
     pub live: Live,
@@ -154,6 +158,21 @@ pub struct Eventlog {
     pub max_bytes: Bytes,
     pub segment_bytes: Bytes,
     pub retention: Span,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Kafka {
+    pub prefix: String,
+    pub replication: u16,
+    pub allow_single_replica: bool,
+    pub tls: bool,
+    pub ca_file: String,
+    pub mechanism: String,
+    pub username: String,
+    pub session_timeout: Span,
+    pub instance: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

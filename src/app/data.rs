@@ -50,6 +50,7 @@ pub struct Running {
 
 const LOCK: &str = "contrail.lock";
 const TOKEN: &str = "admin.token";
+const INSTANCE: &str = "instance";
 
 impl DataDir {
     /// Takes a directory, creating it durably where it is missing.
@@ -77,6 +78,24 @@ impl DataDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory's own lasting name, made when it is first asked for. A copy of the directory has the same: only one of both may run.
+    ///
+    /// # Errors
+    /// When it can be neither read nor written.
+    pub fn instance(&self) -> Result<String, Error> {
+        let path = self.path.join(INSTANCE);
+        let io = |error| Error::Io { path: path.clone(), error };
+        match std::fs::read_to_string(&path) {
+            Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        // Lost with a power cut, another one does as well.
+        let name = uuid::Uuid::new_v4().to_string();
+        std::fs::write(&path, &name).map_err(io)?;
+        Ok(name)
     }
 
     /// Says who runs here and where it listens, and writes a fresh admin token (mode 0600), which it returns.

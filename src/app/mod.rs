@@ -136,10 +136,13 @@ struct Parts {
 ///
 /// # Errors
 /// Names the stage that failed; what was started before it is stopped by dropping.
-pub async fn start(config: Config, options: Options) -> Result<Running, Error> {
+pub async fn start(mut config: Config, options: Options) -> Result<Running, Error> {
     let metrics = telemetry::start_metrics().at("starting metrics")?;
     let listen: SocketAddr = config.listen.parse().at("reading the listen address")?;
     let mut dir = data::DataDir::take(&config.data).at("taking the data directory")?;
+    if config.log != "embedded" && config.kafka.instance.is_empty() {
+        config.kafka.instance = dir.instance().at("naming the data directory")?;
+    }
     let sites = Arc::new(Sites::open(&config.data, options.clock.clone()).at("opening the sites")?);
     check_given(&options.bootstrap, &sites, listen)?;
     let listener = TcpListener::bind(listen).await.at("listening")?;
@@ -184,19 +187,48 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
 }
 
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
-    let settings = eventlog::embedded::Settings {
-        max_bytes: config.eventlog.max_bytes.0,
-        segment_bytes: config.eventlog.segment_bytes.0,
-        retention: config.eventlog.retention.0,
-        ..eventlog::embedded::Settings::default()
-    };
-    let log = eventlog::open(&config.log, &config.data.join("log"), settings, clock.clone()).await.at("opening the log")?;
+    let log = eventlog::open(&config.log, &config.data.join("log"), log_settings(&config)?, clock.clone()).await.at("opening the log")?;
     let objects = open_objects(&config.store, &config.data)?;
     let archive = open_archive(&config.archive, &config.data)?;
     let rules = sites.rules_of();
     let feed = LocalFeed::new(sync::feed::Settings::default());
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
     Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress })
+}
+
+fn log_settings(config: &Config) -> Result<eventlog::Settings, Error> {
+    let embedded = eventlog::embedded::Settings {
+        max_bytes: config.eventlog.max_bytes.0,
+        segment_bytes: config.eventlog.segment_bytes.0,
+        retention: config.eventlog.retention.0,
+        ..eventlog::embedded::Settings::default()
+    };
+    Ok(eventlog::Settings {
+        embedded,
+        #[cfg(feature = "kafka")]
+        kafka: kafka_settings(config)?,
+    })
+}
+
+#[cfg(feature = "kafka")]
+fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Settings, Error> {
+    let kafka = &config.kafka;
+    let security = eventlog::kafka::Security {
+        tls: kafka.tls,
+        ca_file: kafka.ca_file.clone(),
+        mechanism: kafka.mechanism.clone(),
+        username: kafka.username.clone(),
+        password: secret("CONTRAIL_KAFKA_PASSWORD")?.unwrap_or_default(),
+    };
+    Ok(eventlog::kafka::Settings {
+        prefix: kafka.prefix.clone(),
+        replication: kafka.replication,
+        allow_single_replica: kafka.allow_single_replica,
+        security,
+        session_timeout: kafka.session_timeout.0,
+        instance: kafka.instance.clone(),
+        retention: config.eventlog.retention.0,
+    })
 }
 
 fn open_objects(url: &str, data: &Path) -> Result<Arc<dyn ObjectStore>, Error> {

@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub mod embedded;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 
 #[cfg(test)]
 pub(crate) mod contract;
@@ -80,7 +82,8 @@ pub enum Delivery {
         partition: u16,
         /// The records.
         records: Vec<Stored>,
-        /// The partition's durable end when they were read: the reader is caught up when it has taken all below this.
+        /// The partition's durable end as last heard, at least the end of these records (embedded: when they were read; Kafka: at most about a second
+        /// old). For progress and lag; what must be exact asks [`EventLog::bounds`].
         next: Offset,
     },
     /// This partition cannot be read on (damage, an offset outside the log); the others go on. Delivered once per seek.
@@ -157,22 +160,41 @@ pub trait EventLog: Send + Sync + 'static {
     async fn close(&self) -> Result<(), Error>;
 }
 
-/// Opens the log that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time).
+/// Settings of whichever backend a URL names.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Of `embedded`.
+    pub embedded: embedded::Settings,
+    /// Of `kafka://`.
+    #[cfg(feature = "kafka")]
+    pub kafka: kafka::Settings,
+}
+
+/// Opens the log that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time), or `kafka://host:port,...`.
 ///
 /// # Errors
-/// [`Error::Format`] for an unknown URL or files of a later version, [`Error::Unavailable`] when the disk refuses. Damage is no error here: its
-/// partitions refuse, the others serve.
-pub async fn open(url: &str, dir: &Path, settings: embedded::Settings, clock: crate::event::Clock) -> Result<Arc<dyn EventLog>, Error> {
-    if url != "embedded" {
-        return Err(Error::Format(format!("no log is known by `{url}`; this build has: embedded")));
+/// [`Error::Format`] for an unknown URL, files of a later version, or topics that must not be used; [`Error::Unavailable`] when the disk refuses or the
+/// brokers do not answer. Damage is no error here: its partitions refuse, the others serve.
+pub async fn open(url: &str, dir: &Path, settings: Settings, clock: crate::event::Clock) -> Result<Arc<dyn EventLog>, Error> {
+    if url == "embedded" {
+        let dir = dir.to_owned();
+        let opening = tokio::task::spawn_blocking(move || embedded::EmbeddedLog::open(&dir, &settings.embedded, &clock));
+        return match opening.await {
+            Ok(log) => Ok(Arc::new(log?)),
+            Err(error) => Err(Error::Unavailable(format!("opening the log stopped: {error}"))),
+        };
     }
-    let dir = dir.to_owned();
-    let opening = tokio::task::spawn_blocking(move || embedded::EmbeddedLog::open(&dir, &settings, &clock));
-    match opening.await {
-        Ok(log) => Ok(Arc::new(log?)),
-        Err(error) => Err(Error::Unavailable(format!("opening the log stopped: {error}"))),
+    #[cfg(feature = "kafka")]
+    if url.starts_with("kafka:") {
+        return Ok(Arc::new(kafka::KafkaLog::open(url, settings.kafka).await?));
     }
+    Err(Error::Format(format!("no log is known by `{url}`; this build has: {KNOWN}")))
 }
+
+#[cfg(feature = "kafka")]
+const KNOWN: &str = "embedded, kafka://host:port,...";
+#[cfg(not(feature = "kafka"))]
+const KNOWN: &str = "embedded";
 
 /// What can go wrong with the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -14,7 +14,7 @@ use crate::http::Connection;
 use crate::{inspect, shop};
 
 const ROUNDS: usize = 100;
-const SENDERS: usize = 4;
+pub(crate) const SENDERS: usize = 4;
 
 /// What the senders share with the killer.
 #[derive(Default)]

@@ -38,7 +38,7 @@ async fn objects(data: &Path) -> Vec<Object> {
 /// Every object's event id is the number of distinct changes the log holds for it. Gives how many objects there are.
 pub(crate) fn assert_revisions_equal_changes(data: &Path) -> usize {
     block_on(async {
-        let log = eventlog::open("embedded", &data.join("log"), eventlog::embedded::Settings::default(), Clock::system()).await.unwrap();
+        let log = eventlog::open("embedded", &data.join("log"), eventlog::Settings::default(), Clock::system()).await.unwrap();
         let mut changes = HashMap::<ObjectKey, u64>::new();
         let mut versions = HashMap::<ObjectKey, u64>::new();
         for (partition, bounds) in (0..PARTITIONS).zip(log.bounds(Topic::Changes).await.unwrap()) {

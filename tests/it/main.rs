@@ -10,6 +10,7 @@ mod formats;
 mod harness;
 mod http;
 mod inspect;
+mod kafka;
 mod late;
 mod live;
 mod orders;

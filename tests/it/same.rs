@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::harness::Server;
 use crate::{inspect, shop};
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -24,7 +24,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Report rows and object data of a server that is then stopped.
-fn told(server: Server, day: &shop::Day, revisions: bool) -> (Value, Map<String, Value>) {
+pub(crate) fn told(server: Server, day: &shop::Day, revisions: bool) -> (Value, Map<String, Value>) {
     server.settle();
     let reports = shop::reports(&server, day);
     server.assert_audit();
@@ -33,7 +33,7 @@ fn told(server: Server, day: &shop::Day, revisions: bool) -> (Value, Map<String,
     (reports, inspect::objects_of(&data, revisions))
 }
 
-fn assert_same(left: &(Value, Map<String, Value>), right: &(Value, Map<String, Value>), what: &str) {
+pub(crate) fn assert_same(left: &(Value, Map<String, Value>), right: &(Value, Map<String, Value>), what: &str) {
     assert_eq!(left.0, right.0, "{what}: reports");
     assert_eq!(left.1.keys().collect::<Vec<_>>(), right.1.keys().collect::<Vec<_>>(), "{what}: objects");
     for (name, object) in &left.1 {

@@ -63,9 +63,7 @@ pub(super) struct World {
 impl World {
     pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let log = crate::eventlog::open("embedded", &dir.path().join("log"), crate::eventlog::embedded::Settings::default(), Clock::system())
-            .await
-            .unwrap();
+        let log = crate::eventlog::open("embedded", &dir.path().join("log"), crate::eventlog::Settings::default(), Clock::system()).await.unwrap();
         let archive = Arc::new(Embedded::open(dir.path()).unwrap());
         let settings = Settings { linger: Duration::from_millis(2), top_every: Duration::from_millis(1), ..Settings::default() };
         Self { dir, log, archive, progress: Arc::default(), clock: Clock::fixed(at(0)), settings }

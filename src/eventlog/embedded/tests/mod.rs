@@ -51,7 +51,9 @@ impl InTemp {
 #[async_trait]
 impl Subject for InTemp {
     async fn open(&self) -> Arc<dyn EventLog> {
-        eventlog::open("embedded", self.dir.path(), self.settings.clone(), noon()).await.unwrap()
+        eventlog::open("embedded", self.dir.path(), eventlog::Settings { embedded: self.settings.clone(), ..Default::default() }, noon())
+            .await
+            .unwrap()
     }
 }
 
@@ -68,6 +70,6 @@ mod contract_with_small_segments {
 #[tokio::test]
 async fn an_unknown_url_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let opened = eventlog::open("postgres://h", dir.path(), Settings::default(), noon()).await;
+    let opened = eventlog::open("postgres://h", dir.path(), eventlog::Settings::default(), noon()).await;
     assert!(matches!(opened.err(), Some(eventlog::Error::Format(what)) if what.contains("postgres://h") && what.contains("embedded")));
 }

@@ -1,0 +1,345 @@
+//! A member of a Kafka consumer group. One thread polls, for as long as the member lives; the reader meets it at [`Member`]. (Streams over partition
+//! queues can lose a wake-up and leave a partition behind for ever: librdkafka's wrappers #638, #665, #840.) Group protocol: classic, cooperative-sticky.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rdkafka::bindings::rd_kafka_resp_err_t as Code;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
+use tokio::sync::Notify;
+
+use super::member::{Member, Task};
+use super::topics::{ASK, failed};
+use crate::eventlog::{Consumer, Delivery, Error, Offset, Stored, Topic};
+
+/// How long a poll waits; also how long a reader's wish may.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How long the thread leaves records with librdkafka while enough is read ahead, before it asks the brokers for no more.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often offsets are committed.
+const COMMIT_EVERY: Duration = Duration::from_millis(500);
+
+/// A member as its thread and its reader share it.
+pub(super) struct Shared {
+    pub(super) topic: Topic,
+    /// The topic's name at the brokers.
+    name: String,
+    member: Mutex<Member>,
+    /// Wakes the reader.
+    wake: Notify,
+    /// Wakes the thread where it waits for the reader.
+    reader: Condvar,
+    /// How long a revocation waits for the reader.
+    drain: Duration,
+}
+
+impl Shared {
+    fn member(&self) -> MutexGuard<'_, Member> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What its reader has said of a partition, known to the brokers or not.
+    pub(super) fn said(&self, partition: u16) -> Option<Offset> {
+        self.member().said.get(&partition).copied()
+    }
+
+    /// Ends it; its reader is told why.
+    pub(super) fn stop(&self, why: Error) {
+        self.member().stopped.get_or_insert(why);
+        self.wake.notify_one();
+        self.reader.notify_all();
+    }
+
+    fn list(&self, partitions: impl IntoIterator<Item = u16>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        partitions.into_iter().for_each(|partition| drop(list.add_partition(&self.name, i32::from(partition))));
+        list
+    }
+}
+
+/// Receives what librdkafka tells of the group.
+struct Group(Arc<Shared>);
+
+impl ClientContext for Group {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, topic = self.0.name, "kafka consumer");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.0.name) else { return };
+        let mut member = self.0.member();
+        for (partition, told) in &topic.partitions {
+            if let (Ok(partition), Ok(end)) = (u16::try_from(*partition), u64::try_from(told.hi_offset)) {
+                member.heard_end(partition, end);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Group {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: Code, list: &mut TopicPartitionList) {
+        let partitions: Vec<u16> = list.elements().iter().filter_map(|element| u16::try_from(element.partition()).ok()).collect();
+        let done = if code == Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list, partitions)
+        } else {
+            self.revoke(consumer, list, partitions)
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, topic = self.0.name, "kafka rebalance");
+        }
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!(%error, topic = self.0.name, "kafka commit; it is tried again");
+            self.0.member().unsaid = true;
+        }
+    }
+}
+
+impl Group {
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList, partitions: Vec<u16>) -> Result<(), KafkaError> {
+        // Where reading starts is the reader's to say; until then nothing is fetched.
+        list.set_all_offsets(At::Beginning)?;
+        consumer.incremental_assign(list)?;
+        consumer.pause(list)?;
+        if !partitions.is_empty() {
+            self.0.member().assigned(partitions);
+            self.0.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Gives partitions back once the reader has dealt with it, or has had its time.
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList, partitions: Vec<u16>) -> Result<(), KafkaError> {
+        let lost = consumer.assignment_lost();
+        self.0.member().revoked(partitions.clone());
+        self.0.wake.notify_one();
+        if !lost {
+            let (member, waited) = self
+                .0
+                .reader
+                .wait_timeout_while(self.0.member(), self.0.drain, |member| !member.is_revoked())
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(member);
+            if waited.timed_out() {
+                tracing::warn!(topic = self.0.name, ?partitions, "a reader did not come back in time; its partitions go to others all the same");
+            }
+            commit(consumer, &self.0, CommitMode::Sync);
+        }
+        self.0.member().said.retain(|partition, _| !partitions.contains(partition));
+        consumer.incremental_unassign(list)
+    }
+}
+
+/// The reader's end.
+pub(super) struct Reader(pub(super) Arc<Shared>);
+
+#[async_trait]
+impl Consumer for Reader {
+    async fn next(&mut self, max_bytes: usize) -> Result<Delivery, Error> {
+        loop {
+            let woken = self.0.wake.notified();
+            let delivery = self.0.member().deliver(max_bytes);
+            // Room was made, or a revocation dealt with.
+            self.0.reader.notify_all();
+            if let Some(delivery) = delivery {
+                return delivery;
+            }
+            woken.await;
+        }
+    }
+
+    fn seek(&mut self, partition: u16, offset: Offset) {
+        self.0.member().seek(partition, offset);
+    }
+
+    fn pause(&mut self, partition: u16) {
+        self.0.member().pause(partition);
+    }
+
+    fn resume(&mut self, partition: u16) {
+        self.0.member().resume(partition);
+    }
+
+    fn commit(&mut self, partition: u16, offset: Offset) {
+        self.0.member().commit(partition, offset);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.stop(Error::Closed("its reader left".into()));
+    }
+}
+
+/// Joins a group of a topic and starts the thread.
+pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<Arc<Shared>, Error> {
+    let shared =
+        Arc::new(Shared { topic, name: name.to_owned(), member: Mutex::default(), wake: Notify::new(), reader: Condvar::new(), drain: session / 3 });
+    let mut config = config.clone();
+    config
+        .set("group.id", group)
+        .set("group.protocol", "classic")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", session.as_millis().to_string())
+        .set("heartbeat.interval.ms", (session.as_millis() / 15).max(1).to_string())
+        .set("max.poll.interval.ms", (session * 6).as_millis().to_string())
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("allow.auto.create.topics", "false")
+        .set("check.crcs", "true")
+        .set("fetch.queue.backoff.ms", "50")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("statistics.interval.ms", "1000");
+    let consumer: BaseConsumer<Group> =
+        config.create_with_context(Group(Arc::clone(&shared))).map_err(|error| Error::Format(format!("kafka: {error}")))?;
+    consumer.subscribe(&[name]).map_err(failed)?;
+    let held = Arc::clone(&shared);
+    std::thread::Builder::new().name(format!("kafka-{}", topic.name())).spawn(move || run(&consumer, &held)).map_err(failed)?;
+    Ok(shared)
+}
+
+/// The thread: until the member is stopped.
+fn run(consumer: &BaseConsumer<Group>, shared: &Shared) {
+    let (mut committed, mut full_since) = (Instant::now(), None);
+    while shared.member().stopped.is_none() {
+        let tasks = shared.member().tasks(Instant::now());
+        for task in tasks {
+            perform(consumer, shared, task);
+        }
+        if committed.elapsed() >= COMMIT_EVERY {
+            committed = Instant::now();
+            commit(consumer, shared, CommitMode::Async);
+        }
+        if !has_room(consumer, shared, &mut full_since) {
+            continue;
+        }
+        match consumer.poll(POLL) {
+            None => {}
+            Some(Ok(message)) => take(shared, &message),
+            Some(Err(error)) => complain(consumer, shared, &error),
+        }
+    }
+    commit(consumer, shared, CommitMode::Sync);
+}
+
+/// Waits a moment while enough is read ahead. True: poll. Where that lasts, the brokers are asked for no more, and polls serve the group alone.
+fn has_room(consumer: &BaseConsumer<Group>, shared: &Shared, full_since: &mut Option<Instant>) -> bool {
+    let member = shared.member();
+    if !member.is_full() {
+        drop(member);
+        if full_since.take().is_some_and(|since| since.elapsed() > PATIENCE) {
+            let mut member = shared.member();
+            let reading = member.reading();
+            reading.into_iter().for_each(|(partition, offset)| member.again(Task::ReadOn(partition, offset)));
+        }
+        return true;
+    }
+    let since = *full_since.get_or_insert_with(Instant::now);
+    if since.elapsed() > PATIENCE {
+        let reading = member.reading();
+        drop(member);
+        drop(consumer.pause(&shared.list(reading.into_iter().map(|(partition, _)| partition))));
+        return true;
+    }
+    drop(shared.reader.wait_timeout_while(member, POLL, |member| member.is_full() && member.stopped.is_none()));
+    false
+}
+
+fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) {
+    let done = match task {
+        Task::Pause(partition) => consumer.pause(&shared.list([partition])).map_err(failed),
+        Task::ReadOn(partition, offset) => read_from(consumer, shared, partition, offset),
+        Task::Seek(partition, offset) => seek(consumer, shared, partition, offset),
+    };
+    match done {
+        Ok(()) => {}
+        Err(error @ Error::OutOfRange { .. }) => {
+            let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Pause(partition)) = task;
+            shared.member().fail(partition, error);
+            shared.wake.notify_one();
+        }
+        Err(error) => {
+            // An assignment under way, or a broker that does not answer.
+            tracing::debug!(%error, ?task, topic = shared.name, "kafka; it is tried again");
+            shared.member().again(task);
+        }
+    }
+}
+
+/// Checks a sought offset, and has the partition read from there.
+fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
+    let bounds = super::bounds_of(consumer.client(), &shared.name, partition)?;
+    super::check_range(shared.topic, partition, offset, bounds)?;
+    read_from(consumer, shared, partition, offset)?;
+    let mut member = shared.member();
+    member.sought(partition, offset, bounds.next);
+    Ok(())
+}
+
+fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
+    consumer.resume(&shared.list([partition])).map_err(failed)?;
+    let at = i64::try_from(offset).map_err(failed)?;
+    consumer.seek(&shared.name, i32::from(partition), At::Offset(at), ASK).map_err(failed)
+}
+
+fn take(shared: &Shared, message: &impl Message) {
+    let (Ok(partition), Ok(offset)) = (u16::try_from(message.partition()), u64::try_from(message.offset())) else { return };
+    let value = message.payload().map(Bytes::copy_from_slice).unwrap_or_default();
+    shared.member().take(shared.topic.name(), partition, Stored { offset, value }, Instant::now());
+    shared.wake.notify_one();
+}
+
+/// What a poll told instead of a record.
+fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError) {
+    match error {
+        KafkaError::MessageConsumptionFatal(code) => shared.stop(Error::Closed(format!("kafka: {code}"))),
+        KafkaError::MessageConsumption(
+            RDKafkaErrorCode::AutoOffsetReset
+            | RDKafkaErrorCode::OffsetOutOfRange
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic,
+        ) => {
+            // It does not tell which partition: one whose next offset the brokers no longer have.
+            let reading = shared.member().reading();
+            for (partition, offset) in reading {
+                if let Ok(bounds) = super::bounds_of(consumer.client(), &shared.name, partition)
+                    && let Err(error) = super::check_range(shared.topic, partition, offset, bounds)
+                {
+                    shared.member().fail(partition, error);
+                }
+            }
+            shared.wake.notify_one();
+        }
+        error => tracing::warn!(%error, topic = shared.name, "kafka consumer"),
+    }
+}
+
+/// Commits what the reader said since.
+fn commit(consumer: &BaseConsumer<Group>, shared: &Shared, mode: CommitMode) {
+    let said = {
+        let mut member = shared.member();
+        if !std::mem::take(&mut member.unsaid) {
+            return;
+        }
+        member.said.clone()
+    };
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in said {
+        let at = At::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
+        drop(list.add_partition_offset(&shared.name, i32::from(partition), at));
+    }
+    if let Err(error) = consumer.commit(&list, mode) {
+        tracing::debug!(%error, topic = shared.name, "kafka commit; it is tried again");
+        shared.member().unsaid = true;
+    }
+}

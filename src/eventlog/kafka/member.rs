@@ -1,0 +1,373 @@
+//! What a member of a group holds between its Kafka thread and its reader: records read ahead, where each partition stands, and what the reader asked
+//! for. Pure but for its lock: talks to no broker. Every record is checked to be the next one of its partition.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::eventlog::{Delivery, Error, Offset, Stored};
+
+/// Bytes read ahead, over all partitions, beyond which no more is taken from librdkafka.
+pub(super) const READ_AHEAD: usize = 16 << 20;
+
+/// A partition that has records waiting at the brokers and got none for so long is sought anew.
+const STALL: Duration = Duration::from_secs(30);
+
+/// One owned partition.
+#[derive(Debug, Default)]
+struct Part {
+    /// The next offset to come from Kafka; None before the first seek and after a failure.
+    expected: Option<Offset>,
+    /// Sought, and not yet sought at Kafka.
+    seek: Option<Offset>,
+    /// Read ahead.
+    buffer: VecDeque<Stored>,
+    /// Paused by the reader.
+    paused: bool,
+    /// The partition's end, as last heard.
+    end: Offset,
+    /// When it last got a record, or was sought.
+    moved: Option<Instant>,
+}
+
+impl Part {
+    fn bytes(&self) -> usize {
+        self.buffer.iter().map(|stored| stored.value.len()).sum()
+    }
+}
+
+/// What the thread has to do for one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Check the offset, then read from it.
+    Seek(u16, Offset),
+    /// Read on from the offset: after a pause, or where nothing came for long.
+    ReadOn(u16, Offset),
+    /// Read no more for now.
+    Pause(u16),
+}
+
+/// How far a revocation is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Revocation {
+    /// None is under way.
+    #[default]
+    None,
+    /// The reader has yet to be told.
+    Told(bool),
+}
+
+/// The shared state.
+#[derive(Debug, Default)]
+pub(super) struct Member {
+    /// Told before any records.
+    control: VecDeque<Delivery>,
+    parts: BTreeMap<u16, Part>,
+    /// Tasks that the reader's calls made.
+    tasks: VecDeque<Task>,
+    /// The partition served last.
+    served: u16,
+    /// By partition what the reader said is reflected in its store, and whether the brokers may not know it yet.
+    pub(super) said: BTreeMap<u16, Offset>,
+    pub(super) unsaid: bool,
+    revocation: Revocation,
+    bytes: usize,
+    /// Why it stopped.
+    pub(super) stopped: Option<Error>,
+}
+
+impl Member {
+    /// The next delivery; None while there is none.
+    pub(super) fn deliver(&mut self, max_bytes: usize) -> Option<Result<Delivery, Error>> {
+        if self.revocation == Revocation::Told(true) {
+            // The reader asks again: it has dealt with it.
+            self.revocation = Revocation::None;
+        }
+        if let Some(error) = &self.stopped {
+            return Some(Err(error.clone()));
+        }
+        if let Some(delivery) = self.control.pop_front() {
+            if matches!(delivery, Delivery::Revoked(_)) {
+                self.revocation = Revocation::Told(true);
+            }
+            return Some(Ok(delivery));
+        }
+        let ready = |part: &Part| !part.paused && !part.buffer.is_empty();
+        let after = self.parts.range(self.served + 1..).find(|(_, part)| ready(part));
+        let partition = *after.or_else(|| self.parts.iter().find(|(_, part)| ready(part)))?.0;
+        self.served = partition;
+        let part = self.parts.get_mut(&partition)?;
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = part.buffer.front()
+            && (records.is_empty() || bytes + next.value.len() <= max_bytes)
+        {
+            bytes += next.value.len();
+            records.extend(part.buffer.pop_front());
+        }
+        self.bytes -= bytes;
+        let next = records.last().map_or(0, |stored| stored.offset + 1).max(part.end);
+        Some(Ok(Delivery::Records { partition, records, next }))
+    }
+
+    /// See [`crate::eventlog::Consumer::seek`].
+    pub(super) fn seek(&mut self, partition: u16, offset: Offset) {
+        let Some(part) = self.parts.get_mut(&partition) else { return };
+        self.bytes -= part.bytes();
+        part.buffer.clear();
+        (part.expected, part.seek) = (None, Some(offset));
+        self.tasks.push_back(Task::Seek(partition, offset));
+    }
+
+    /// See [`crate::eventlog::Consumer::pause`].
+    pub(super) fn pause(&mut self, partition: u16) {
+        if let Some(part) = self.parts.get_mut(&partition)
+            && !part.paused
+        {
+            part.paused = true;
+            self.tasks.push_back(Task::Pause(partition));
+        }
+    }
+
+    /// See [`crate::eventlog::Consumer::resume`].
+    pub(super) fn resume(&mut self, partition: u16) {
+        if let Some(part) = self.parts.get_mut(&partition)
+            && part.paused
+        {
+            part.paused = false;
+            part.moved = None;
+            self.tasks.extend(part.expected.map(|offset| Task::ReadOn(partition, offset)));
+        }
+    }
+
+    /// See [`crate::eventlog::Consumer::commit`].
+    pub(super) fn commit(&mut self, partition: u16, offset: Offset) {
+        if self.parts.contains_key(&partition) {
+            self.said.insert(partition, offset);
+            self.unsaid = true;
+        }
+    }
+
+    /// What the thread has to do, each partition's latest wish.
+    pub(super) fn tasks(&mut self, now: Instant) -> Vec<Task> {
+        let mut tasks: Vec<Task> = self.tasks.drain(..).collect();
+        tasks.retain(|task| match task {
+            Task::Seek(partition, offset) => self.parts.get(partition).is_some_and(|part| part.seek == Some(*offset)),
+            Task::ReadOn(partition, offset) => self.parts.get(partition).is_some_and(|part| !part.paused && part.expected == Some(*offset)),
+            Task::Pause(partition) => self.parts.get(partition).is_some_and(|part| part.paused),
+        });
+        for (partition, part) in &mut self.parts {
+            let Some(expected) = part.expected.filter(|expected| !part.paused && *expected < part.end) else { continue };
+            let moved = *part.moved.get_or_insert(now);
+            if now.duration_since(moved) > STALL {
+                part.moved = Some(now);
+                tasks.push(Task::ReadOn(*partition, expected));
+            }
+        }
+        tasks
+    }
+
+    /// A task that could not be done at present.
+    pub(super) fn again(&mut self, task: Task) {
+        self.tasks.push_back(task);
+    }
+
+    /// Kafka reads a sought partition from here on; `end` is its end. False where the reader has sought elsewhere since.
+    pub(super) fn sought(&mut self, partition: u16, offset: Offset, end: Offset) -> bool {
+        let Some(part) = self.parts.get_mut(&partition).filter(|part| part.seek == Some(offset)) else { return false };
+        (part.seek, part.expected, part.end, part.moved) = (None, Some(offset), end, None);
+        true
+    }
+
+    /// Takes a record; one that was not waited for is dropped, one that comes too early fails its partition.
+    pub(super) fn take(&mut self, topic: &'static str, partition: u16, stored: Stored, now: Instant) {
+        let Some(part) = self.parts.get_mut(&partition) else { return };
+        let Some(expected) = part.expected else { return };
+        if stored.offset > expected {
+            let what = format!("the brokers went on at {}", stored.offset);
+            self.fail(partition, Error::Damaged { topic, partition, offset: expected, what });
+        } else if stored.offset == expected {
+            (part.expected, part.moved) = (Some(expected + 1), Some(now));
+            self.bytes += stored.value.len();
+            part.buffer.push_back(stored);
+        }
+    }
+
+    /// A partition cannot be read on. What was read ahead of it is still delivered by nobody: its reader seeks anew.
+    pub(super) fn fail(&mut self, partition: u16, error: Error) {
+        let Some(part) = self.parts.get_mut(&partition) else { return };
+        self.bytes -= part.bytes();
+        part.buffer.clear();
+        (part.expected, part.seek) = (None, None);
+        self.control.push_back(Delivery::Failed { partition, error });
+    }
+
+    /// Partitions being read, with the next offset of each.
+    pub(super) fn reading(&self) -> Vec<(u16, Offset)> {
+        self.parts.iter().filter_map(|(partition, part)| Some((*partition, part.expected?))).collect()
+    }
+
+    /// The end of a partition as the brokers tell it.
+    pub(super) fn heard_end(&mut self, partition: u16, end: Offset) {
+        self.parts.get_mut(&partition).into_iter().for_each(|part| part.end = part.end.max(end));
+    }
+
+    /// The group gave it these.
+    pub(super) fn assigned(&mut self, mut partitions: Vec<u16>) {
+        partitions.sort_unstable();
+        partitions.iter().for_each(|partition| drop(self.parts.insert(*partition, Part::default())));
+        self.control.push_back(Delivery::Assigned(partitions));
+    }
+
+    /// The group takes these away. Until [`Self::is_revoked`], the reader may be writing what it holds of them.
+    pub(super) fn revoked(&mut self, mut partitions: Vec<u16>) {
+        partitions.sort_unstable();
+        partitions.retain(|partition| self.parts.contains_key(partition));
+        for part in partitions.iter().filter_map(|partition| self.parts.remove(partition)) {
+            self.bytes -= part.bytes();
+        }
+        let gone = |partition: &u16| partitions.contains(partition);
+        self.control.retain(|delivery| !matches!(delivery, Delivery::Failed { partition, .. } if gone(partition)));
+        if !partitions.is_empty() {
+            self.revocation = Revocation::Told(false);
+            self.control.push_back(Delivery::Revoked(partitions));
+        }
+    }
+
+    /// Whether the reader has dealt with what was revoked.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revocation == Revocation::None || self.stopped.is_some()
+    }
+
+    /// Whether enough is read ahead.
+    pub(super) const fn is_full(&self) -> bool {
+        self.bytes >= READ_AHEAD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn stored(offset: Offset) -> Stored {
+        Stored { offset, value: Bytes::from(vec![b'x'; 10]) }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *START.get_or_init(Instant::now) + Duration::from_secs(seconds)
+    }
+
+    /// A member that reads partitions 0 and 1 from offset 5.
+    fn reading() -> Member {
+        let mut member = Member::default();
+        member.assigned(vec![1, 0]);
+        assert!(matches!(member.deliver(99), Some(Ok(Delivery::Assigned(parts))) if parts == [0, 1]));
+        for partition in [0, 1] {
+            member.seek(partition, 5);
+        }
+        assert_eq!(member.tasks(at(0)), [Task::Seek(0, 5), Task::Seek(1, 5)]);
+        assert!(member.sought(0, 5, 9) && member.sought(1, 5, 9));
+        member
+    }
+
+    fn offsets(member: &mut Member, max_bytes: usize) -> Option<(u16, Vec<Offset>)> {
+        match member.deliver(max_bytes)? {
+            Ok(Delivery::Records { partition, records, .. }) => Some((partition, records.iter().map(|stored| stored.offset).collect())),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_the_next_record_of_a_sought_partition_is_taken() {
+        let mut member = reading();
+        for offset in [3, 5, 5, 6] {
+            member.take("events", 0, stored(offset), at(0));
+        }
+        member.take("events", 7, stored(0), at(0));
+        assert_eq!(offsets(&mut member, 10), Some((0, vec![5])), "at most so many bytes, at least one record");
+        assert_eq!(offsets(&mut member, 99), Some((0, vec![6])));
+        assert_eq!(offsets(&mut member, 99), None);
+        member.seek(0, 2);
+        member.take("events", 0, stored(7), at(0));
+        assert_eq!(offsets(&mut member, 99), None, "a seek has yet to reach the brokers");
+        assert!(!member.sought(0, 1, 9), "an older seek");
+        assert!(member.sought(0, 2, 9));
+        member.take("events", 0, stored(2), at(0));
+        assert_eq!(offsets(&mut member, 99), Some((0, vec![2])));
+    }
+
+    #[test]
+    fn a_gap_fails_its_partition_alone() {
+        let mut member = reading();
+        member.take("events", 0, stored(6), at(0));
+        member.take("events", 1, stored(5), at(0));
+        assert!(matches!(member.deliver(99), Some(Ok(Delivery::Failed { partition: 0, error: Error::Damaged { offset: 5, .. } }))));
+        assert_eq!(offsets(&mut member, 99), Some((1, vec![5])));
+        member.take("events", 0, stored(7), at(0));
+        assert_eq!(offsets(&mut member, 99), None, "told once");
+        assert_eq!(member.reading(), [(1, 6)]);
+    }
+
+    #[test]
+    fn a_paused_partition_keeps_what_it_has_and_reads_on_where_it_was() {
+        let mut member = reading();
+        member.take("events", 0, stored(5), at(0));
+        member.pause(0);
+        assert_eq!(member.tasks(at(0)), [Task::Pause(0)]);
+        assert_eq!(offsets(&mut member, 99), None);
+        member.resume(0);
+        member.resume(0);
+        assert_eq!(member.tasks(at(0)), [Task::ReadOn(0, 6)]);
+        assert_eq!(offsets(&mut member, 99), Some((0, vec![5])));
+        member.pause(0);
+        member.resume(0);
+        member.pause(0);
+        assert_eq!(member.tasks(at(0)), [Task::Pause(0), Task::Pause(0)], "what was taken back is not done");
+    }
+
+    #[test]
+    fn a_revocation_waits_for_the_reader_to_come_back() {
+        let mut member = reading();
+        member.take("events", 0, stored(5), at(0));
+        member.take("events", 1, stored(5), at(0));
+        assert!(member.is_revoked());
+        member.revoked(vec![0]);
+        assert!(!member.is_revoked());
+        assert!(matches!(member.deliver(99), Some(Ok(Delivery::Revoked(parts))) if parts == [0]));
+        assert!(!member.is_revoked(), "told, but it may be writing");
+        member.seek(0, 5);
+        assert_eq!(offsets(&mut member, 99), Some((1, vec![5])), "of the other nothing is delivered any more");
+        assert!(member.is_revoked());
+        assert_eq!(member.tasks(at(0)), []);
+        member.revoked(vec![0]);
+        assert!(member.is_revoked(), "nothing to give back");
+    }
+
+    #[test]
+    fn a_partition_that_stands_still_before_its_end_is_read_anew() {
+        let mut member = reading();
+        assert_eq!(member.tasks(at(1)), []);
+        assert_eq!(member.tasks(at(30)), []);
+        member.take("events", 1, stored(5), at(20));
+        assert_eq!(member.tasks(at(32)), [Task::ReadOn(0, 5)]);
+        assert_eq!(member.tasks(at(33)), [], "once in a while");
+        for offset in 6..9 {
+            member.take("events", 1, stored(offset), at(40));
+        }
+        assert_eq!(member.tasks(at(100)), [Task::ReadOn(0, 5)], "at the end there is nothing to wait for");
+        member.heard_end(1, 10);
+        assert_eq!(member.tasks(at(101)), [Task::ReadOn(1, 9)]);
+    }
+
+    #[test]
+    fn every_partition_gets_its_turn() {
+        let mut member = reading();
+        for offset in 5..8 {
+            member.take("events", 0, stored(offset), at(0));
+            member.take("events", 1, stored(offset), at(0));
+        }
+        let served: Vec<u16> = std::iter::from_fn(|| offsets(&mut member, 1)).map(|(partition, _)| partition).collect();
+        assert_eq!(served, [1, 0, 1, 0, 1, 0]);
+        assert!(!member.is_full());
+    }
+}

@@ -1,0 +1,360 @@
+//! The log on Apache Kafka: the same promises as the embedded one, kept by brokers. `Ok` of an append means acknowledged by all in-sync replicas
+//! (`acks=all`, idempotent producer). Opened by the composition root through `eventlog::open`; must never let Kafka's own retention or offset reset
+//! decide what a reader sees.
+//!
+//! * Partition numbers are Contrail's own, fixed at creation; Kafka's partitioner is not asked.
+//! * Where reading starts is the reader's own stored offset; Kafka's group offsets serve retention and display alone.
+//! * Kafka removes nothing by itself (`retention.ms=-1`, checked): [`KafkaLog::retain`] deletes what is old and below every group's offset. A group
+//!   registers by committing offset 0 when it first subscribes. (A broker forgets the offsets of a group that had no member for
+//!   `offsets.retention.minutes`, 7 days by default: set that as long as a reader may be away.)
+//! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids.
+
+mod consumer;
+mod member;
+mod producer;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod topics;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rdkafka::admin::AdminClient;
+use rdkafka::client::{Client, DefaultClientContext};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
+
+use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
+use crate::event::{PARTITIONS, Timestamp};
+use producer::Producer;
+pub use settings::{Security, Settings};
+use topics::{ASK, failed};
+
+/// How long a read waits for records that are known to be there.
+const READ: Duration = Duration::from_secs(30);
+
+/// How long forgetting a group waits for its last member to leave.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// Consumers for reads outside of groups that are kept between calls.
+const IDLE_READERS: usize = 4;
+
+/// The log on Kafka.
+pub struct KafkaLog(Arc<Inner>);
+
+struct Inner {
+    client: ClientConfig,
+    settings: Settings,
+    names: [String; 2],
+    admin: Arc<AdminClient<DefaultClientContext>>,
+    producer: Producer,
+    members: Mutex<Vec<(String, Weak<consumer::Shared>)>>,
+    readers: Mutex<Vec<Reading>>,
+    closed: AtomicBool,
+}
+
+/// A consumer outside of groups, and what it would read next.
+struct Reading {
+    consumer: BaseConsumer,
+    next: (Topic, u16, Offset),
+}
+
+/// Runs something that blocks where that is allowed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(error)))
+}
+
+/// A partition's bounds as its leader tells them. Blocking.
+fn bounds_of<C: ClientContext>(client: &Client<C>, name: &str, partition: u16) -> Result<Bounds, Error> {
+    let (start, next) = client.fetch_watermarks(name, i32::from(partition), ASK).map_err(failed)?;
+    Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? })
+}
+
+fn check_range(topic: Topic, partition: u16, offset: Offset, Bounds { start, next }: Bounds) -> Result<(), Error> {
+    if (start..=next).contains(&offset) { Ok(()) } else { Err(Error::OutOfRange { topic: topic.name(), partition, offset, start, next }) }
+}
+
+impl KafkaLog {
+    /// Connects, and makes or checks the topics.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a wrong URL or setting, or for topics that Contrail must not use; [`Error::Unavailable`] where the brokers do not answer.
+    pub async fn open(url: &str, settings: Settings) -> Result<Self, Error> {
+        let brokers = settings::brokers(url)?;
+        let client = settings::client(&brokers, &settings)?;
+        let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
+        let admin = Arc::new(admin);
+        let names = Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()));
+        topics::ensure(&admin, &names, &settings).await?;
+        let producer = Producer::new(&client)?;
+        let (members, readers) = (Mutex::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { client, settings, names, admin, producer, members, readers, closed: AtomicBool::new(false) })))
+    }
+}
+
+impl Inner {
+    fn name(&self, topic: Topic) -> &str {
+        let [events, changes] = &self.names;
+        match topic {
+            Topic::Events => events,
+            Topic::Changes => changes,
+        }
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::SeqCst) { Err(Error::Closed("the log was closed".into())) } else { Ok(()) }
+    }
+
+    fn group(&self, topic: Topic, group: &str) -> String {
+        format!("{}.{group}", self.name(topic))
+    }
+
+    /// All partitions of a topic.
+    fn partitions(&self, topic: Topic) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(self.name(topic), 0, i32::from(PARTITIONS) - 1);
+        list
+    }
+
+    /// A consumer of a group that takes no part in it.
+    fn onlooker(&self, group: &str) -> Result<BaseConsumer, Error> {
+        let mut config = self.client.clone();
+        config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error").set("allow.auto.create.topics", "false");
+        config.create().map_err(failed)
+    }
+
+    fn all_bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error> {
+        (0..PARTITIONS).map(|partition| bounds_of(self.admin.inner(), self.name(topic), partition)).collect()
+    }
+
+    /// What the brokers have of a group, by partition; None where it never committed.
+    fn stored_offsets(&self, topic: Topic, group: &str) -> Result<Vec<Option<Offset>>, Error> {
+        let found = self.onlooker(group)?.committed_offsets(self.partitions(topic), ASK).map_err(failed)?;
+        let mut offsets = vec![None; usize::from(PARTITIONS)];
+        for element in found.elements() {
+            if let (At::Offset(offset), Some(slot)) = (element.offset(), usize::try_from(element.partition()).ok().and_then(|at| offsets.get_mut(at)))
+            {
+                *slot = u64::try_from(offset).ok();
+            }
+        }
+        Ok(offsets)
+    }
+
+    /// The same with what members in this process have said since.
+    fn offsets(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, Error> {
+        let stored = self.stored_offsets(topic, group)?;
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let here: Vec<_> = members.iter().filter(|(name, _)| name == group).filter_map(|(_, member)| member.upgrade()).collect();
+        let said = |partition: u16| here.iter().find_map(|member| member.said(partition));
+        Ok((0..PARTITIONS).zip(stored).map(|(partition, stored)| said(partition).or(stored).unwrap_or(0)).collect())
+    }
+
+    /// Makes a group known, so that it holds retention back from now on.
+    fn register(&self, topic: Topic, group: &str) -> Result<(), Error> {
+        if self.stored_offsets(topic, group)?.iter().any(Option::is_some) {
+            return Ok(());
+        }
+        let mut list = self.partitions(topic);
+        list.set_all_offsets(At::Offset(0)).map_err(failed)?;
+        match self.onlooker(group)?.commit(&list, CommitMode::Sync) {
+            // It has members already, and one of them registered it.
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::IllegalGeneration)) => Ok(()),
+            other => other.map_err(failed),
+        }
+    }
+
+    fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, Error> {
+        let bounds = bounds_of(self.admin.inner(), self.name(topic), partition)?;
+        check_range(topic, partition, from, bounds)?;
+        if from == bounds.next {
+            return Ok(Vec::new());
+        }
+        let consumer = self.reader_at(topic, partition, from)?;
+        let (mut found, mut bytes, asked) = (Vec::<Stored>::new(), 0, Instant::now());
+        let mut at = from;
+        while at < bounds.next && (found.is_empty() || bytes < max_bytes) {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(message)) => {
+                    if message.offset() != at as i64 {
+                        let what = format!("the brokers went on at {}", message.offset());
+                        return Err(Error::Damaged { topic: topic.name(), partition, offset: at, what });
+                    }
+                    let value = message.payload().map(Bytes::copy_from_slice).unwrap_or_default();
+                    if !found.is_empty() && bytes + value.len() > max_bytes {
+                        // It is taken and cannot be given back: this consumer does not stand where the next read begins.
+                        return Ok(found);
+                    }
+                    bytes += value.len();
+                    found.push(Stored { offset: at, value });
+                    at += 1;
+                }
+                Some(Err(error)) => return Err(failed(error)),
+                None if asked.elapsed() > READ => return Err(failed("a partition's leader does not answer")),
+                None => {}
+            }
+        }
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() >= IDLE_READERS {
+            drop(readers.remove(0));
+        }
+        readers.push(Reading { consumer, next: (topic, partition, at) });
+        Ok(found)
+    }
+
+    /// A consumer that reads a partition from an offset on: one that stands there, or one sent there.
+    fn reader_at(&self, topic: Topic, partition: u16, from: Offset) -> Result<BaseConsumer, Error> {
+        let kept = {
+            let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let there = readers.iter().position(|reading| reading.next == (topic, partition, from));
+            there.map(|at| readers.remove(at).consumer)
+        };
+        if let Some(consumer) = kept {
+            return Ok(consumer);
+        }
+        let consumer = self.onlooker(&self.group(topic, "reads"))?;
+        let mut list = TopicPartitionList::new();
+        let at = At::Offset(i64::try_from(from).map_err(failed)?);
+        list.add_partition_offset(self.name(topic), i32::from(partition), at).map_err(failed)?;
+        consumer.assign(&list).map_err(failed)?;
+        Ok(consumer)
+    }
+
+    /// Every group that ever subscribed to a topic, by its full name.
+    fn groups(&self, topic: Topic) -> Result<Vec<String>, Error> {
+        let all = self.admin.inner().fetch_group_list(None, ASK).map_err(failed)?;
+        let prefix = self.group(topic, "");
+        Ok(all.groups().iter().map(|group| group.name().to_owned()).filter(|name| name.starts_with(&prefix)).collect())
+    }
+
+    /// By partition the offset below which everything is older than `now` less the retention.
+    fn aged(&self, topic: Topic, now: Timestamp) -> Result<Vec<Offset>, Error> {
+        let age = i64::try_from(self.settings.retention.as_micros()).unwrap_or(i64::MAX);
+        let before = now.micros().saturating_sub(age).div_euclid(1_000);
+        let mut list = self.partitions(topic);
+        list.set_all_offsets(At::Offset(before.max(0))).map_err(failed)?;
+        let found = self.onlooker(&self.group(topic, "reads"))?.offsets_for_times(list, ASK).map_err(failed)?;
+        let mut aged = vec![0; usize::from(PARTITIONS)];
+        for element in found.elements() {
+            let Some(slot) = usize::try_from(element.partition()).ok().and_then(|at| aged.get_mut(at)) else { continue };
+            *slot = match element.offset() {
+                At::Offset(offset) => u64::try_from(offset).unwrap_or(0),
+                // No record is younger.
+                At::End => Offset::MAX,
+                _ => 0,
+            };
+        }
+        Ok(aged)
+    }
+
+    /// Up to which offset each partition may be deleted: old, and passed by every group.
+    fn deletable(&self, topic: Topic, now: Timestamp) -> Result<Vec<(u16, Offset)>, Error> {
+        let mut least = self.aged(topic, now)?;
+        for group in self.groups(topic)? {
+            for (least, offset) in least.iter_mut().zip(self.offsets(topic, &group)?) {
+                *least = offset.min(*least);
+            }
+        }
+        let bounds = self.all_bounds(topic)?;
+        let below = |((partition, least), bounds): ((u16, Offset), Bounds)| {
+            (least.min(bounds.next) > bounds.start).then(|| (partition, least.min(bounds.next)))
+        };
+        Ok((0..PARTITIONS).zip(least).zip(bounds).filter_map(below).collect())
+    }
+}
+
+#[async_trait]
+impl EventLog for KafkaLog {
+    async fn append(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, Error> {
+        self.0.check_open()?;
+        if let Some(bytes) = records.iter().map(|record| record.value.len()).find(|bytes| *bytes > MAX_RECORD) {
+            return Err(Error::TooLarge { bytes });
+        }
+        self.0.producer.append(self.0.name(topic), &records).await
+    }
+
+    async fn subscribe(&self, topic: Topic, group: &str) -> Result<Box<dyn Consumer>, Error> {
+        self.0.check_open()?;
+        let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
+        let member = blocking(move || {
+            inner.register(topic, &group)?;
+            let mut config = inner.client.clone();
+            if !inner.settings.instance.is_empty() {
+                config.set("group.instance.id", &inner.settings.instance);
+            }
+            let member = consumer::start(&config, topic, inner.name(topic), &group, inner.settings.session_timeout)?;
+            let mut members = inner.members.lock().unwrap_or_else(PoisonError::into_inner);
+            members.retain(|(_, member)| member.strong_count() > 0);
+            members.push((group, Arc::downgrade(&member)));
+            Ok(member)
+        });
+        Ok(Box::new(consumer::Reader(member.await?)))
+    }
+
+    async fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, Error> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.read(topic, partition, from, max_bytes)).await
+    }
+
+    async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.all_bounds(topic)).await
+    }
+
+    async fn committed(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, Error> {
+        let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
+        blocking(move || inner.offsets(topic, &group)).await
+    }
+
+    async fn forget_group(&self, topic: Topic, group: &str) -> Result<(), Error> {
+        let (name, asked) = (self.0.group(topic, group), Instant::now());
+        loop {
+            let answers = self.0.admin.delete_groups(&[&name], &topics::options()).await.map_err(failed)?;
+            match answers.into_iter().next() {
+                Some(Err((_, RDKafkaErrorCode::NonEmptyGroup))) if asked.elapsed() < LEAVE => tokio::time::sleep(Duration::from_millis(100)).await,
+                Some(Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound))) => return Ok(()),
+                Some(Err((_, code))) => return Err(failed(format!("group {name}: {code}"))),
+                None => return Err(failed("no answer to forgetting a group")),
+            }
+        }
+    }
+
+    async fn retain(&self, now: Timestamp) -> Result<(), Error> {
+        for topic in Topic::ALL {
+            let inner = Arc::clone(&self.0);
+            let deletable = blocking(move || inner.deletable(topic, now)).await?;
+            if deletable.is_empty() {
+                continue;
+            }
+            let mut list = TopicPartitionList::new();
+            for (partition, offset) in deletable {
+                let at = At::Offset(i64::try_from(offset).map_err(failed)?);
+                list.add_partition_offset(self.0.name(topic), i32::from(partition), at).map_err(failed)?;
+            }
+            let deleted = self.0.admin.delete_records(&list, &topics::options()).await.map_err(failed)?;
+            for element in deleted.elements() {
+                element.error().map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.0.closed.store(true, Ordering::SeqCst);
+        let members = std::mem::take(&mut *self.0.members.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, member) in members {
+            member.upgrade().into_iter().for_each(|member| member.stop(Error::Closed("the log was closed".into())));
+        }
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            inner.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            inner.producer.flush()
+        })
+        .await
+    }
+}

@@ -1,0 +1,185 @@
+//! Makes Contrail's topics where they are missing, and refuses ones that could lose or reorder records. Called once, when the log is opened.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::producer::MAX_MESSAGE;
+use super::settings::Settings;
+use crate::event::PARTITIONS;
+use crate::eventlog::Error;
+
+/// How long a single question to the brokers may take.
+pub(super) const ASK: Duration = Duration::from_secs(15);
+
+/// How long a new topic may take until every partition has a leader.
+const SETTLE: Duration = Duration::from_secs(30);
+
+type Admin = Arc<AdminClient<DefaultClientContext>>;
+
+pub(super) fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK))
+}
+
+pub(super) fn failed(error: impl std::fmt::Display) -> Error {
+    Error::Unavailable(format!("kafka: {error}"))
+}
+
+/// What the brokers say of a topic.
+struct Found {
+    partitions: usize,
+    replicas: usize,
+    led: bool,
+}
+
+/// Makes what is missing and checks what is there.
+///
+/// # Errors
+/// [`Error::Format`] for a topic that Contrail must not use, with what to change; [`Error::Unavailable`] where the brokers do not answer.
+pub(super) async fn ensure(admin: &Admin, names: &[String; 2], settings: &Settings) -> Result<(), Error> {
+    for name in names {
+        if find(admin, name).await?.is_none() {
+            create(admin, name, settings).await?;
+        }
+        let found = settled(admin, name).await?;
+        check_layout(name, &found, settings)?;
+        let settings_of = describe(admin, name).await?;
+        check_settings(name, &settings_of, settings)?;
+    }
+    Ok(())
+}
+
+async fn create(admin: &Admin, name: &str, settings: &Settings) -> Result<(), Error> {
+    let (replication, max) = (i32::from(settings.replication), MAX_MESSAGE.to_string());
+    let topic = NewTopic::new(name, i32::from(PARTITIONS), TopicReplication::Fixed(replication))
+        .set("cleanup.policy", "delete")
+        .set("retention.ms", "-1")
+        .set("retention.bytes", "-1")
+        .set("max.message.bytes", &max)
+        .set("unclean.leader.election.enable", "false")
+        .set("min.insync.replicas", if settings.replication >= 3 { "2" } else { "1" });
+    let made = admin.create_topics([&topic], &options()).await.map_err(failed)?;
+    match made.into_iter().next() {
+        Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+        Some(Err((_, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed))) => Err(Error::Format(format!(
+            "kafka topic `{name}` is missing and this user may not create it; make it with {PARTITIONS} partitions, retention.ms=-1, retention.bytes=-1, \
+             max.message.bytes={max}"
+        ))),
+        Some(Err((_, code))) => Err(Error::Format(format!("kafka topic `{name}` cannot be created with {replication} replicas: {code}"))),
+        None => Err(failed("no answer to creating a topic")),
+    }
+}
+
+/// A topic whose partitions all have leaders.
+async fn settled(admin: &Admin, name: &str) -> Result<Found, Error> {
+    let asked = Instant::now();
+    loop {
+        match find(admin, name).await? {
+            Some(found) if found.led => return Ok(found),
+            _ if asked.elapsed() > SETTLE => return Err(failed(format!("topic `{name}` has partitions without a leader"))),
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// None where there is no such topic.
+async fn find(admin: &Admin, name: &str) -> Result<Option<Found>, Error> {
+    // Metadata of all topics: asked for one by its name, a broker may create it.
+    let client = Arc::clone(admin);
+    let metadata = super::blocking(move || client.inner().fetch_metadata(None, ASK).map_err(failed)).await?;
+    Ok(metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| Found {
+        partitions: topic.partitions().len(),
+        replicas: topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0),
+        led: topic.error().is_none() && topic.partitions().iter().all(|partition| partition.leader() >= 0),
+    }))
+}
+
+/// The settings of a topic that matter here, by name.
+async fn describe(admin: &Admin, name: &str) -> Result<Vec<(String, String)>, Error> {
+    let answers = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options()).await.map_err(failed)?;
+    let resource = answers.into_iter().next().ok_or_else(|| failed("no answer to describing a topic"))?.map_err(failed)?;
+    Ok(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+}
+
+fn check_layout(name: &str, found: &Found, settings: &Settings) -> Result<(), Error> {
+    if found.partitions != usize::from(PARTITIONS) {
+        return Err(Error::Format(format!(
+            "kafka topic `{name}` has {} partitions; Contrail needs {PARTITIONS}, for good: events are found by their partition",
+            found.partitions
+        )));
+    }
+    if found.replicas < 3 && !settings.allow_single_replica {
+        return Err(Error::Format(format!(
+            "kafka topic `{name}` has {} replicas: fewer than 3 can lose what was acknowledged; raise it, or set kafka.allow_single_replica",
+            found.replicas
+        )));
+    }
+    Ok(())
+}
+
+fn check_settings(name: &str, entries: &[(String, String)], settings: &Settings) -> Result<(), Error> {
+    let value = |key: &str| entries.iter().find(|(name, _)| name == key).map_or("", |(_, value)| value.as_str());
+    let wrong = |key: &str, why: &str| Err(Error::Format(format!("kafka topic `{name}` has {key}={}: {why}", value(key))));
+    let number = |key: &str| value(key).parse::<i64>().unwrap_or(0);
+    if value("cleanup.policy") != "delete" {
+        return wrong("cleanup.policy", "it must be delete, as every record counts");
+    }
+    for key in ["retention.ms", "retention.bytes"] {
+        if number(key) != -1 {
+            return wrong(key, "it must be -1: Contrail itself deletes what every reader has passed");
+        }
+    }
+    if number("max.message.bytes") < MAX_MESSAGE as i64 {
+        return wrong("max.message.bytes", &format!("it must be at least {MAX_MESSAGE}"));
+    }
+    if number("min.insync.replicas") < 2 && !settings.allow_single_replica {
+        return wrong("min.insync.replicas", "below 2, what was acknowledged can be lost; raise it, or set kafka.allow_single_replica");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(changed: (&str, &str)) -> Vec<(String, String)> {
+        let max = MAX_MESSAGE.to_string();
+        [
+            ("cleanup.policy", "delete"),
+            ("retention.ms", "-1"),
+            ("retention.bytes", "-1"),
+            ("max.message.bytes", max.as_str()),
+            ("min.insync.replicas", "2"),
+        ]
+        .map(|(key, value)| (key.to_owned(), if key == changed.0 { changed.1 } else { value }.to_owned()))
+        .to_vec()
+    }
+
+    #[test]
+    fn topics_that_could_lose_records_are_refused() {
+        let strict = Settings::default();
+        check_settings("t", &entries(("", "")), &strict).unwrap();
+        for changed in [
+            ("cleanup.policy", "compact"),
+            ("cleanup.policy", "compact,delete"),
+            ("retention.ms", "604800000"),
+            ("retention.bytes", "1"),
+            ("max.message.bytes", "1048588"),
+            ("min.insync.replicas", "1"),
+        ] {
+            let error = check_settings("t", &entries(changed), &strict).unwrap_err().to_string();
+            assert!(error.contains(&format!("`t` has {}={}", changed.0, changed.1)), "{error}");
+        }
+        let lenient = Settings { allow_single_replica: true, ..strict.clone() };
+        check_settings("t", &entries(("min.insync.replicas", "1")), &lenient).unwrap();
+
+        let found = |partitions, replicas| Found { partitions, replicas, led: true };
+        check_layout("t", &found(16, 3), &strict).unwrap();
+        assert!(check_layout("t", &found(17, 3), &strict).unwrap_err().to_string().contains("17 partitions"));
+        assert!(check_layout("t", &found(16, 1), &strict).unwrap_err().to_string().contains("1 replicas"));
+        check_layout("t", &found(16, 1), &lenient).unwrap();
+    }
+}

@@ -1,0 +1,130 @@
+//! The whole product with its log on a real Kafka: the same data as on the embedded log, and nothing lost or counted twice when either is killed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::crash::{SENDERS, Shared, sender};
+use crate::harness::{Server, binary};
+use crate::same::{assert_same, copy, told};
+use crate::shop;
+use rand::{Rng, SeedableRng};
+
+/// A broker of one test; it ends with it.
+struct Broker {
+    dir: tempfile::TempDir,
+    address: String,
+}
+
+fn servers(arguments: &[&str], dir: &Path) -> String {
+    let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run")).args(arguments).arg("--dir").arg(dir).output().unwrap();
+    assert!(out.status.success(), "tests/servers/run {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+impl Broker {
+    fn up() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let told = servers(&["up", "kafka", "--own"], dir.path());
+        let address = told.lines().find_map(|line| line.strip_prefix("KAFKA=")).unwrap().to_owned();
+        Self { dir, address }
+    }
+
+    /// As a process dies, and back on the same directory.
+    fn kill_and_restart(&self) {
+        servers(&["stop", "kafka-1", "--kill"], self.dir.path());
+        servers(&["start", "kafka-1"], self.dir.path());
+    }
+
+    /// The program with its log on this broker.
+    fn contrail(&self, data: &Path) -> Server {
+        let mut command = binary();
+        command
+            .env("CONTRAIL_LOG", format!("kafka://{}", self.address))
+            .env("CONTRAIL_KAFKA_REPLICATION", "1")
+            .env("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true")
+            .env("CONTRAIL_KAFKA_SESSION_TIMEOUT", "10s");
+        if std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").is_none() {
+            command.stderr(std::process::Stdio::null());
+        }
+        Server::start(command, data, &[]).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        servers(&["down", "--kill"], self.dir.path());
+    }
+}
+
+#[test]
+fn slow_kafka_gives_the_same_data_as_the_embedded_log() {
+    let broker = Broker::up();
+    let day = shop::day(14, 6_000);
+    let dir = tempfile::tempdir().unwrap();
+    let (embedded, kafka) = (dir.path().join("embedded"), dir.path().join("kafka"));
+    assert!(Server::on(&embedded, &[]).stop().success());
+    // Both have the same site, and so the same keyed hashes.
+    copy(&embedded, &kafka);
+    let server = Server::on(&embedded, &[]);
+    server.accept(&day.events);
+    let on_embedded = told(server, &day, true);
+
+    let server = broker.contrail(&kafka);
+    server.accept(&day.events);
+    server.settle();
+    // Stores survive a stop; the group's partitions are taken up again at once.
+    assert!(server.stop().success());
+    let server = broker.contrail(&kafka);
+    server.accept(&day.events[..100]);
+    shop::assert_reports_equal_tally(&server, &day);
+    let on_kafka = told(server, &day, true);
+    assert_same(&on_embedded, &on_kafka, "embedded and kafka");
+}
+
+#[test]
+fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
+    const ROUNDS: usize = 15;
+    let broker = Broker::up();
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let day = shop::day(seed, 10_000);
+    let (shared, total) = Shared::batches(&day.events, 40, &mut rng);
+    let shared = Arc::new(shared);
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut server = broker.contrail(&data);
+    server.address.clone_into(&mut shared.address.write().unwrap());
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|_| {
+            std::thread::spawn({
+                let shared = Arc::clone(&shared);
+                move || sender(&shared, |_| ())
+            })
+        })
+        .collect();
+    for round in 0..ROUNDS {
+        shared.unlocked.fetch_add(total / ROUNDS + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(rng.random_range(5..800)));
+        if round % 7 == 3 {
+            broker.kill_and_restart();
+        } else {
+            server.kill();
+            server = broker.contrail(&data);
+            server.address.clone_into(&mut shared.address.write().unwrap());
+        }
+    }
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    server.settle();
+    let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
+    assert_eq!(shop::archived(&server, &day), sent, "every acknowledged event is archived exactly once");
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
