@@ -1,7 +1,7 @@
 //! A member of a Kafka consumer group. One thread polls, for as long as the member lives; the reader meets it at [`Member`]. (Streams over partition
 //! queues can lose a wake-up and leave a partition behind for ever: librdkafka's wrappers #638, #665, #840.) Group protocol: classic, cooperative-sticky.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -180,8 +180,11 @@ impl Drop for Reader {
     }
 }
 
+/// Ends when a member's thread has: nothing is ever sent.
+pub(super) type Ended = mpsc::Receiver<std::convert::Infallible>;
+
 /// Joins a group of a topic and starts the thread.
-pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<Arc<Shared>, Error> {
+pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<(Arc<Shared>, Ended), Error> {
     let shared =
         Arc::new(Shared { topic, name: name.to_owned(), member: Mutex::default(), wake: Notify::new(), reader: Condvar::new(), drain: session / 3 });
     let mut config = config.clone();
@@ -203,9 +206,16 @@ pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str
     let consumer: BaseConsumer<Group> =
         config.create_with_context(Group(Arc::clone(&shared))).map_err(|error| Error::Format(format!("kafka: {error}")))?;
     consumer.subscribe(&[name]).map_err(failed)?;
+    let (ending, ended) = mpsc::channel();
     let held = Arc::clone(&shared);
-    std::thread::Builder::new().name(format!("kafka-{}", topic.name())).spawn(move || run(&consumer, &held)).map_err(failed)?;
-    Ok(shared)
+    let work = move || {
+        run(&consumer, &held);
+        // Leaves the group first.
+        drop(consumer);
+        drop(ending);
+    };
+    std::thread::Builder::new().name(format!("kafka-{}", topic.name())).spawn(work).map_err(failed)?;
+    Ok((shared, ended))
 }
 
 /// The thread: until the member is stopped.
