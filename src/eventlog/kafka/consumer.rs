@@ -1,6 +1,7 @@
 //! A member of a Kafka consumer group. One thread polls, for as long as the member lives; the reader meets it at [`Member`]. (Streams over partition
 //! queues can lose a wake-up and leave a partition behind for ever: librdkafka's wrappers #638, #665, #840.) Group protocol: classic, cooperative-sticky.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartit
 use tokio::sync::Notify;
 
 use super::member::{Member, Task};
-use super::topics::{ASK, failed};
+use super::topics::failed;
 use crate::eventlog::{Consumer, Delivery, Error, Offset, Stored, Topic};
 
 /// How long a poll waits; also how long a reader's wish may.
@@ -50,6 +51,11 @@ impl Shared {
         self.member().said.get(&partition).copied()
     }
 
+    /// Whether it was ended.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.member().stopped.is_some()
+    }
+
     /// Ends it; its reader is told why.
     pub(super) fn stop(&self, why: Error) {
         self.member().stopped.get_or_insert(why);
@@ -69,7 +75,7 @@ struct Group(Arc<Shared>);
 
 impl ClientContext for Group {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, topic = self.0.name, "kafka consumer");
+        super::tell(&error, reason);
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -201,6 +207,8 @@ pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str
         .set("allow.auto.create.topics", "false")
         .set("check.crcs", "true")
         .set("fetch.queue.backoff.ms", "50")
+        // Also how long leaving waits for brokers that do not answer.
+        .set("socket.timeout.ms", "10000")
         .set("queued.max.messages.kbytes", "16384")
         .set("statistics.interval.ms", "1000");
     let consumer: BaseConsumer<Group> =
@@ -222,9 +230,13 @@ pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str
 fn run(consumer: &BaseConsumer<Group>, shared: &Shared) {
     let (mut committed, mut full_since) = (Instant::now(), None);
     while shared.member().stopped.is_none() {
-        let tasks = shared.member().tasks(Instant::now());
-        for task in tasks {
-            perform(consumer, shared, task);
+        let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
+        while let Some(task) = tasks.pop_front() {
+            if !perform(consumer, shared, task) {
+                // The group must be served meanwhile: the rest comes after the next poll, too.
+                tasks.into_iter().for_each(|task| shared.member().again(task));
+                break;
+            }
         }
         if committed.elapsed() >= COMMIT_EVERY {
             committed = Instant::now();
@@ -265,23 +277,26 @@ fn has_room(consumer: &BaseConsumer<Group>, shared: &Shared, full_since: &mut Op
     false
 }
 
-fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) {
+/// False where it is to be tried again.
+fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool {
     let done = match task {
         Task::Pause(partition) => consumer.pause(&shared.list([partition])).map_err(failed),
         Task::ReadOn(partition, offset) => read_from(consumer, shared, partition, offset),
         Task::Seek(partition, offset) => seek(consumer, shared, partition, offset),
     };
     match done {
-        Ok(()) => {}
+        Ok(()) => true,
         Err(error @ Error::OutOfRange { .. }) => {
             let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Pause(partition)) = task;
             shared.member().fail(partition, error);
             shared.wake.notify_one();
+            true
         }
         Err(error) => {
             // An assignment under way, or a broker that does not answer.
             tracing::debug!(%error, ?task, topic = shared.name, "kafka; it is tried again");
             shared.member().again(task);
+            false
         }
     }
 }
@@ -299,7 +314,7 @@ fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
 fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     consumer.resume(&shared.list([partition])).map_err(failed)?;
     let at = i64::try_from(offset).map_err(failed)?;
-    consumer.seek(&shared.name, i32::from(partition), At::Offset(at), ASK).map_err(failed)
+    consumer.seek(&shared.name, i32::from(partition), At::Offset(at), super::LOOK).map_err(failed)
 }
 
 fn take(shared: &Shared, message: &impl Message) {
@@ -330,7 +345,7 @@ fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError)
             }
             shared.wake.notify_one();
         }
-        error => tracing::warn!(%error, topic = shared.name, "kafka consumer"),
+        error => super::tell(error, "a poll"),
     }
 }
 

@@ -18,7 +18,7 @@ mod tests;
 mod topics;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,9 @@ use crate::event::{PARTITIONS, Timestamp};
 use producer::Producer;
 pub use settings::{Security, Settings};
 use topics::{ASK, failed};
+
+/// How long a look at one partition may take: scrapes and answers wait for it.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// How long a read waits for records that are known to be there.
 const READ: Duration = Duration::from_secs(30);
@@ -81,9 +84,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(error)))
 }
 
+/// Logs an error that librdkafka deals with itself. Of brokers that are away it tells in its own log lines, once, and here for each client and try.
+fn tell(error: &KafkaError, reason: &str) {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => tracing::debug!(%error, reason, "kafka"),
+        _ => tracing::warn!(%error, reason, "kafka"),
+    }
+}
+
 /// A partition's bounds as its leader tells them. Blocking.
 fn bounds_of<C: ClientContext>(client: &Client<C>, name: &str, partition: u16) -> Result<Bounds, Error> {
-    let (start, next) = client.fetch_watermarks(name, i32::from(partition), ASK).map_err(failed)?;
+    let (start, next) = client.fetch_watermarks(name, i32::from(partition), LOOK).map_err(failed)?;
     Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? })
 }
 
@@ -198,6 +209,24 @@ impl Inner {
             // It has members already, and one of them registered it.
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::IllegalGeneration)) => Ok(()),
             other => other.map_err(failed),
+        }
+    }
+
+    /// Two members of one name fence each other: the former one of this process has to be gone first.
+    fn wait_for_former(&self, group: &str) -> Result<(), Error> {
+        let asked = Instant::now();
+        loop {
+            let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+            members.retain(|subscribed| subscribed.ended.try_recv() != Err(TryRecvError::Disconnected));
+            let Some(former) = members.iter().find(|subscribed| subscribed.group == group) else { return Ok(()) };
+            if former.member.upgrade().is_some_and(|member| !member.is_stopped()) {
+                return Err(Error::Format(format!("group {group} has a reader in this process already, and kafka.instance lets it have one")));
+            }
+            drop(members);
+            if asked.elapsed() > LEAVE {
+                return Err(failed(format!("the former reader of group {group} has not left yet")));
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -317,11 +346,12 @@ impl EventLog for KafkaLog {
             inner.register(topic, &group)?;
             let mut config = inner.client.clone();
             if !inner.settings.instance.is_empty() {
+                inner.wait_for_former(&group)?;
                 config.set("group.instance.id", &inner.settings.instance);
             }
             let (member, ended) = consumer::start(&config, topic, inner.name(topic), &group, inner.settings.session_timeout)?;
             let mut members = inner.members.lock().unwrap_or_else(PoisonError::into_inner);
-            members.retain(|subscribed| subscribed.member.strong_count() > 0);
+            members.retain(|subscribed| subscribed.ended.try_recv() != Err(TryRecvError::Disconnected));
             members.push(Subscribed { group, member: Arc::downgrade(&member), ended });
             Ok(member)
         });
@@ -348,9 +378,7 @@ impl EventLog for KafkaLog {
         loop {
             let answers = self.0.admin.delete_groups(&[&name], &topics::options()).await.map_err(failed)?;
             match answers.into_iter().next() {
-                Some(Err((_, code)))
-                    if asked.elapsed() < LEAVE && (code == RDKafkaErrorCode::NonEmptyGroup || moves(&KafkaError::AdminOp(code))) =>
-                {
+                Some(Err((_, code))) if asked.elapsed() < LEAVE && (code == RDKafkaErrorCode::NonEmptyGroup || moves(&KafkaError::AdminOp(code))) => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Some(Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound))) => return Ok(()),

@@ -42,7 +42,7 @@ struct Reports;
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka producer");
+        super::tell(&error, reason);
     }
 }
 
