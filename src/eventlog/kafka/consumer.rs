@@ -65,7 +65,9 @@ impl Shared {
 
     fn list(&self, partitions: impl IntoIterator<Item = u16>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        partitions.into_iter().for_each(|partition| drop(list.add_partition(&self.name, i32::from(partition))));
+        for partition in partitions {
+            list.add_partition(&self.name, i32::from(partition));
+        }
         list
     }
 }
