@@ -11,8 +11,8 @@ use crate::telemetry::LogFormat;
 /// Every key with its default and a sentence: the manual.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
-/// Environment variables that are not settings: secrets and the like, read where they are used.
-const NOT_SETTINGS: [&str; 11] = [
+/// Environment variables that are not settings: secrets and the like, read where they are used; and those that tell the tests something.
+const NOT_SETTINGS: [&str; 8] = [
     "CONTRAIL_CONFIG",
     "CONTRAIL_BOOTSTRAP_INGEST_KEY",
     "CONTRAIL_BOOTSTRAP_READ_TOKEN",
@@ -21,10 +21,8 @@ const NOT_SETTINGS: [&str; 11] = [
     "CONTRAIL_SECRET_KEY",
     "CONTRAIL_KAFKA_PASSWORD",
     "CONTRAIL_SCYLLA_PASSWORD",
-    "CONTRAIL_TEST_DATA",
-    "CONTRAIL_TEST_KAFKA",
-    "CONTRAIL_TEST_SCYLLA",
 ];
+const OF_TESTS: &str = "CONTRAIL_TEST_";
 
 /// Why the settings cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -273,7 +271,7 @@ impl Config {
             merge(&mut all, table);
         }
         for (name, text) in variables {
-            if !name.starts_with("CONTRAIL_") || NOT_SETTINGS.contains(&name.trim_end_matches("_FILE")) {
+            if !name.starts_with("CONTRAIL_") || name.starts_with(OF_TESTS) || NOT_SETTINGS.contains(&name.trim_end_matches("_FILE")) {
                 continue;
             }
             let key = known.iter().find(|key| variable(key) == name).ok_or_else(|| Error::UnknownKey {

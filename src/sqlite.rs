@@ -73,7 +73,7 @@ fn prepare(conn: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
 /// once older than 7 days. Order and checkout entries stand in one lasting table. Filters in memory spare the look-ups of unknown ids. All methods run
 /// inside the caller's transaction where it has one.
 ///
-/// Keys are hashes, so each new one would touch another page of a large table. Therefore an hour's table grows in runs of [`RUN`] entries, each of which lies
+/// Keys are hashes, so each new one would touch another page of a large table. Therefore an hour's table grows in runs of 65,536 entries, each of which lies
 /// together: a run's pages are written while they are hot, and never again but for a take. A look-up asks every run, latest first; the filters make it rare.
 ///
 /// The tables that exist are told by a table, never from memory, so that a transaction may be rolled back at any point. Readers on other connections

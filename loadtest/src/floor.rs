@@ -1,10 +1,17 @@
-//! The floor that ingest is measured against: the bare handler, axum and serde_json typed parsing and nothing else, on one worker.
+//! The floor that ingest is measured against: the bare handler on one worker, axum and serde_json typed parsing and nothing else; with brokers given,
+//! an acknowledged send to them beside.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde::Deserialize;
 
 /// A typed event as a plain handler would declare it.
@@ -91,21 +98,53 @@ struct Item {
     price: Option<Money>,
 }
 
-async fn take(body: Bytes) -> StatusCode {
-    let parsed = if body.first() == Some(&b'[') {
-        serde_json::from_slice::<Vec<Event>>(&body).map(|events| events.len())
+/// Parses one event, or an array; how many.
+fn parse(body: &[u8]) -> Option<usize> {
+    if body.first() == Some(&b'[') {
+        serde_json::from_slice::<Vec<Event>>(body).ok().map(|events| events.len())
     } else {
-        serde_json::from_slice::<Event>(&body).map(|_| 1)
-    };
-    if parsed.is_ok() { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST }
+        serde_json::from_slice::<Event>(body).ok().map(|_| 1)
+    }
+}
+
+async fn take(body: Bytes) -> StatusCode {
+    if parse(&body).is_some() { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST }
+}
+
+/// Answers when the brokers have acknowledged.
+async fn produce(State(producer): State<FutureProducer>, body: Bytes) -> StatusCode {
+    if parse(&body).is_none() {
+        return StatusCode::BAD_REQUEST;
+    }
+    match producer.send(FutureRecord::<(), [u8]>::to(TOPIC).payload(&body), Duration::ZERO).await {
+        Ok(_) => StatusCode::ACCEPTED,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+const TOPIC: &str = "floor";
+
+/// The producer as a plain handler would have it, with the durability that contrail promises.
+async fn producer(brokers: &str) -> anyhow::Result<FutureProducer> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    let admin: AdminClient<DefaultClientContext> = config.create()?;
+    // It may be there from an earlier round.
+    admin.create_topics([&NewTopic::new(TOPIC, 16, TopicReplication::Fixed(1))], &AdminOptions::new()).await?;
+    config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "5").set("compression.type", "lz4");
+    Ok(config.create()?)
 }
 
 /// Serves on a free loopback port, prints the address, runs until killed.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run(brokers: Option<&str>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
+        let handler = match brokers {
+            Some(brokers) => post(produce).with_state(producer(brokers).await?),
+            None => post(take),
+        };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
-        axum::serve(listener, axum::Router::new().route("/v1/events", post(take))).await?;
+        axum::serve(listener, axum::Router::new().route("/v1/events", handler)).await?;
         Ok(())
     })
 }

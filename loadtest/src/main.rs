@@ -56,6 +56,20 @@ enum Run {
         #[arg(long, default_value_t = 4)]
         seconds: u64,
     },
+    /// CPU of ingest with its log on Kafka against the bare handler that sends there too.
+    Kafka {
+        #[command(flatten)]
+        server: Server,
+        /// The brokers: host:port,host:port.
+        #[arg(long)]
+        brokers: String,
+        /// Turns of either program.
+        #[arg(long, default_value_t = 6)]
+        rounds: usize,
+        /// Seconds of a turn.
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
     /// CPU of all roles, by stage.
     Saturate {
         #[command(flatten)]
@@ -117,13 +131,17 @@ enum Run {
         beside: String,
     },
     /// The bare handler that ingest is measured against; prints its address.
-    Floor,
+    Floor {
+        /// Sends each request to these brokers, too.
+        #[arg(long)]
+        brokers: Option<String>,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    if matches!(arguments.run, Run::Floor) {
-        floor::run()?;
+    if let Run::Floor { brokers } = &arguments.run {
+        floor::run(brokers.as_deref())?;
         return Ok(ExitCode::SUCCESS);
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(arguments.run))
@@ -133,13 +151,14 @@ async fn run(run: Run) -> anyhow::Result<ExitCode> {
     let found = match run {
         Run::Smoke { server, seconds } => smoke::run(&server.contrail, seconds).await?,
         Run::Ingest { server, rounds, seconds } => ingest::run(&server.contrail, rounds, seconds).await?,
+        Run::Kafka { server, brokers, rounds, seconds } => ingest::kafka(&server.contrail, brokers, rounds, seconds).await?,
         Run::Saturate { server, events } => saturate::run(&server.contrail, events).await?,
         Run::Sustain { server, rate, seconds } => sustain::run(&server.contrail, rate, seconds).await?,
         Run::Latency { server, rate, seconds } => latency::run(&server.contrail, rate, seconds).await?,
         Run::Hot { server, rate, seconds } => hot::run(&server.contrail, rate, seconds).await?,
         Run::Idle { server } => idle::run(&server.contrail).await?,
         Run::All { server, out, sustain_seconds, beside } => return baseline::run(&server.contrail, &out, sustain_seconds, &beside).await,
-        Run::Floor => return Ok(ExitCode::SUCCESS),
+        Run::Floor { .. } => return Ok(ExitCode::SUCCESS),
     };
     println!("{}", found.markdown());
     Ok(verdict(found.hold()))

@@ -35,18 +35,27 @@ pub(crate) struct Usage {
 impl Server {
     /// Starts contrail on a free port with a fresh data directory, which goes with it, and waits until it is ready.
     pub(crate) async fn start(contrail: &Path, arguments: &[&str], core: Option<usize>) -> anyhow::Result<Self> {
+        Self::start_with(contrail, arguments, &[], core).await
+    }
+
+    /// The same with settings from the environment.
+    pub(crate) async fn start_with(contrail: &Path, arguments: &[&str], settings: &[(&str, String)], core: Option<usize>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let mut server = Self::on(contrail, &dir.path().join("data"), arguments, core).await?;
+        let mut server = Self::open(contrail, &dir.path().join("data"), arguments, settings, core).await?;
         server._dir = Some(dir);
         Ok(server)
     }
 
     /// Starts contrail on a data directory of the caller's and waits until it is ready.
     pub(crate) async fn on(contrail: &Path, data: &Path, arguments: &[&str], core: Option<usize>) -> anyhow::Result<Self> {
+        Self::open(contrail, data, arguments, &[], core).await
+    }
+
+    async fn open(contrail: &Path, data: &Path, arguments: &[&str], settings: &[(&str, String)], core: Option<usize>) -> anyhow::Result<Self> {
         let mut command = pinned(contrail, core);
         command.arg("serve").arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]).args(arguments).stdout(Stdio::null());
         command.env("CONTRAIL_BOOTSTRAP_INGEST_KEY", INGEST_KEY).env("CONTRAIL_BOOTSTRAP_READ_TOKEN", READ_TOKEN);
-        command.env("CONTRAIL_TELEMETRY_FILTER", "warn");
+        command.env("CONTRAIL_TELEMETRY_FILTER", "warn").envs(settings.iter().map(|(name, value)| (name, value)));
         if core.is_some() {
             command.env("CONTRAIL_SERVER_WORKER_THREADS", "1");
         }
@@ -74,9 +83,9 @@ impl Server {
     }
 
     /// Starts a floor server of this very binary; it prints its address first.
-    pub(crate) fn floor(core: Option<usize>) -> anyhow::Result<Self> {
+    pub(crate) fn floor(brokers: Option<&str>, core: Option<usize>) -> anyhow::Result<Self> {
         let mut command = pinned(&std::env::current_exe()?, core);
-        command.arg("floor").stdout(Stdio::piped());
+        command.arg("floor").args(brokers.map(|brokers| ["--brokers", brokers]).into_iter().flatten()).stdout(Stdio::piped());
         let mut server = Self::spawn(command, PathBuf::new())?;
         let out = server.child.stdout.take().context("no standard output")?;
         let mut line = String::new();

@@ -1,4 +1,5 @@
-//! `contrail migrate`: makes or changes the tables of the clusters that the settings name. Serving never does: it refuses to start until they are right.
+//! `contrail migrate`: makes or changes the tables of the clusters that the settings name. Serving never does: it refuses to start until they are
+//! right.
 
 use std::process::ExitCode;
 

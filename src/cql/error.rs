@@ -1,4 +1,5 @@
-//! What can go wrong with a cluster, and which of it is worth trying again. Used by this folder's loop of attempts, and by the stores for what is left of it.
+//! What can go wrong with a cluster, and which of it is worth trying again. Used by this folder's loop of attempts, and by the stores for what is
+//! left of it.
 
 use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
 

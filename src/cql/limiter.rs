@@ -1,5 +1,5 @@
-//! How many requests are under way at once: more as long as all goes well, half as many when the cluster shows that it is too much (additive increase,
-//! multiplicative decrease). Every request of a [`super::Cluster`] passes here.
+//! How many requests are under way at once: more as long as all goes well, half as many when the cluster shows that it is too much (additive
+//! increase, multiplicative decrease). Every request of a [`super::Cluster`] passes here.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

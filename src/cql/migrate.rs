@@ -1,7 +1,7 @@
 //! The tables of a keyspace: made and changed by `contrail migrate`, checked by whoever connects. Must never take anything away.
 //!
-//! Safe with several at once: one of them holds a lock (a light-weight transaction, the only ones there are), the others wait for it. The table of the lock itself
-//! is made without one, so on an empty Cassandra cluster of several nodes start one migration first.
+//! Safe with several at once: one of them holds a lock (a light-weight transaction, the only ones there are), the others wait for it. The table of
+//! the lock itself is made without one, so on an empty Cassandra cluster of several nodes start one migration first.
 
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_version (part text PRI
 /// How long a migration that died holds the others up, in seconds.
 const LOCK: i32 = 120;
 
-/// What insert-only rows live longer than the retention, in days: a day's rows go together, and one of them may have come so much later than the others.
+/// What insert-only rows live longer than the retention, in days: a day's rows go together, and one of them may have come so much later than the
+/// others.
 const SLACK_DAYS: u64 = 31;
 /// What their lists live longer still.
 const MARKER_DAYS: u64 = 2;
@@ -33,7 +34,8 @@ const MOST_DAYS: u64 = 7_290;
 
 const DAY: u64 = 86_400;
 
-/// Makes the keyspace and its tables, or changes them to what this build and these settings need. Does nothing where they are so. Gives what was done, in words.
+/// Makes the keyspace and its tables, or changes them to what this build and these settings need. Does nothing where they are so. Gives what was
+/// done, in words.
 ///
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
@@ -67,8 +69,8 @@ impl Cluster {
         later(keyspace, version)?;
         if version < VERSION || days != retention_days(settings) {
             return Err(Error::Schema(format!(
-                "the tables of keyspace {keyspace} are of version {version} for a retention of {days} days, this build and its settings need version {VERSION} for {}: run \
-                 `contrail migrate` first",
+                "the tables of keyspace {keyspace} are of version {version} for a retention of {days} days, this build and its settings need version \
+                 {VERSION} for {}: run `contrail migrate` first",
                 retention_days(settings)
             )));
         }

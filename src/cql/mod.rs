@@ -1,5 +1,5 @@
-//! ScyllaDB or Apache Cassandra as the stores use it: statements prepared once and sent to a replica of what they touch, few enough at once, again until they are
-//! through or a time is up. Used by the stores that keep what they have there; knows nothing of what that is.
+//! ScyllaDB or Apache Cassandra as the stores use it: statements prepared once and sent to a replica of what they touch, few enough at once, again
+//! until they are through or a time is up. Used by the stores that keep what they have there; knows nothing of what that is.
 //!
 //! * `Ok` of a write: a quorum of the replicas (of the datacenter asked) has it. They sync it within seconds, not at once: what the last
 //!   replicas acknowledged before all of them lose power is lost. Whoever builds on this keeps what made the writes for so long, see

@@ -1,4 +1,5 @@
-//! One real Cassandra for all tests that need it, started by `tests/servers/run` when first asked for; it ends with this process. `CONTRAIL_TEST_SCYLLA` names another one.
+//! One real Cassandra for all tests that need it, started by `tests/servers/run` when first asked for; it ends with this process.
+//! `CONTRAIL_TEST_SCYLLA` names another one.
 
 use std::process::Command;
 use std::sync::OnceLock;

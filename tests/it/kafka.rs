@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::crash::{SENDERS, Shared, sender};
 use crate::harness::{Server, binary};
@@ -33,9 +33,13 @@ impl Broker {
         Self { dir, address }
     }
 
-    /// As a process dies, and back on the same directory.
-    fn kill_and_restart(&self) {
+    /// As a process dies.
+    fn kill(&self) {
         servers(&["stop", "kafka-1", "--kill"], self.dir.path());
+    }
+
+    /// Back on the same directory.
+    fn restart(&self) {
         servers(&["start", "kafka-1"], self.dir.path());
     }
 
@@ -111,7 +115,8 @@ fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
         shared.unlocked.fetch_add(total / ROUNDS + 1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(rng.random_range(5..800)));
         if round % 7 == 3 {
-            broker.kill_and_restart();
+            broker.kill();
+            broker.restart();
         } else {
             server.kill();
             server = broker.contrail(&data);
@@ -124,6 +129,44 @@ fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
     server.settle();
     let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
     assert_eq!(shop::archived(&server, &day), sent, "every acknowledged event is archived exactly once");
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+#[test]
+fn slow_a_broker_that_is_away_stops_nothing_for_good() {
+    // Longer than a record may wait for its broker (20 s) and than a session lasts (10 s): appends fail, and readers are made anew.
+    const AWAY: Duration = Duration::from_secs(45);
+    let broker = Broker::up();
+    let day = shop::day(15, 4_000);
+    let (first, rest) = day.events.split_at(2_000);
+    let dir = tempfile::tempdir().unwrap();
+    let server = broker.contrail(&dir.path().join("data"));
+    let pid = server.pid();
+    server.accept(first);
+    broker.kill();
+    let gone = Instant::now();
+    let refused = server.post(&serde_json::to_vec(&rest[..10]).unwrap());
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.text());
+    assert_eq!(refused.json()["code"], "log_unavailable");
+    // What operators and machines ask is answered within a scrape's usual time.
+    let asked = Instant::now();
+    assert_eq!(server.get("/metrics").status, 200);
+    assert_eq!(server.get("/readyz").status, 200);
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!(server.get("/v1/reports/top-viewed").status, 503);
+    std::thread::sleep(AWAY.saturating_sub(gone.elapsed()));
+    broker.restart();
+    let back = Instant::now();
+    while server.post(&serde_json::to_vec(&rest[..10]).unwrap()).status != 200 {
+        assert!(back.elapsed() < Duration::from_secs(60), "no event is taken");
+    }
+    server.accept(rest);
+    server.settle();
+    assert_eq!(server.pid(), pid);
+    let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
+    assert_eq!(shop::archived(&server, &day), sent);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
     assert!(server.stop().success());

@@ -1,5 +1,6 @@
 //! Ingest alone against the bare handler: both on core 0 and the load on core 1, in turns of a few seconds, CPU time of the server process over the
-//! events it answered with 2xx. The log's writer thread is part of that process.
+//! events it answered with 2xx. The log's writer thread is part of that process; where the log is on Kafka, librdkafka's threads are, and the bare handler
+//! sends to the same brokers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,15 @@ use crate::journeys::Pool;
 use crate::load::{flood, ms};
 use crate::process::{Server, has_taskset, pin_self};
 
-const CONNECTIONS: usize = 64;
+/// What is measured: against which floor, and what is asked of it.
+struct Plan {
+    brokers: Option<String>,
+    connections: usize,
+    /// Most of contrail's CPU over the floor's, one event per request.
+    ratio: f64,
+    /// Most microseconds of CPU an event, 100 per request.
+    micros: f64,
+}
 
 /// What a round gave.
 #[derive(Clone, Copy)]
@@ -24,33 +33,57 @@ struct Round {
     p99: f64,
 }
 
-/// Measures singles and batches of 100.
+/// Measures singles and batches of 100 on the embedded log.
 pub(crate) async fn run(contrail: &Path, rounds: usize, seconds: u64) -> anyhow::Result<Findings> {
+    measure(contrail, rounds, seconds, &Plan { brokers: None, connections: 64, ratio: 1.5, micros: 6.0 }).await
+}
+
+/// The same with the log on Kafka.
+pub(crate) async fn kafka(contrail: &Path, brokers: String, rounds: usize, seconds: u64) -> anyhow::Result<Findings> {
+    measure(contrail, rounds, seconds, &Plan { brokers: Some(brokers), connections: 256, ratio: 1.2, micros: 10.0 }).await
+}
+
+async fn measure(contrail: &Path, rounds: usize, seconds: u64, plan: &Plan) -> anyhow::Result<Findings> {
     let pool = Pool::new(7, 4_000)?;
-    let mut findings = Findings::new(format!("ingest alone, {CONNECTIONS} connections, {rounds} rounds of {seconds} s in turns"));
+    let log = if plan.brokers.is_some() { "to Kafka" } else { "alone" };
+    let mut findings = Findings::new(format!("ingest {log}, {} connections, {rounds} rounds of {seconds} s in turns", plan.connections));
     findings.note("mean event", format!("{} bytes", pool.mean_bytes()));
     findings.note("server on core 0, load on core 1", if has_taskset() { "yes" } else { "no: taskset is missing" });
     pin_self(1)?;
     let control = Control::start(pool.bodies(40));
     for batch in [1, 100] {
         let (mut ours, mut floors) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            let server = Server::start(contrail, &["--roles", "ingest"], Some(0)).await?;
-            ours.push(round(&server, &pool, batch, seconds, &control).await?);
+        for number in 0..rounds {
+            let settings = plan.settings(&format!("{batch}-{number}"));
+            let server = Server::start_with(contrail, &["--roles", "ingest"], &settings, Some(0)).await?;
+            ours.push(round(&server, &pool, batch, seconds, plan, &control).await?);
             server.stop().await?;
-            let floor = Server::floor(Some(0))?;
-            floors.push(round(&floor, &pool, batch, seconds, &control).await?);
+            let floor = Server::floor(plan.brokers.as_deref(), Some(0))?;
+            floors.push(round(&floor, &pool, batch, seconds, plan, &control).await?);
         }
-        tell(&mut findings, batch, &ours, &floors);
+        tell(&mut findings, batch, plan, &ours, &floors);
     }
     Ok(findings)
 }
 
-async fn round(server: &Server, pool: &Arc<Pool>, batch: usize, seconds: u64, control: &Control) -> anyhow::Result<Round> {
-    flood(&server.address, pool, batch, CONNECTIONS, Duration::from_millis(500)).await?;
+impl Plan {
+    /// Each round has topics of its own.
+    fn settings(&self, round: &str) -> Vec<(&'static str, String)> {
+        let Some(brokers) = &self.brokers else { return Vec::new() };
+        vec![
+            ("CONTRAIL_LOG", format!("kafka://{brokers}")),
+            ("CONTRAIL_KAFKA_PREFIX", format!("load-{}-{round}", std::process::id())),
+            ("CONTRAIL_KAFKA_REPLICATION", "1".into()),
+            ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true".into()),
+        ]
+    }
+}
+
+async fn round(server: &Server, pool: &Arc<Pool>, batch: usize, seconds: u64, plan: &Plan, control: &Control) -> anyhow::Result<Round> {
+    flood(&server.address, pool, batch, plan.connections, Duration::from_millis(500)).await?;
     control.read();
     let before = server.usage()?.cpu;
-    let (events, latency) = flood(&server.address, pool, batch, CONNECTIONS, Duration::from_secs(seconds)).await?;
+    let (events, latency) = flood(&server.address, pool, batch, plan.connections, Duration::from_secs(seconds)).await?;
     let spent = server.usage()?.cpu - before;
     let cpu = spent.as_secs_f64() * 1e6 / events.max(1) as f64;
     Ok(Round { cpu, control: control.read(), rate: events as f64 / seconds as f64, p99: ms(&latency, 0.99) })
@@ -65,7 +98,7 @@ fn least(figures: impl Iterator<Item = f64>) -> f64 {
     figures.fold(f64::INFINITY, f64::min)
 }
 
-fn tell(findings: &mut Findings, batch: usize, ours: &[Round], floors: &[Round]) {
+fn tell(findings: &mut Findings, batch: usize, plan: &Plan, ours: &[Round], floors: &[Round]) {
     // The fastest control of all rounds is this machine at its best: figures are told as they would be there.
     let fast = least(ours.iter().chain(floors).map(|round| round.control));
     for (name, rounds) in [("contrail", ours), ("floor", floors)] {
@@ -80,9 +113,14 @@ fn tell(findings: &mut Findings, batch: usize, ours: &[Round], floors: &[Round])
     // busier than the other.
     let ratio = median(ours.iter().zip(floors).map(|(a, b)| a.cpu / b.cpu).collect());
     if batch == 1 {
-        findings.at_most("1 per request: contrail over floor, median of the rounds' ratios", ratio, 1.5, "x");
+        findings.at_most("1 per request: contrail over floor, median of the rounds' ratios", ratio, plan.ratio, "x");
     } else {
         findings.note(format!("{batch} per request: contrail over floor"), format!("{ratio:.2} x"));
-        findings.at_most(format!("{batch} per request: CPU, least of the rounds"), least(ours.iter().map(|round| round.cpu)), 6.0, "us/event");
+        findings.at_most(
+            format!("{batch} per request: CPU, least of the rounds"),
+            least(ours.iter().map(|round| round.cpu)),
+            plan.micros,
+            "us/event",
+        );
     }
 }

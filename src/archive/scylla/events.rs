@@ -1,5 +1,5 @@
-//! Event rows, what they are found by, and all else that is only ever inserted: labels, links, quarantined records, sites. Written first of a batch. Every row is a
-//! function of its record, and so may be written again.
+//! Event rows, what they are found by, and all else that is only ever inserted: labels, links, quarantined records, sites. Written first of a
+//! batch. Every row is a function of its record, and so may be written again.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -91,8 +91,8 @@ impl Scylla {
         Ok(())
     }
 
-    /// The rows that are to be written: those whose report stands nowhere else. One that stands at its own place is written again, as what belongs to it may be
-    /// missing.
+    /// The rows that are to be written: those whose report stands nowhere else. One that stands at its own place is written again, as what belongs
+    /// to it may be missing.
     async fn unknown(&self, mut events: Vec<EventRow>) -> Result<Vec<EventRow>, Error> {
         events.sort_by_key(|row| (row.occurred_at, row.partition, row.offset));
         let mut seen = HashSet::new();

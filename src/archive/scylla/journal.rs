@@ -1,9 +1,10 @@
-//! What a batch makes of one partition of `events`, and the journal that makes it whole. The store has no transaction over its tables; values are absolute, so that
-//! a batch may be written again, but only as the very same batch: cells that include it beside a cursor that does not would be counted on twice.
+//! What a batch makes of one partition of `events`, and the journal that makes it whole. The store has no transaction over its tables; values are
+//! absolute, so that a batch may be written again, but only as the very same batch: cells that include it beside a cursor that does not would be
+//! counted on twice.
 //!
-//! Therefore a batch's part of a partition is first written as one piece, acknowledged, before any of it is. Whoever takes the partition over does again what the journal has
-//! behind the cursor, whole, and only then reads the cursor. A piece that was not whole was not begun. Pieces stay for the safety window, and the latest always: after a
-//! node was killed, all that are left are done again, see [`super::Scylla::recover`].
+//! Therefore a batch's part of a partition is first written as one piece, acknowledged, before any of it is. Whoever takes the partition over does
+//! again what the journal has behind the cursor, whole, and only then reads the cursor. A piece that was not whole was not begun. Pieces stay for
+//! the safety window, and the latest always: after a node was killed, all that are left are done again, see [`super::Scylla::recover`].
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,8 @@ use crate::cql::Write;
 use crate::event::identity::{CheckoutView, EVENT_MEMORY_SECONDS, Entry, IdentityKey, OrderView};
 use crate::event::{SiteId, Timestamp};
 
-const PUT_CELL: &str = "INSERT INTO cell (site, metric, hour, part, cell, dim, crawler, count0, count1, revenue, people) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-     USING TIMESTAMP ?";
+const PUT_CELL: &str = "INSERT INTO cell (site, metric, hour, part, cell, dim, crawler, count0, count1, revenue, people) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
 const PUT_BOOKS: &str = "INSERT INTO books (site, day, hour, part, books) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
 const PUT_COUNTS_AT: &str = "INSERT INTO counts_at (site, what, hour, part, at, id) VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
 const PUT_IDENTITY: &str = "INSERT INTO identity (key, entry, seen) VALUES (?, ?, ?) USING TIMESTAMP ? AND TTL ?";
@@ -35,8 +36,8 @@ const TAKE_JOURNAL: &str = "DELETE FROM journal USING TIMESTAMP ? WHERE part = ?
 /// Bytes of one chunk of a piece.
 const CHUNK: usize = 128 << 10;
 
-/// How much longer than identity's memory an event's entry lives, in seconds: the store counts from the write, identity from the partition's latest `received_at`, which
-/// stands still while the archiver does. An archiver that was away for longer counts anew what senders repeated meanwhile.
+/// How much longer than identity's memory an event's entry lives, in seconds: the store counts from the write, identity from the partition's latest
+/// `received_at`, which stands still while the archiver does. An archiver that was away for longer counts anew what senders repeated meanwhile.
 const AWAY: i64 = 30 * 86_400;
 
 /// What a batch, or a correction by retention, makes of one partition. All values absolute.
@@ -250,8 +251,8 @@ impl Part {
 }
 
 impl Scylla {
-    /// Writes parts that are whole in the journal when `journaled` offsets are given: all cells before what is remembered, and that before the cursors, each step
-    /// acknowledged before the next.
+    /// Writes parts that are whole in the journal when `journaled` offsets are given: all cells before what is remembered, and that before the
+    /// cursors, each step acknowledged before the next.
     pub(super) async fn apply(&self, parts: &BTreeMap<u16, Part>, journaled: &BTreeMap<u16, u64>) -> Result<(), Error> {
         let mut writes = Vec::new();
         for (part, next) in journaled {

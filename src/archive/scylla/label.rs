@@ -1,5 +1,6 @@
-//! Labels: last writer by (at, event id, value), whatever the order of writes and whoever writes. The store decides: a label is written USING TIMESTAMP of `at`, and of two
-//! values of one timestamp both servers keep the one with the greater bytes, which are made to order as event id and value do. Pure.
+//! Labels: last writer by (at, event id, value), whatever the order of writes and whoever writes. The store decides: a label is written USING
+//! TIMESTAMP of `at`, and of two values of one timestamp both servers keep the one with the greater bytes, which are made to order as event id and
+//! value do. Pure.
 
 use crate::archive::{Error, LabelValue};
 use crate::event::Timestamp;

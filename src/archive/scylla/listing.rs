@@ -1,5 +1,6 @@
-//! Which partitions of the tables by time there are: lists of plain rows, written beside what they list, so that a question asks for what exists and nothing else.
-//! Written by all parts of this backend that write such tables, read by all that read them. What it remembers is only ever what is acknowledged.
+//! Which partitions of the tables by time there are: lists of plain rows, written beside what they list, so that a question asks for what exists
+//! and nothing else. Written by all parts of this backend that write such tables, read by all that read them. What it remembers is only ever what
+//! is acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -95,7 +96,8 @@ impl Listing {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds to `writes` what makes these lines known; gives those that are to be remembered once that is acknowledged. Each line comes with its write timestamp.
+    /// Adds to `writes` what makes these lines known; gives those that are to be remembered once that is acknowledged. Each line comes with its
+    /// write timestamp.
     pub(super) fn put(&self, lines: BTreeMap<Line, i64>, writes: &mut Vec<Write>) -> Vec<Line> {
         let fresh: BTreeMap<Line, i64> = {
             let known = self.known();

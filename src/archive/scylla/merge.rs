@@ -19,8 +19,8 @@ struct Head<T, K> {
     done: bool,
 }
 
-/// The first `want` items of `sources` sources together, by their keys, least first or greatest first. `fetch` gives at most so many items of a source behind a key,
-/// in order.
+/// The first `want` items of `sources` sources together, by their keys, least first or greatest first. `fetch` gives at most so many items of a
+/// source behind a key, in order.
 pub(super) async fn merge<'a, T: Send + 'a, K: Ord + Clone + Send + Sync + 'a>(
     sources: usize,
     want: usize,

@@ -1,14 +1,16 @@
-//! The archive on ScyllaDB or Apache Cassandra, in the tables of `schemas/archive.cql`. Opened by the composition root through `archive::open`. Must never write a cursor
-//! before all that it stands for is acknowledged by a quorum.
+//! The archive on ScyllaDB or Apache Cassandra, in the tables of `schemas/archive.cql`. Opened by the composition root through `archive::open`.
+//! Must never write a cursor before all that it stands for is acknowledged by a quorum.
 //!
-//! A batch is written in steps, each acknowledged before the next: event rows and all else that is only ever inserted; the journal, a piece for each partition of `events`;
-//! cells, books and lists; identity, orders and checkouts; cursors. Every write is a function of the log alone, with a write timestamp that makes the later state win
-//! (`stamp`), so that a batch written again, or late by an archiver that lost the partition meanwhile, changes nothing.
+//! A batch is written in steps, each acknowledged before the next: event rows and all else that is only ever inserted; the journal, a piece for
+//! each partition of `events`; cells, books and lists; identity, orders and checkouts; cursors. Every write is a function of the log alone, with a
+//! write timestamp that makes the later state win (`stamp`), so that a batch written again, or late by an archiver that lost the partition
+//! meanwhile, changes nothing.
 //!
-//! * **Lost acknowledgements.** A replica syncs what it acknowledged within seconds. Where all replicas of something lose power at once, the last of it is gone, from some
-//!   moment on. [`Settings::safety_window`] is longer than that: so long [`Archive::durable`] stays behind, so that the log has the records still, and so long the
-//!   journal's pieces stay, which the next archiver writes again from the first to the last that is left; there the partition goes on. A partition whose cursor
-//!   was kept while its latest piece was lost is refused: nothing could tell what else is missing.
+//! * **Lost acknowledgements.** A replica syncs what it acknowledged within seconds. Where all replicas of something lose power at once, the last
+//!   of it is gone, from some moment on. [`Settings::safety_window`] is longer than that: so long [`Archive::durable`] stays behind, so that the
+//!   log has the records still, and so long the journal's pieces stay, which the next archiver writes again from the first to the last that is
+//!   left; there the partition goes on. A partition whose cursor was kept while its latest piece was lost is refused: nothing could tell what else
+//!   is missing.
 //! * **One archiver** may own any partitions; retention assumes that one process owns all of them, see `retention`.
 
 mod events;
@@ -113,7 +115,8 @@ impl Scylla {
         })
     }
 
-    /// Does again what the journal of a partition has: at the first call all that is left of it, then what lies behind the cursor. Gives where the partition then is.
+    /// Does again what the journal of a partition has: at the first call all that is left of it, then what lies behind the cursor. Gives where the
+    /// partition then is.
     ///
     /// A piece that was whole before anything of it was written can be done again whenever, and as often: what is newer has greater write timestamps.
     async fn recover(&self, part: u16) -> Result<Cursor, Error> {
@@ -258,7 +261,8 @@ impl Archive for Scylla {
         self.stored_cursors().await
     }
 
-    /// What was acknowledged longer than the safety window ago. Of a partition that this process has not written, only what stood there so long ago that it saw it.
+    /// What was acknowledged longer than the safety window ago. Of a partition that this process has not written, only what stood there so long ago
+    /// that it saw it.
     async fn durable(&self) -> Result<Vec<u64>, Error> {
         self.check_open()?;
         let stored = self.stored_cursors().await?;

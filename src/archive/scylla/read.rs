@@ -18,9 +18,10 @@ use crate::event::{PARTITIONS, SiteId, StepStatus, Timestamp};
 
 const CURSOR: &str = "SELECT next, received_at FROM cursor WHERE part = ?";
 const IDENTITY: &str = "SELECT entry, seen, WRITETIME(entry) FROM identity WHERE key = ?";
-const CELL: &str = "SELECT count0, count1, revenue, people, WRITETIME(count0) FROM cell WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell = ? AND dim = ? \
-     AND crawler = ?";
-const CELLS: &str = "SELECT dim, crawler, count0, count1, revenue, people FROM cell WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell >= ? AND cell < ?";
+const CELL: &str = "SELECT count0, count1, revenue, people, WRITETIME(count0) FROM cell \
+     WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell = ? AND dim = ? AND crawler = ?";
+const CELLS: &str = "SELECT dim, crawler, count0, count1, revenue, people FROM cell \
+     WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell >= ? AND cell < ?";
 const BOOKS_OF: &str = "SELECT books FROM books WHERE site = ? AND day = ? AND hour = ? AND part = ?";
 const BOOKS: &str = "SELECT hour, books FROM books WHERE site = ? AND day = ? AND hour >= ? AND hour < ?";
 const ORDER: &str = "SELECT part, body, WRITETIME(body) FROM orders WHERE site = ? AND order_id = ?";
@@ -31,8 +32,8 @@ const COUNTS_AFTER: &str =
 const LABEL: &str = "SELECT value FROM label WHERE site = ? AND label = ? AND dim = ?";
 const LINKED: &str = "SELECT other FROM link WHERE site = ? AND person = ?";
 const SITES: &str = "SELECT name FROM site WHERE one = 0";
-const QUARANTINE: &str = "SELECT received_at, pos, event_id, code, message, pointer, raw, chunks FROM quarantine WHERE site = ? AND day = ? AND part = ? AND bucket = ? \
-     AND (received_at, pos) > (?, ?) LIMIT ?";
+const QUARANTINE: &str = "SELECT received_at, pos, event_id, code, message, pointer, raw, chunks FROM quarantine \
+     WHERE site = ? AND day = ? AND part = ? AND bucket = ? AND (received_at, pos) > (?, ?) LIMIT ?";
 
 /// Partitions whose rows are summed at once.
 const SUMMED: usize = 32;

@@ -1,12 +1,13 @@
-//! What retention takes, by whole UTC days as the embedded archive does: all that counts in days whose rows are gone, and what identity remembers of it; then the rows.
-//! Called by the archiver between its batches.
+//! What retention takes, by whole UTC days as the embedded archive does: all that counts in days whose rows are gone, and what identity remembers
+//! of it; then the rows. Called by the archiver between its batches.
 //!
-//! Rows that are only ever inserted also have a time to live, a month longer than the retention, so that none outlives it for long whatever happens: look-ups, which are
-//! not removed here, go by that alone, and a place without its row is passed over. (So a day's rows stay together only where the last of them was taken within a month of
-//! the first: of a day to which something came later than that, the earlier rows go before it, while what they count for stays until the day goes.)
+//! Rows that are only ever inserted also have a time to live, a month longer than the retention, so that none outlives it for long whatever
+//! happens: look-ups, which are not removed here, go by that alone, and a place without its row is passed over. (So a day's rows stay together only
+//! where the last of them was taken within a month of the first: of a day to which something came later than that, the earlier rows go before it,
+//! while what they count for stays until the day goes.)
 //!
-//! Everything removed is removed USING TIMESTAMP of the moment it belongs to, so that what comes of the same days later is not touched: rows before the first day that
-//! stays, values before the partition's next batch. What is corrected goes through the journal, so that it is done whole.
+//! Everything removed is removed USING TIMESTAMP of the moment it belongs to, so that what comes of the same days later is not touched: rows before
+//! the first day that stays, values before the partition's next batch. What is corrected goes through the journal, so that it is done whole.
 //!
 //! One archiver of all partitions is assumed: it corrects values of every partition.
 

@@ -29,9 +29,9 @@ pub(super) fn unpack<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -
 }
 
 /// Inserts an [`EventColumns`].
-pub(super) const PUT_EVENT: &str = "INSERT INTO event (site, day, part, bucket, occurred_at, pos, event_id, fingerprint, key_kind, type, received_at, verdict, \
-     flags, channel, customer, visitor, products, objects, body_key, body, chunks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-     USING TIMESTAMP ?";
+pub(super) const PUT_EVENT: &str = "INSERT INTO event (site, day, part, bucket, occurred_at, pos, event_id, fingerprint, key_kind, type, \
+     received_at, verdict, flags, channel, customer, visitor, products, objects, body_key, body, chunks) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
 
 /// The columns of an event row, in the order of [`PUT_EVENT`].
 #[derive(scylla::SerializeRow)]
@@ -184,8 +184,8 @@ pub(super) fn channel(byte: i8) -> Result<Channel, Error> {
     }
 }
 
-/// Tells the reports of one event id apart: the fingerprint, with the key kind xored into bits 60 to 63 and, where the channel is part of what makes a report,
-/// 1 + channel into bits 56 to 59. (The key itself is part of what the fingerprint covers.)
+/// Tells the reports of one event id apart: the fingerprint, with the key kind xored into bits 60 to 63 and, where the channel is part of what
+/// makes a report, 1 + channel into bits 56 to 59. (The key itself is part of what the fingerprint covers.)
 pub(super) fn report(row: &EventRow) -> i64 {
     let channel = row.reporting_channel().map_or(0, |channel| channel as u64 + 1);
     (row.fingerprint ^ (row.key_kind as u64) << 60 ^ channel << 56) as i64

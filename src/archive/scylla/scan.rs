@@ -1,5 +1,5 @@
-//! Scans of event rows, and which reports are kept. Reads lists of partitions first and then only what exists, a bounded number of partitions at once, a page of each at
-//! a time. What a row is found by outlives the row: a place without a row is passed over.
+//! Scans of event rows, and which reports are kept. Reads lists of partitions first and then only what exists, a bounded number of partitions at
+//! once, a page of each at a time. What a row is found by outlives the row: a place without a row is passed over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,8 +17,8 @@ use crate::event::{SiteId, Timestamp};
 macro_rules! select_event {
     ($rest:literal) => {
         concat!(
-            "SELECT occurred_at, pos, event_id, fingerprint, key_kind, type, received_at, verdict, flags, channel, customer, visitor, products, objects, body_key, ",
-            "body, chunks FROM event WHERE site = ? AND day = ? AND part = ? AND bucket = ? AND ",
+            "SELECT occurred_at, pos, event_id, fingerprint, key_kind, type, received_at, verdict, flags, channel, customer, visitor, products, ",
+            "objects, body_key, body, chunks FROM event WHERE site = ? AND day = ? AND part = ? AND bucket = ? AND ",
             $rest
         )
     };

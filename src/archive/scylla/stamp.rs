@@ -1,11 +1,11 @@
 //! Write timestamps and numbers of partitions of tables: what makes every write repeatable and every table's partitions bounded. Pure.
 //!
-//! What changes (cells, orders, checkouts, identity, books, cursors) is written with (generation, offset, correction) as one number: the value that includes more of the
-//! log is right, whoever wrote it, so that what an archiver writes late, after another took its partition over, loses. The offset is the batch's cursor. Retention corrects
-//! values between two batches: the low bits are for that.
+//! What changes (cells, orders, checkouts, identity, books, cursors) is written with (generation, offset, correction) as one number: the value that
+//! includes more of the log is right, whoever wrote it, so that what an archiver writes late, after another took its partition over, loses. The
+//! offset is the batch's cursor. Retention corrects values between two batches: the low bits are for that.
 //!
-//! ScyllaDB refuses timestamps of more than three days ahead of now, in microseconds. All of this stays below 2^50 (2005 in microseconds), and so below what
-//! is written with a time.
+//! ScyllaDB refuses timestamps of more than three days ahead of now, in microseconds. All of this stays below 2^50 (2005 in microseconds), and so
+//! below what is written with a time.
 
 use crate::archive::Error;
 use crate::event::Timestamp;

@@ -1,7 +1,8 @@
 //! A member of a Kafka consumer group. One thread polls, for as long as the member lives; the reader meets it at [`Member`]. (Streams over partition
 //! queues can lose a wake-up and leave a partition behind for ever: librdkafka's wrappers #638, #665, #840.) Group protocol: classic, cooperative-sticky.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartit
 use tokio::sync::Notify;
 
 use super::member::{Member, Task};
-use super::topics::{ASK, failed};
+use super::topics::failed;
 use crate::eventlog::{Consumer, Delivery, Error, Offset, Stored, Topic};
 
 /// How long a poll waits; also how long a reader's wish may.
@@ -50,6 +51,11 @@ impl Shared {
         self.member().said.get(&partition).copied()
     }
 
+    /// Whether it was ended.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.member().stopped.is_some()
+    }
+
     /// Ends it; its reader is told why.
     pub(super) fn stop(&self, why: Error) {
         self.member().stopped.get_or_insert(why);
@@ -59,7 +65,9 @@ impl Shared {
 
     fn list(&self, partitions: impl IntoIterator<Item = u16>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        partitions.into_iter().for_each(|partition| drop(list.add_partition(&self.name, i32::from(partition))));
+        for partition in partitions {
+            list.add_partition(&self.name, i32::from(partition));
+        }
         list
     }
 }
@@ -69,7 +77,7 @@ struct Group(Arc<Shared>);
 
 impl ClientContext for Group {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, topic = self.0.name, "kafka consumer");
+        super::tell(&error, reason);
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -180,8 +188,11 @@ impl Drop for Reader {
     }
 }
 
+/// Ends when a member's thread has: nothing is ever sent.
+pub(super) type Ended = mpsc::Receiver<std::convert::Infallible>;
+
 /// Joins a group of a topic and starts the thread.
-pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<Arc<Shared>, Error> {
+pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<(Arc<Shared>, Ended), Error> {
     let shared =
         Arc::new(Shared { topic, name: name.to_owned(), member: Mutex::default(), wake: Notify::new(), reader: Condvar::new(), drain: session / 3 });
     let mut config = config.clone();
@@ -198,23 +209,36 @@ pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str
         .set("allow.auto.create.topics", "false")
         .set("check.crcs", "true")
         .set("fetch.queue.backoff.ms", "50")
+        // Also how long leaving waits for brokers that do not answer.
+        .set("socket.timeout.ms", "10000")
         .set("queued.max.messages.kbytes", "16384")
         .set("statistics.interval.ms", "1000");
     let consumer: BaseConsumer<Group> =
         config.create_with_context(Group(Arc::clone(&shared))).map_err(|error| Error::Format(format!("kafka: {error}")))?;
     consumer.subscribe(&[name]).map_err(failed)?;
+    let (ending, ended) = mpsc::channel();
     let held = Arc::clone(&shared);
-    std::thread::Builder::new().name(format!("kafka-{}", topic.name())).spawn(move || run(&consumer, &held)).map_err(failed)?;
-    Ok(shared)
+    let work = move || {
+        run(&consumer, &held);
+        // Leaves the group first.
+        drop(consumer);
+        drop(ending);
+    };
+    std::thread::Builder::new().name(format!("kafka-{}", topic.name())).spawn(work).map_err(failed)?;
+    Ok((shared, ended))
 }
 
 /// The thread: until the member is stopped.
 fn run(consumer: &BaseConsumer<Group>, shared: &Shared) {
     let (mut committed, mut full_since) = (Instant::now(), None);
     while shared.member().stopped.is_none() {
-        let tasks = shared.member().tasks(Instant::now());
-        for task in tasks {
-            perform(consumer, shared, task);
+        let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
+        while let Some(task) = tasks.pop_front() {
+            if !perform(consumer, shared, task) {
+                // The group must be served meanwhile: the rest comes after the next poll, too.
+                tasks.into_iter().for_each(|task| shared.member().again(task));
+                break;
+            }
         }
         if committed.elapsed() >= COMMIT_EVERY {
             committed = Instant::now();
@@ -255,23 +279,26 @@ fn has_room(consumer: &BaseConsumer<Group>, shared: &Shared, full_since: &mut Op
     false
 }
 
-fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) {
+/// False where it is to be tried again.
+fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool {
     let done = match task {
         Task::Pause(partition) => consumer.pause(&shared.list([partition])).map_err(failed),
         Task::ReadOn(partition, offset) => read_from(consumer, shared, partition, offset),
         Task::Seek(partition, offset) => seek(consumer, shared, partition, offset),
     };
     match done {
-        Ok(()) => {}
+        Ok(()) => true,
         Err(error @ Error::OutOfRange { .. }) => {
             let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Pause(partition)) = task;
             shared.member().fail(partition, error);
             shared.wake.notify_one();
+            true
         }
         Err(error) => {
             // An assignment under way, or a broker that does not answer.
             tracing::debug!(%error, ?task, topic = shared.name, "kafka; it is tried again");
             shared.member().again(task);
+            false
         }
     }
 }
@@ -289,7 +316,7 @@ fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
 fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     consumer.resume(&shared.list([partition])).map_err(failed)?;
     let at = i64::try_from(offset).map_err(failed)?;
-    consumer.seek(&shared.name, i32::from(partition), At::Offset(at), ASK).map_err(failed)
+    consumer.seek(&shared.name, i32::from(partition), At::Offset(at), super::LOOK).map_err(failed)
 }
 
 fn take(shared: &Shared, message: &impl Message) {
@@ -320,7 +347,7 @@ fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError)
             }
             shared.wake.notify_one();
         }
-        error => tracing::warn!(%error, topic = shared.name, "kafka consumer"),
+        error => super::tell(error, "a poll"),
     }
 }
 

@@ -18,6 +18,7 @@ mod tests;
 mod topics;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use bytes::Bytes;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
 
@@ -36,11 +37,17 @@ use producer::Producer;
 pub use settings::{Security, Settings};
 use topics::{ASK, failed};
 
+/// How long a look at one partition may take: scrapes and answers wait for it.
+const LOOK: Duration = Duration::from_secs(3);
+
 /// How long a read waits for records that are known to be there.
 const READ: Duration = Duration::from_secs(30);
 
-/// How long forgetting a group waits for its last member to leave.
+/// How long closing waits for members to leave their groups, and forgetting a group for its last one.
 const LEAVE: Duration = Duration::from_secs(10);
+
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Consumers for reads outside of groups that are kept between calls.
 const IDLE_READERS: usize = 4;
@@ -54,9 +61,16 @@ struct Inner {
     names: [String; 2],
     admin: Arc<AdminClient<DefaultClientContext>>,
     producer: Producer,
-    members: Mutex<Vec<(String, Weak<consumer::Shared>)>>,
+    members: Mutex<Vec<Subscribed>>,
     readers: Mutex<Vec<Reading>>,
     closed: AtomicBool,
+}
+
+/// A member of a group in this process.
+struct Subscribed {
+    group: String,
+    member: Weak<consumer::Shared>,
+    ended: consumer::Ended,
 }
 
 /// A consumer outside of groups, and what it would read next.
@@ -70,10 +84,36 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(error)))
 }
 
+/// Logs an error that librdkafka deals with itself. Of brokers that are away it tells in its own log lines, once, and here for each client and try.
+fn tell(error: &KafkaError, reason: &str) {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => tracing::debug!(%error, reason, "kafka"),
+        _ => tracing::warn!(%error, reason, "kafka"),
+    }
+}
+
 /// A partition's bounds as its leader tells them. Blocking.
 fn bounds_of<C: ClientContext>(client: &Client<C>, name: &str, partition: u16) -> Result<Bounds, Error> {
-    let (start, next) = client.fetch_watermarks(name, i32::from(partition), ASK).map_err(failed)?;
+    let (start, next) = client.fetch_watermarks(name, i32::from(partition), LOOK).map_err(failed)?;
     Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? })
+}
+
+/// Asks again while a group's coordinator is being found, moves or loads: it answers so for a moment after a broker's start. Blocking.
+fn of_group<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> KafkaResult<T> {
+    let asked = Instant::now();
+    loop {
+        match ask() {
+            Err(error) if moves(&error) && asked.elapsed() < ASK => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+}
+
+fn moves(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::NotCoordinator | RDKafkaErrorCode::CoordinatorNotAvailable | RDKafkaErrorCode::CoordinatorLoadInProgress)
+    )
 }
 
 fn check_range(topic: Topic, partition: u16, offset: Offset, Bounds { start, next }: Bounds) -> Result<(), Error> {
@@ -135,7 +175,8 @@ impl Inner {
 
     /// What the brokers have of a group, by partition; None where it never committed.
     fn stored_offsets(&self, topic: Topic, group: &str) -> Result<Vec<Option<Offset>>, Error> {
-        let found = self.onlooker(group)?.committed_offsets(self.partitions(topic), ASK).map_err(failed)?;
+        let consumer = self.onlooker(group)?;
+        let found = of_group(|| consumer.committed_offsets(self.partitions(topic), ASK)).map_err(failed)?;
         let mut offsets = vec![None; usize::from(PARTITIONS)];
         for element in found.elements() {
             if let (At::Offset(offset), Some(slot)) = (element.offset(), usize::try_from(element.partition()).ok().and_then(|at| offsets.get_mut(at)))
@@ -150,7 +191,8 @@ impl Inner {
     fn offsets(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, Error> {
         let stored = self.stored_offsets(topic, group)?;
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        let here: Vec<_> = members.iter().filter(|(name, _)| name == group).filter_map(|(_, member)| member.upgrade()).collect();
+        let here: Vec<_> =
+            members.iter().filter(|subscribed| subscribed.group == group).filter_map(|subscribed| subscribed.member.upgrade()).collect();
         let said = |partition: u16| here.iter().find_map(|member| member.said(partition));
         Ok((0..PARTITIONS).zip(stored).map(|(partition, stored)| said(partition).or(stored).unwrap_or(0)).collect())
     }
@@ -162,10 +204,29 @@ impl Inner {
         }
         let mut list = self.partitions(topic);
         list.set_all_offsets(At::Offset(0)).map_err(failed)?;
-        match self.onlooker(group)?.commit(&list, CommitMode::Sync) {
+        let consumer = self.onlooker(group)?;
+        match of_group(|| consumer.commit(&list, CommitMode::Sync)) {
             // It has members already, and one of them registered it.
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId | RDKafkaErrorCode::IllegalGeneration)) => Ok(()),
             other => other.map_err(failed),
+        }
+    }
+
+    /// Two members of one name fence each other: the former one of this process has to be gone first.
+    fn wait_for_former(&self, group: &str) -> Result<(), Error> {
+        let asked = Instant::now();
+        loop {
+            let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+            members.retain(|subscribed| subscribed.ended.try_recv() != Err(TryRecvError::Disconnected));
+            let Some(former) = members.iter().find(|subscribed| subscribed.group == group) else { return Ok(()) };
+            if former.member.upgrade().is_some_and(|member| !member.is_stopped()) {
+                return Err(Error::Format(format!("group {group} has a reader in this process already, and kafka.instance lets it have one")));
+            }
+            drop(members);
+            if asked.elapsed() > LEAVE {
+                return Err(failed(format!("the former reader of group {group} has not left yet")));
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -285,12 +346,13 @@ impl EventLog for KafkaLog {
             inner.register(topic, &group)?;
             let mut config = inner.client.clone();
             if !inner.settings.instance.is_empty() {
+                inner.wait_for_former(&group)?;
                 config.set("group.instance.id", &inner.settings.instance);
             }
-            let member = consumer::start(&config, topic, inner.name(topic), &group, inner.settings.session_timeout)?;
+            let (member, ended) = consumer::start(&config, topic, inner.name(topic), &group, inner.settings.session_timeout)?;
             let mut members = inner.members.lock().unwrap_or_else(PoisonError::into_inner);
-            members.retain(|(_, member)| member.strong_count() > 0);
-            members.push((group, Arc::downgrade(&member)));
+            members.retain(|subscribed| subscribed.ended.try_recv() != Err(TryRecvError::Disconnected));
+            members.push(Subscribed { group, member: Arc::downgrade(&member), ended });
             Ok(member)
         });
         Ok(Box::new(consumer::Reader(member.await?)))
@@ -316,7 +378,9 @@ impl EventLog for KafkaLog {
         loop {
             let answers = self.0.admin.delete_groups(&[&name], &topics::options()).await.map_err(failed)?;
             match answers.into_iter().next() {
-                Some(Err((_, RDKafkaErrorCode::NonEmptyGroup))) if asked.elapsed() < LEAVE => tokio::time::sleep(Duration::from_millis(100)).await,
+                Some(Err((_, code))) if asked.elapsed() < LEAVE && (code == RDKafkaErrorCode::NonEmptyGroup || moves(&KafkaError::AdminOp(code))) => {
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Some(Ok(_) | Err((_, RDKafkaErrorCode::GroupIdNotFound))) => return Ok(()),
                 Some(Err((_, code))) => return Err(failed(format!("group {name}: {code}"))),
                 None => return Err(failed("no answer to forgetting a group")),
@@ -347,11 +411,17 @@ impl EventLog for KafkaLog {
     async fn close(&self) -> Result<(), Error> {
         self.0.closed.store(true, Ordering::SeqCst);
         let members = std::mem::take(&mut *self.0.members.lock().unwrap_or_else(PoisonError::into_inner));
-        for (_, member) in members {
-            member.upgrade().into_iter().for_each(|member| member.stop(Error::Closed("the log was closed".into())));
+        for member in members.iter().filter_map(|subscribed| subscribed.member.upgrade()) {
+            member.stop(Error::Closed("the log was closed".into()));
         }
         let inner = Arc::clone(&self.0);
         blocking(move || {
+            let until = Instant::now() + LEAVE;
+            for Subscribed { group, ended, .. } in members {
+                if ended.recv_timeout(until.saturating_duration_since(Instant::now())) == Err(RecvTimeoutError::Timeout) {
+                    tracing::warn!(group, "a member of a group did not leave in time");
+                }
+            }
             inner.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
             inner.producer.flush()
         })

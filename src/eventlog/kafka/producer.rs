@@ -1,4 +1,4 @@
-//! Appends to Kafka: one idempotent producer for all callers, one completion for each call. Used by [`super::KafkaLog::append`] alone; must never tell a
+//! Appends to Kafka: one idempotent producer for all callers, one completion for each call. Used by `KafkaLog::append` alone; must never tell a
 //! caller that nothing was appended where something may have been.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +42,7 @@ struct Reports;
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka producer");
+        super::tell(&error, reason);
     }
 }
 

@@ -125,8 +125,8 @@ mod tests {
 
     #[test]
     fn an_unknown_mechanism_is_refused_and_no_password_shown() {
-        let mut settings = Settings::default();
-        settings.security = Security { mechanism: "GSSAPI".into(), password: "hidden".into(), ..Security::default() };
+        let security = Security { mechanism: "GSSAPI".into(), password: "hidden".into(), ..Security::default() };
+        let settings = Settings { security, ..Settings::default() };
         assert!(client("a:1", &settings).unwrap_err().to_string().contains("GSSAPI"));
         assert!(!format!("{settings:?}").contains("hidden"));
     }

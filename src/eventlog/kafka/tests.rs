@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::eventlog::Delivery;
 use crate::eventlog::contract::{Subject, contract_tests};
 
 /// The address of a running broker.
@@ -48,3 +49,103 @@ impl Subject for Fresh {
 }
 
 contract_tests!(Fresh::new());
+
+fn record(partition: u16, text: &'static str) -> Append {
+    Append { partition, value: Bytes::from_static(text.as_bytes()) }
+}
+
+/// Makes a topic as an administrator might.
+async fn make_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", broker()).create().unwrap();
+    let mut topic = rdkafka::admin::NewTopic::new(name, partitions, rdkafka::admin::TopicReplication::Fixed(1));
+    for (key, value) in settings {
+        topic = topic.set(key, value);
+    }
+    admin.create_topics([&topic], &topics::options()).await.unwrap().remove(0).unwrap();
+}
+
+#[tokio::test]
+async fn topics_that_contrail_must_not_use_are_refused() {
+    let good = [("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", "3000000")];
+    for (partitions, settings, told) in [
+        (3, good.to_vec(), "has 3 partitions"),
+        (16, good[1..].to_vec(), "retention.ms=604800000"),
+        (16, [&good[..], &[("cleanup.policy", "compact")]].concat(), "cleanup.policy=compact"),
+        (16, good[..2].to_vec(), "max.message.bytes=1048588"),
+    ] {
+        let fresh = Fresh::new();
+        make_topic(&format!("{}.events", fresh.0.prefix), partitions, &settings).await;
+        let refused = fresh.log().await.err().expect(told).to_string();
+        assert!(refused.contains(told), "{refused}");
+    }
+    let strict = Fresh::new();
+    make_topic(&format!("{}.events", strict.0.prefix), 16, &good).await;
+    let settings = Settings { allow_single_replica: false, ..strict.0.clone() };
+    let refused = KafkaLog::open(&format!("kafka://{}", broker()), settings).await.err().unwrap().to_string();
+    assert!(refused.contains("1 replicas") && refused.contains("kafka.allow_single_replica"), "{refused}");
+    strict.log().await.unwrap().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn brokers_that_do_not_answer_are_told_at_the_start() {
+    let started = Instant::now();
+    let refused = KafkaLog::open("kafka://127.0.0.1:1", Settings::default()).await.err().unwrap();
+    assert!(matches!(&refused, Error::Unavailable(what) if what.contains("kafka")), "{refused}");
+    assert!(started.elapsed() < 2 * ASK, "it does not hang");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_topic_is_told_and_not_read_from_its_start() {
+    let fresh = Fresh::new();
+    let log = fresh.log().await.unwrap();
+    log.append(Topic::Events, vec![record(4, "a"), record(4, "b"), record(4, "c")]).await.unwrap();
+    log.close().await.unwrap();
+    let name = format!("{}.events", fresh.0.prefix);
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", broker()).create().unwrap();
+    admin.delete_topics(&[&name], &topics::options()).await.unwrap().remove(0).unwrap();
+    let asked = Instant::now();
+    // The broker deletes a moment later.
+    let log = loop {
+        match fresh.log().await {
+            Ok(log) if log.bounds(Topic::Events).await.is_ok_and(|bounds| bounds[4].next == 0) => break log,
+            _ => assert!(asked.elapsed() < Duration::from_secs(30), "the topic does not go"),
+        }
+    };
+    log.append(Topic::Events, vec![record(4, "new")]).await.unwrap();
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    reader.seek(4, 3);
+    let told = reader.next(1).await;
+    assert!(matches!(told, Ok(Delivery::Failed { partition: 4, error: Error::OutOfRange { offset: 3, start: 0, next: 1, .. } })), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_does_not_come_back_holds_a_partition_for_its_time_only() {
+    let fresh = Fresh::new();
+    let log = fresh.log().await.unwrap();
+    let mut one = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(one.next(1).await, Ok(Delivery::Assigned(_))));
+    let mut two = log.subscribe(Topic::Events, "g").await.unwrap();
+    let Ok(Delivery::Revoked(given_back)) = one.next(1).await else { panic!("expected a revocation") };
+    // The first one never asks again.
+    let got = tokio::time::timeout(Duration::from_secs(30), two.next(1)).await.expect("the second one gets them all the same");
+    assert!(matches!(got, Ok(Delivery::Assigned(partitions)) if partitions == given_back));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_under_the_same_name_takes_its_partitions_up_at_once() {
+    let mut fresh = Fresh::new();
+    fresh.0.instance = "node-1".into();
+    // Longer than this test may take: nobody waits for it to pass.
+    fresh.0.session_timeout = Duration::from_secs(120);
+    for round in 0..3u64 {
+        let log = fresh.log().await.unwrap();
+        log.append(Topic::Events, vec![record(2, "x")]).await.unwrap();
+        let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+        let assigned = tokio::time::timeout(Duration::from_secs(30), reader.next(1)).await.expect("no wait for a session to end");
+        assert!(matches!(assigned, Ok(Delivery::Assigned(partitions)) if partitions.len() == usize::from(PARTITIONS)));
+        reader.seek(2, round);
+        assert!(matches!(reader.next(1).await, Ok(Delivery::Records { partition: 2, next, .. }) if next == round + 1));
+        log.close().await.unwrap();
+    }
+}

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 
 use super::{EmbeddedLog, Settings};
 use crate::event::{Clock, Timestamp};
-use crate::eventlog::contract::{Subject, contract_tests};
-use crate::eventlog::{self, EventLog};
+use crate::eventlog::contract::{Subject, contract_tests, record};
+use crate::eventlog::{self, Delivery, EventLog, Topic};
 
 /// Small files, so that little data makes many segments and little memory keeps little of it.
 fn small() -> Settings {
@@ -65,6 +65,28 @@ mod contract_with_defaults {
 mod contract_with_small_segments {
     use super::*;
     contract_tests!(InTemp::new(small()));
+}
+
+#[tokio::test]
+async fn partitions_that_have_records_take_turns() {
+    let subject = InTemp::new(Settings::default());
+    let log = subject.open().await;
+    for _ in 0..50 {
+        log.append(Topic::Events, (0..3).map(|partition| record(partition, "x")).collect()).await.unwrap();
+    }
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    (0..3).for_each(|partition| reader.seek(partition, 0));
+    let mut served = Vec::new();
+    for _ in 0..9 {
+        if let Delivery::Records { partition, records, .. } = reader.next(1).await.unwrap() {
+            assert_eq!(records.len(), 1);
+            served.push(partition);
+        }
+    }
+    for partition in 0..3 {
+        assert!(served.iter().filter(|p| **p == partition).count() >= 2, "{served:?}");
+    }
 }
 
 #[tokio::test]
