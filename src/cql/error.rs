@@ -37,6 +37,8 @@ pub(super) enum Class {
     Overload,
     /// Try again.
     Passing,
+    /// The connection broke, or there is none: the node may begin anew. Try again where that makes no difference.
+    Cut,
     /// It would be refused again.
     Lasting,
 }
@@ -48,6 +50,7 @@ pub(super) fn class_of(error: &ExecutionError) -> Class {
         ExecutionError::LastAttemptError(error) => class_of_attempt(error),
         ExecutionError::PrepareError(PrepareError::AllAttemptsFailed { first_attempt }) => class_of_attempt(first_attempt),
         ExecutionError::BadQuery(_) => Class::Lasting,
+        ExecutionError::EmptyPlan | ExecutionError::ConnectionPoolError(_) => Class::Cut,
         _ => Class::Passing,
     }
 }
@@ -56,6 +59,7 @@ fn class_of_attempt(error: &RequestAttemptError) -> Class {
     match error {
         RequestAttemptError::DbError(error, _) => class_of_answer(error),
         RequestAttemptError::UnableToAllocStreamId => Class::Overload,
+        RequestAttemptError::BrokenConnectionError(_) => Class::Cut,
         RequestAttemptError::SerializationError(_) | RequestAttemptError::CqlRequestSerialization(_) => Class::Lasting,
         _ => Class::Passing,
     }
@@ -109,6 +113,6 @@ mod tests {
         for lasting in [DbError::Invalid, DbError::SyntaxError, DbError::Unauthorized, DbError::ConfigError, DbError::AuthenticationError] {
             assert_eq!(of(lasting), Class::Lasting);
         }
-        assert_eq!(class_of(&ExecutionError::EmptyPlan), Class::Passing, "no node is up at present");
+        assert_eq!(class_of(&ExecutionError::EmptyPlan), Class::Cut, "no node is up at present");
     }
 }

@@ -7,6 +7,7 @@
 //! * Every statement may be repeated: it carries its own write timestamp. After an error it may have been done all the same.
 //! * The driver repeats nothing by itself: it would not a write that timed out, and knows nothing of the whole call's time.
 
+mod boots;
 mod error;
 mod limiter;
 mod migrate;
@@ -66,6 +67,7 @@ pub struct Cluster {
     prepared: RwLock<HashMap<&'static str, PreparedStatement>>,
     limiter: Limiter,
     patience: Duration,
+    boots: boots::Boots,
 }
 
 /// One row to be written, by a statement that may be repeated.
@@ -101,6 +103,7 @@ impl Cluster {
     pub async fn connect(address: &Address, settings: &Settings) -> Result<Self, Error> {
         let cluster = Self::reach(address, settings).await?;
         cluster.check_schema(&address.keyspace, settings).await?;
+        cluster.restarts().await;
         Ok(cluster)
     }
 
@@ -116,23 +119,31 @@ impl Cluster {
             .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
             .load_balancing_policy(policy.build())
             .build();
-        let mut builder = SessionBuilder::new()
-            .known_nodes(&address.nodes)
-            .default_execution_profile_handle(profile.into_handle())
-            .connection_timeout(ATTEMPT)
-            .pool_size(PoolSize::PerHost(CONNECTIONS));
+        let mut builder =
+            SessionBuilder::new().known_nodes(&address.nodes).default_execution_profile_handle(profile.into_handle()).connection_timeout(ATTEMPT);
         if !settings.username.is_empty() {
             builder = builder.user(&settings.username, &settings.password);
         }
         if settings.tls {
             builder = builder.tls_context(Some(OpenSsl010Config::new(tls(&settings.ca_file)?)));
         }
-        // The address alone: what a driver says of a failed login need not be safe to show.
-        let session = Box::pin(builder.build()).await.map_err(|error| Error::Unavailable(format!("{}: {error}", address.nodes.join(","))))?;
-        Ok(Self { session, prepared: RwLock::new(HashMap::new()), limiter: Limiter::new(), patience: settings.patience })
+        let failed = |error| Error::Unavailable(format!("{}: {error}", address.nodes.join(",")));
+        let mut session = Box::pin(builder.clone().build()).await.map_err(failed)?;
+        // By default there is one connection to each shard. Cassandra has none, and takes more by several connections to a node.
+        if session.get_cluster_state().get_nodes_info().iter().all(|node| node.sharder().is_none()) {
+            session = Box::pin(builder.pool_size(PoolSize::PerHost(CONNECTIONS)).build()).await.map_err(failed)?;
+        }
+        Ok(Self {
+            session,
+            prepared: RwLock::new(HashMap::new()),
+            limiter: Limiter::new(),
+            patience: settings.patience,
+            boots: boots::Boots::default(),
+        })
     }
 
-    /// Writes all of these rows, in any order, and returns when each is acknowledged.
+    /// Writes all of these rows, in any order, and returns when each is acknowledged. Where a connection breaks it fails at once: a node that
+    /// begins anew may have lost rows that came before these, see [`Cluster::restarts`].
     ///
     /// # Errors
     /// The first; any of the rows may then be there or not.
@@ -187,14 +198,14 @@ impl Cluster {
             && let Some(Write { values, .. }) = writes.pop()
         {
             let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, &values)) };
-            return self.try_again(cql, attempt).await.map(drop);
+            return self.try_until(Class::Cut, cql, attempt).await.map(drop);
         }
         let mut batch = Batch::new(BatchType::Unlogged);
         batch.set_is_idempotent(true);
         writes.iter().for_each(|_| batch.append_statement(statement.clone()));
         let values: Vec<_> = writes.into_iter().map(|write| write.values).collect();
         let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
-        self.try_again(cql, attempt).await.map(drop)
+        self.try_until(Class::Cut, cql, attempt).await.map(drop)
     }
 
     /// The prepared form of a statement; prepared when first asked for.
@@ -211,7 +222,12 @@ impl Cluster {
     }
 
     /// Attempts until one succeeds, one is refused for good, or time is up.
-    async fn try_again<'a, T>(&self, cql: &str, mut attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
+    async fn try_again<'a, T>(&self, cql: &str, attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
+        self.try_until(Class::Lasting, cql, attempt).await
+    }
+
+    /// The same, giving up at once after an error of this class too.
+    async fn try_until<'a, T>(&self, gives_up: Class, cql: &str, mut attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
         let until = Instant::now() + self.patience;
         let mut pause = PAUSE;
         loop {
@@ -223,7 +239,8 @@ impl Cluster {
                 }
                 Err(error) => error,
             };
-            match class_of(&error) {
+            let class = class_of(&error);
+            match class {
                 Class::Lasting => {
                     drop(permit);
                     metrics::counter!("contrail_cql_refusals_total").increment(1);
@@ -231,7 +248,10 @@ impl Cluster {
                     return Err(Error::Refused(error.to_string()));
                 }
                 Class::Overload => permit.overloaded(),
-                Class::Passing => drop(permit),
+                Class::Passing | Class::Cut => drop(permit),
+            }
+            if class == gives_up {
+                return Err(Error::Unavailable(error.to_string()));
             }
             metrics::counter!("contrail_cql_retries_total").increment(1);
             if Instant::now() + pause > until {
@@ -247,7 +267,7 @@ impl Cluster {
 /// One attempt of a request.
 type Attempt<'a, T> = BoxFuture<'a, Result<T, ExecutionError>>;
 
-/// Connections to each node; a node of ScyllaDB has at least one for each of its shards besides.
+/// Connections to each node of Cassandra.
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
 
 fn form(cql: &str, error: &dyn std::error::Error) -> Error {

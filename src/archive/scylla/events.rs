@@ -63,6 +63,14 @@ struct Fresh {
     sites: BTreeSet<String>,
 }
 
+impl Remembered {
+    /// Forgets all: it may be lost.
+    pub(super) fn forget(&self) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.sites.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
 impl Scylla {
     /// Writes what a batch only inserts, each row acknowledged when this returns.
     pub(super) async fn insert(&self, batch: &mut WriteBatch) -> Result<(), Error> {

@@ -11,6 +11,9 @@
 //!   log has the records still, and so long the journal's pieces stay, which the next archiver writes again from the first to the last that is
 //!   left; there the partition goes on. A partition whose cursor was kept while its latest piece was lost is refused: nothing could tell what else
 //!   is missing.
+//! * **A node that begins anew** beside a running archiver is noticed before the next batch builds on what it may have lost (by when its process
+//!   began, and a batch fails at the first connection that breaks): the archiver goes back to the cursors that are left. A node that loses power
+//!   and is back before a request to it times out may still take the last batch's steps in two lives.
 //! * **One archiver** may own any partitions; retention assumes that one process owns all of them, see `retention`.
 
 mod events;
@@ -27,7 +30,7 @@ mod stamp;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +59,8 @@ pub struct Scylla {
     remembered: events::Remembered,
     parts: Mutex<Vec<Known>>,
     safety_window: Duration,
+    /// Restarts of nodes that were made good.
+    restarts: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -69,6 +74,8 @@ struct Known {
     acknowledged: VecDeque<(Instant, u64)>,
     /// Whether all of the journal was done again.
     recovered: bool,
+    /// Whether it must be, before anything more is written: a node may have lost what was written last.
+    doubtful: bool,
     forgotten: Option<Instant>,
 }
 
@@ -87,6 +94,7 @@ impl Scylla {
             remembered: events::Remembered::default(),
             parts: Mutex::new(vec![Known::default(); usize::from(PARTITIONS)]),
             safety_window: settings.safety_window,
+            restarts: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         })
     }
@@ -115,11 +123,43 @@ impl Scylla {
         })
     }
 
+    /// Whether a node began anew since this was asked last. Nothing that this process knows to be written is known any more then: all that is left of the
+    /// journal is to be done again, and the log to be read from there.
+    async fn is_doubtful(&self) -> bool {
+        let restarts = self.cluster.restarts().await;
+        if self.restarts.swap(restarts, Ordering::SeqCst) == restarts {
+            return false;
+        }
+        self.listing.forget();
+        self.remembered.forget();
+        let now = Instant::now();
+        for known in self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            known.cursor = None;
+            (known.recovered, known.doubtful) = (false, true);
+            known.acknowledged.retain(|(at, _)| now.duration_since(*at) >= self.safety_window);
+        }
+        true
+    }
+
+    /// Refuses to build on what may be lost.
+    async fn check_nodes(&self, parts: impl Iterator<Item = u16> + Send) -> Result<(), Error> {
+        let now = self.is_doubtful().await;
+        let mut before = false;
+        for part in parts {
+            before |= self.known(part, |known| known.doubtful)?;
+        }
+        if now || before {
+            return Err(Error::Store("a node of the cluster began anew: what it acknowledged last may be lost".into()));
+        }
+        Ok(())
+    }
+
     /// Does again what the journal of a partition has: at the first call all that is left of it, then what lies behind the cursor. Gives where the
     /// partition then is.
     ///
     /// A piece that was whole before anything of it was written can be done again whenever, and as often: what is newer has greater write timestamps.
     async fn recover(&self, part: u16) -> Result<Cursor, Error> {
+        self.is_doubtful().await;
         let stored = self.stored_cursor(part).await?;
         let recovered = self.known(part, |known| known.recovered)?;
         let behind = if recovered { stored.next as i64 - 1 } else { -1 };
@@ -142,7 +182,7 @@ impl Scylla {
         self.known(part, |known| {
             known.cursor = Some(cursor);
             known.stamp = stamp;
-            known.recovered = true;
+            (known.recovered, known.doubtful) = (true, false);
             known.acknowledge(cursor.next, window);
         })?;
         Ok(cursor)
@@ -239,6 +279,8 @@ impl Archive for Scylla {
 
     async fn write(&self, mut batch: WriteBatch) -> Result<(), Error> {
         self.check_open()?;
+        let cursors = batch.cursors.clone();
+        self.check_nodes(cursors.iter().map(|(part, _)| *part)).await?;
         self.insert(&mut batch).await?;
         let parts = self.stamped(batch).await?;
         let journaled: BTreeMap<u16, u64> = parts.iter().filter_map(|(part, of)| Some((*part, of.cursor()?.next))).collect();
@@ -265,6 +307,7 @@ impl Archive for Scylla {
     /// that it saw it.
     async fn durable(&self) -> Result<Vec<u64>, Error> {
         self.check_open()?;
+        self.check_nodes(std::iter::empty()).await?;
         let stored = self.stored_cursors().await?;
         let window = self.safety_window;
         let durable = (0..PARTITIONS).zip(stored).map(|(part, cursor)| {

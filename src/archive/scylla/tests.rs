@@ -137,31 +137,26 @@ async fn what_a_former_owner_writes_late_loses() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_node_lost_is_made_good_or_told() {
-    const LOSE_CELLS: &str = "DELETE FROM cell USING TIMESTAMP ? WHERE site = 'demo' AND metric = 2 AND hour = ? AND part = 3";
-    const LOSE_CURSOR: &str = "DELETE FROM cursor USING TIMESTAMP ? WHERE part = 3";
+    const PUT_CURSOR: &str = "INSERT INTO cursor (part, next, received_at) VALUES (3, 20, ?) USING TIMESTAMP ?";
     const LOSE_PIECES: &str = "DELETE FROM journal USING TIMESTAMP ? WHERE part = 3 AND next > ?";
     let bench = Fresh::new();
     let archive = bench.scylla().await;
-    for next in [10, 20, 30] {
-        archive.write(counted(next, next as i64)).await.unwrap();
-    }
-    // As though their last writes had never come: from some moment on, or of some tables alone.
-    let stamp = stamp::of(0, 30).unwrap();
-    archive.cluster.write(vec![Write::new(LOSE_CELLS, (stamp, stamp::hour(at(0)))), Write::new(LOSE_CURSOR, (stamp,))]).await.unwrap();
-    archive.cluster.write(vec![Write::new(PUT_CURSOR_OF_20, (stamp + 1,))]).await.unwrap();
-    assert_eq!(archive.stored_cursor(3).await.unwrap().next, 20);
-    // The latest piece is there: all that it says is done again, where the deletion above does not forbid it.
+    archive.write(counted(10, 10)).await.unwrap();
+    // All tables but two lost the second batch.
+    die_after(&archive, counted(20, 20), false).await;
+    let stamp = stamp::of(0, 20).unwrap();
+    archive.cluster.write(vec![Write::new(PUT_CURSOR, (at(20).micros(), stamp))]).await.unwrap();
+    assert_eq!((archive.stored_cursor(3).await.unwrap().next, counts(&archive).await), (20, 10));
     let next = bench.scylla().await;
-    next.cursor(3).await.unwrap();
+    assert_eq!(next.cursor(3).await.unwrap().next, 20);
+    assert_eq!(counts(&next).await, 20);
     let known = next.identities(3, &[IdentityKey([7; 16])]).await.unwrap();
-    assert_eq!(known[0].1, Entry::Event(EventEntry { first: 30, fingerprints: vec![30] }));
+    assert_eq!(known[0].1, Entry::Event(EventEntry { first: 20, fingerprints: vec![20] }));
     // The cursor stands, and what it stands for cannot be told.
     next.cluster.write(vec![Write::new(LOSE_PIECES, (stamp + 1, 10i64))]).await.unwrap();
     let refused = bench.scylla().await.cursor(3).await.unwrap_err().to_string();
     assert!(refused.contains("lost in part"), "{refused}");
 }
-
-const PUT_CURSOR_OF_20: &str = "INSERT INTO cursor (part, next, received_at) VALUES (3, 20, 20) USING TIMESTAMP ?";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn durable_stays_behind_by_the_safety_window() {
