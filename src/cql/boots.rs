@@ -1,4 +1,5 @@
-//! Which nodes began anew: what such a node acknowledged shortly before may be lost, where no other replica has it. Asked by stores before they build on what they wrote.
+//! Which nodes began anew: what such a node acknowledged shortly before may be lost, where no other replica has it. Asked by stores before they build
+//! on what they wrote.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,8 @@ pub(super) struct Boots {
 }
 
 impl Cluster {
-    /// How many times any node was found to have begun anew since this connected. Asks every node that is connected; one that does not answer counts once it does again.
+    /// How many times any node was found to have begun anew since this connected. Asks every node that is connected; one that does not answer counts
+    /// once it does again.
     pub async fn restarts(&self) -> u64 {
         let state = self.session.get_cluster_state();
         let hosts: Vec<Uuid> = state.get_nodes_info().iter().filter(|node| node.is_connected()).map(|node| node.host_id).collect();

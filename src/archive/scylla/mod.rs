@@ -123,8 +123,8 @@ impl Scylla {
         })
     }
 
-    /// Whether a node began anew since this was asked last. Nothing that this process knows to be written is known any more then: all that is left of the
-    /// journal is to be done again, and the log to be read from there.
+    /// Whether a node began anew since this was asked last. Nothing that this process knows to be written is known any more then: all that is left
+    /// of the journal is to be done again, and the log to be read from there.
     async fn is_doubtful(&self) -> bool {
         let restarts = self.cluster.restarts().await;
         if self.restarts.swap(restarts, Ordering::SeqCst) == restarts {
