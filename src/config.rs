@@ -12,7 +12,7 @@ use crate::telemetry::LogFormat;
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Environment variables that are not settings: secrets and the like, read where they are used; and those that tell the tests something.
-const NOT_SETTINGS: [&str; 7] = [
+const NOT_SETTINGS: [&str; 8] = [
     "CONTRAIL_CONFIG",
     "CONTRAIL_BOOTSTRAP_INGEST_KEY",
     "CONTRAIL_BOOTSTRAP_READ_TOKEN",
@@ -20,6 +20,7 @@ const NOT_SETTINGS: [&str; 7] = [
     "CONTRAIL_BOOTSTRAP_AUTH_TOKEN",
     "CONTRAIL_SECRET_KEY",
     "CONTRAIL_KAFKA_PASSWORD",
+    "CONTRAIL_SCYLLA_PASSWORD",
 ];
 const OF_TESTS: &str = "CONTRAIL_TEST_";
 
@@ -132,6 +133,7 @@ pub struct Config {
     pub server: Server,
     pub eventlog: Eventlog,
     pub kafka: Kafka,
+    pub scylla: Scylla,
     pub ingest: Ingest,
     pub sync: Sync,
     pub live: Live,
@@ -171,6 +173,18 @@ pub struct Kafka {
     pub username: String,
     pub session_timeout: Span,
     pub instance: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Scylla {
+    pub replication: String,
+    pub datacenter: String,
+    pub tls: bool,
+    pub ca_file: String,
+    pub username: String,
+    pub safety_window: Span,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -24,6 +24,10 @@ pub mod web;
 // The one JSON error body.
 pub mod problem;
 
+// ScyllaDB or Cassandra as the stores on a cluster use it.
+#[cfg(feature = "scylla")]
+pub mod cql;
+
 // SQLite as both embedded stores use it.
 pub mod sqlite;
 

@@ -28,6 +28,8 @@ use crate::archive::progress::Progress;
 use crate::archive::rollup::Judged;
 use crate::archive::{self, Archive};
 use crate::config::{Config, Role};
+#[cfg(feature = "scylla")]
+use crate::cql;
 use crate::event::{Clock, ObjectKind, RulesOf};
 use crate::eventlog::{self, EventLog};
 use crate::ingest::{self, Ingest};
@@ -189,7 +191,7 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
     let log = eventlog::open(&config.log, &config.data.join("log"), log_settings(&config)?, clock.clone()).await.at("opening the log")?;
     let objects = open_objects(&config.store, &config.data)?;
-    let archive = open_archive(&config.archive, &config.data)?;
+    let archive = archive::open(&config.archive, &config.data, &archive_settings(&config)?, clock.clone()).await.at("opening the archive")?;
     let rules = sites.rules_of();
     let feed = LocalFeed::new(sync::feed::Settings::default());
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
@@ -240,11 +242,42 @@ fn open_objects(url: &str, data: &Path) -> Result<Arc<dyn ObjectStore>, Error> {
     }
 }
 
-fn open_archive(url: &str, data: &Path) -> Result<Arc<dyn Archive>, Error> {
-    match url {
-        "embedded" => Ok(Arc::new(archive::embedded::Embedded::open(data).at("opening the archive")?)),
-        other => Err(Error { stage: "opening the archive", source: format!("`{other}` is no archive this build knows; known: embedded").into() }),
+fn archive_settings(config: &Config) -> Result<archive::Settings, Error> {
+    let _ = config;
+    Ok(archive::Settings {
+        #[cfg(feature = "scylla")]
+        scylla: scylla_settings(config)?,
+    })
+}
+
+#[cfg(feature = "scylla")]
+fn scylla_settings(config: &Config) -> Result<cql::Settings, Error> {
+    let scylla = &config.scylla;
+    Ok(cql::Settings {
+        username: scylla.username.clone(),
+        password: secret("CONTRAIL_SCYLLA_PASSWORD")?.unwrap_or_default(),
+        tls: scylla.tls,
+        ca_file: scylla.ca_file.clone(),
+        datacenter: scylla.datacenter.clone(),
+        replication: scylla.replication.clone(),
+        retention: config.archiver.retention.0,
+        safety_window: scylla.safety_window.0,
+        ..cql::Settings::default()
+    })
+}
+
+/// Makes or changes the tables of the clusters that the settings name; says of each what was done. Nothing else may be running on a fresh cluster meanwhile.
+///
+/// # Errors
+/// Where nothing that the settings name has tables, and what the cluster says.
+pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
+    #[cfg(feature = "scylla")]
+    if config.archive.starts_with("scylla:") {
+        let address = cql::Address::parse(&config.archive).at("reading the archive's address")?;
+        return Ok(vec![cql::migrate(&address, &scylla_settings(config)?).await.at("migrating the archive")?]);
     }
+    let told = format!("`archive` is `{}`: only scylla://... has tables to be made", config.archive);
+    Err(Error { stage: "migrating", source: told.into() })
 }
 
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.

@@ -14,6 +14,8 @@ mod recall;
 mod recent;
 pub mod report;
 pub mod rollup;
+#[cfg(feature = "scylla")]
+pub mod scylla;
 #[cfg(test)]
 pub(crate) mod shop;
 pub mod timeline;
@@ -307,7 +309,8 @@ pub struct Kept {
 /// The archive. Writers and readers may be different processes on a cluster; one writer per `events` partition.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
-    /// Where a partition's archiver goes on; the default where it never ran.
+    /// Where a partition's archiver goes on; the default where it never ran. To be asked by that archiver, before it reads anything else of the partition: the store may
+    /// first put in order what the last one left. (Everybody else asks [`Archive::cursors`].)
     async fn cursor(&self, partition: u16) -> Result<Cursor, Error>;
 
     /// The identity entries of a partition known under these keys.
@@ -385,13 +388,29 @@ pub trait Archive: Send + Sync + 'static {
     async fn close(&self) -> Result<(), Error>;
 }
 
-/// Opens the archive that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time).
+/// Settings of whichever backend a URL names.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Of `scylla://`.
+    #[cfg(feature = "scylla")]
+    pub scylla: crate::cql::Settings,
+}
+
+/// Opens the archive that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time), or `scylla://host:port,.../keyspace`, whose tables
+/// `contrail migrate` made. `clock` says what is now.
 ///
 /// # Errors
-/// [`Error::BadQuestion`] for an unknown URL, [`Error::Corrupt`] for files of a later version, [`Error::Store`] when the disk refuses.
-pub async fn open(url: &str, dir: &std::path::Path) -> Result<std::sync::Arc<dyn Archive>, Error> {
+/// [`Error::BadQuestion`] for an unknown URL and for a keyspace that has yet to be migrated, [`Error::Corrupt`] for files of a later version, [`Error::Store`] when the disk
+/// refuses or the cluster does not answer.
+pub async fn open(url: &str, dir: &std::path::Path, settings: &Settings, clock: crate::event::Clock) -> Result<std::sync::Arc<dyn Archive>, Error> {
+    #[cfg(feature = "scylla")]
+    if url.starts_with("scylla:") {
+        return Ok(std::sync::Arc::new(scylla::Scylla::open(url, &settings.scylla, clock).await?));
+    }
+    #[cfg(not(feature = "scylla"))]
+    drop((settings, clock));
     if url != "embedded" {
-        return Err(Error::BadQuestion { parameter: "archive", message: format!("no archive is known by `{url}`; this build has: embedded") });
+        return Err(Error::BadQuestion { parameter: "archive", message: format!("no archive is known by `{url}`; this build has: {KNOWN}") });
     }
     let dir = dir.to_owned();
     match tokio::task::spawn_blocking(move || embedded::Embedded::open(&dir)).await {
@@ -399,6 +418,11 @@ pub async fn open(url: &str, dir: &std::path::Path) -> Result<std::sync::Arc<dyn
         Err(error) => Err(Error::Store(format!("opening the archive stopped: {error}"))),
     }
 }
+
+#[cfg(feature = "scylla")]
+const KNOWN: &str = "embedded, scylla://host:port,.../keyspace";
+#[cfg(not(feature = "scylla"))]
+const KNOWN: &str = "embedded";
 
 /// What can go wrong with the archive.
 #[derive(Clone, Debug, thiserror::Error)]

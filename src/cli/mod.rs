@@ -5,6 +5,7 @@ pub mod demo;
 pub mod format;
 pub mod import;
 mod import_command;
+mod migrate;
 mod query;
 mod serve;
 mod site;
@@ -60,6 +61,8 @@ enum Command {
     Export(query::ExportArguments),
     /// Recount everything and compare; exits with 1 where anything differs.
     Audit,
+    /// Make or change the tables of the cluster that `archive` names; safe to repeat.
+    Migrate,
     /// Sites, their keys and tokens.
     #[command(subcommand)]
     Site(site::SiteCommand),
@@ -113,6 +116,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Trace(arguments) => query::trace(config, arguments).await,
             Command::Export(arguments) => query::export(config, arguments).await,
             Command::Audit => query::audit(config).await,
+            Command::Migrate => migrate::run(config).await,
             Command::Site(command) => site::run(config, command).await,
             Command::Healthy => serve::healthy(config).await,
             Command::Config(ConfigCommand::Check) => Ok(ExitCode::SUCCESS),

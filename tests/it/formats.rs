@@ -58,7 +58,7 @@ async fn answers_of_version_1_become_this_version_with_all_they_hold() {
     let (site, from, to) = (SiteId::parse("demo").unwrap(), Timestamp::parse("2026-11-20T00:00:00Z").unwrap(), Timestamp::MAX);
     // The second time there is nothing left to do.
     for _ in 0..2 {
-        let archive = archive::open("embedded", dir.path()).await.unwrap();
+        let archive = archive::open("embedded", dir.path(), &archive::Settings::default(), contrail::event::Clock::system()).await.unwrap();
         let checkouts = archive.checkouts(&site, from, to, None, 9).await.unwrap();
         let completed: Vec<_> = checkouts.iter().map(|checkout| (checkout.checkout.as_str(), checkout.crawler, checkout.completed)).collect();
         let at = |seconds, crawler| Some(Completion { at: from.plus_seconds(seconds), crawler });

@@ -16,6 +16,7 @@ mod live;
 mod orders;
 mod power;
 mod same;
+mod scylla;
 mod shop;
 mod simulated;
 mod start;

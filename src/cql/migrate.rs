@@ -1,0 +1,217 @@
+//! The tables of a keyspace: made and changed by `contrail migrate`, checked by whoever connects. Must never take anything away.
+//!
+//! Safe with several at once: one of them holds a lock (a light-weight transaction, the only ones there are), the others wait for it. The table of
+//! the lock itself is made without one, so on an empty Cassandra cluster of several nodes start one migration first.
+
+use std::time::Duration;
+
+use scylla::statement::Consistency;
+use scylla::statement::unprepared::Statement;
+
+use super::settings::check_replication;
+use super::{Address, Attempt, Cluster, Error, Settings};
+
+/// Version of `schemas/archive.cql`.
+const VERSION: i32 = 1;
+
+/// The tables.
+const SCHEMA: &str = include_str!("../../schemas/archive.cql");
+
+/// Versions by part of the keyspace; the part `lock` is the lock.
+const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_version (part text PRIMARY KEY, version int, retention_days int)";
+
+/// How long a migration that died holds the others up, in seconds.
+const LOCK: i32 = 120;
+
+/// What insert-only rows live longer than the retention, in days: a day's rows go together, and one of them may have come so much later than the
+/// others.
+const SLACK_DAYS: u64 = 31;
+/// What their lists live longer still.
+const MARKER_DAYS: u64 = 2;
+
+/// What a table takes, 20 years, less what its lists live longer.
+const MOST_DAYS: u64 = 7_290;
+
+const DAY: u64 = 86_400;
+
+/// Makes the keyspace and its tables, or changes them to what this build and these settings need. Does nothing where they are so. Gives what was
+/// done, in words.
+///
+/// # Errors
+/// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
+pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, Error> {
+    check_replication(&settings.replication)?;
+    let cluster = Cluster::reach(address, settings).await?;
+    let keyspace = &address.keyspace;
+    cluster.change(&format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {}", settings.replication)).await?;
+    cluster.use_keyspace(keyspace).await?;
+    cluster.change(VERSIONS).await?;
+    cluster.lock().await?;
+    let migrated = cluster.bring_up(keyspace, settings).await;
+    let unlocked = cluster.transact("DELETE FROM schema_version WHERE part = 'lock' IF EXISTS").await;
+    let done = migrated?;
+    unlocked?;
+    Ok(done)
+}
+
+impl Cluster {
+    /// Whether the keyspace is as this build and these settings need it.
+    pub(super) async fn check_schema(&self, keyspace: &str, settings: &Settings) -> Result<(), Error> {
+        let missing = || Error::Schema(format!("the keyspace {keyspace} has no archive yet: run `contrail migrate` first"));
+        match self.use_keyspace(keyspace).await {
+            Err(Error::Refused(_)) => return Err(missing()),
+            used => used?,
+        }
+        let tables: Vec<(String,)> =
+            self.rows("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'schema_version'", (keyspace,)).await?;
+        let known = if tables.is_empty() { None } else { self.version().await? };
+        let (version, days) = known.ok_or_else(missing)?;
+        later(keyspace, version)?;
+        if version < VERSION || days != retention_days(settings) {
+            return Err(Error::Schema(format!(
+                "the tables of keyspace {keyspace} are of version {version} for a retention of {days} days, this build and its settings need version \
+                 {VERSION} for {}: run `contrail migrate` first",
+                retention_days(settings)
+            )));
+        }
+        Ok(())
+    }
+
+    /// Version and retention in days of the archive's tables.
+    async fn version(&self) -> Result<Option<(i32, i32)>, Error> {
+        Ok(self.rows("SELECT version, retention_days FROM schema_version WHERE part = 'archive'", ()).await?.pop())
+    }
+
+    /// Applies what is missing. The lock is held.
+    async fn bring_up(&self, keyspace: &str, settings: &Settings) -> Result<String, Error> {
+        let known = self.version().await?;
+        let days = retention_days(settings);
+        if let Some((version, known_days)) = known {
+            later(keyspace, version)?;
+            if (version, known_days) == (VERSION, days) {
+                return Ok(format!("the tables of keyspace {keyspace} are of version {VERSION} already"));
+            }
+        }
+        let statements = statements(settings);
+        for statement in &statements {
+            self.change(statement).await?;
+        }
+        if known.is_some_and(|(_, known_days)| known_days != days) {
+            for statement in statements.iter().filter_map(|statement| altered(statement)) {
+                self.change(&statement).await?;
+            }
+        }
+        let put = format!("INSERT INTO schema_version (part, version, retention_days) VALUES ('archive', {VERSION}, {days})");
+        self.change(&put).await?;
+        Ok(format!("the tables of keyspace {keyspace} are of version {VERSION} now"))
+    }
+
+    /// Waits for the lock; what a dead one held comes free by itself.
+    async fn lock(&self) -> Result<(), Error> {
+        let lock = format!("INSERT INTO schema_version (part, version) VALUES ('lock', 0) IF NOT EXISTS USING TTL {LOCK}");
+        for _ in 0..2 * LOCK {
+            if self.transact(&lock).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Err(Error::Unavailable("another migration does not come to an end".into()))
+    }
+
+    /// A light-weight transaction; whether it was applied.
+    async fn transact(&self, cql: &str) -> Result<bool, Error> {
+        let mut statement = Statement::new(cql);
+        statement.set_request_timeout(Some(CHANGE));
+        let attempt = || -> Attempt<'_, _> { Box::pin(self.session.query_unpaged(statement.clone(), ())) };
+        let answer = self.try_again(cql, attempt).await?.into_rows_result().map_err(|error| Error::Form(format!("{error} ({cql})")))?;
+        let applied = answer.column_specs().get_by_name("[applied]").map(|(at, _)| at);
+        let row = answer.first_row::<scylla::value::Row>().map_err(|error| Error::Form(format!("{error} ({cql})")))?;
+        Ok(applied.and_then(|at| row.columns.get(at)?.as_ref()?.as_boolean()).unwrap_or_default())
+    }
+
+    /// A statement that changes the schema, or its version; all nodes agree on it when this returns.
+    pub(super) async fn change(&self, cql: &str) -> Result<(), Error> {
+        let mut statement = Statement::new(cql);
+        statement.set_request_timeout(Some(CHANGE));
+        statement.set_consistency(Consistency::Quorum);
+        let attempt = || -> Attempt<'_, _> { Box::pin(self.session.query_unpaged(statement.clone(), ())) };
+        self.try_again(cql, attempt).await.map(drop)
+    }
+
+    async fn use_keyspace(&self, keyspace: &str) -> Result<(), Error> {
+        match self.session.use_keyspace(keyspace, false).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Error::Refused(format!("keyspace {keyspace}: {error}"))),
+        }
+    }
+}
+
+/// Time for one change of the schema.
+const CHANGE: Duration = Duration::from_secs(60);
+
+fn later(keyspace: &str, version: i32) -> Result<(), Error> {
+    if version > VERSION {
+        return Err(Error::Schema(format!(
+            "the tables of keyspace {keyspace} are of version {version}, this build knows {VERSION}: use a later build"
+        )));
+    }
+    Ok(())
+}
+
+/// Whole days of the retention, rounded up.
+fn retention_days(settings: &Settings) -> i32 {
+    i32::try_from(settings.retention.as_secs().div_ceil(DAY)).unwrap_or(i32::MAX)
+}
+
+/// Days of one compaction window of a table whose rows live so many days: at most 40 windows are alive, as ScyllaDB allows 50.
+const fn window_days(ttl_days: u64) -> u64 {
+    let days = ttl_days.div_ceil(40);
+    if days == 0 { 1 } else { days }
+}
+
+/// The schema's statements with this retention's numbers in them.
+fn statements(settings: &Settings) -> Vec<String> {
+    let days = (u64::from(retention_days(settings).unsigned_abs()) + SLACK_DAYS).min(MOST_DAYS);
+    let numbers = [("$TTL", days * DAY), ("$MARKERS", (days + MARKER_DAYS) * DAY), ("$WINDOW", window_days(days + MARKER_DAYS))]
+        .map(|(name, n)| (name, n.to_string()));
+    let lines: Vec<&str> = SCHEMA.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+    let text = numbers.iter().fold(lines.join("\n"), |text, (name, number)| text.replace(name, number));
+    text.split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+}
+
+/// The change of a table that exists to the times it is to be made with; None for tables without.
+fn altered(create: &str) -> Option<String> {
+    let (head, options) = create.split_once(") WITH default_time_to_live")?;
+    let table = head.strip_prefix("CREATE TABLE IF NOT EXISTS ")?.split_whitespace().next()?;
+    Some(format!("ALTER TABLE {table} WITH default_time_to_live{options}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_a_fortieth_and_never_less() {
+        assert_eq!([0, 1, 40, 41, 90, 400, 431].map(window_days), [1, 1, 1, 2, 3, 10, 11]);
+        for days in 1..4_000u64 {
+            assert!(days.div_ceil(window_days(days)) <= 40, "{days}");
+        }
+    }
+
+    #[test]
+    fn the_schema_becomes_statements() {
+        let statements = statements(&Settings { retention: Duration::from_secs(90 * DAY - 5), ..Settings::default() });
+        assert!(
+            statements.iter().all(|statement| statement.starts_with("CREATE TABLE IF NOT EXISTS ") && !statement.contains(['$', ';'])),
+            "{statements:#?}"
+        );
+        let altered: Vec<String> = statements.iter().filter_map(|statement| altered(statement)).collect();
+        assert_eq!(altered.len(), 6);
+        let days = 121;
+        let compaction = "compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'DAYS', 'compaction_window_size': '4'}";
+        assert_eq!(altered[0], format!("ALTER TABLE event WITH default_time_to_live = {}\n  AND {compaction}", days * DAY));
+        // What the facts say of both servers.
+        let all = statements.join("\n").to_lowercase();
+        assert!(["counter", "materialized", "index", "null"].iter().all(|word| !all.contains(word)));
+    }
+}
