@@ -188,6 +188,18 @@ impl Scylla {
         Ok(cursor)
     }
 
+    /// What an archiver may build on: values written no later than its cursor. Of anything newer it says so, and the archiver begins anew, where the
+    /// journal has it that another went further, or lost something.
+    async fn ours(&self, part: u16) -> Result<impl Fn(i64) -> Result<(), Error> + Send + Sync + use<>, Error> {
+        let latest = stamp::whole(stamp::of(stamp::GENERATION, self.known_cursor(part).await?.next)?);
+        Ok(move |written: i64| match written <= latest {
+            true => Ok(()),
+            false => {
+                Err(Error::Store(format!("partition {part} was written further than its archiver is: another one has it, or its cursor is lost")))
+            }
+        })
+    }
+
     /// The parts of a batch, each with its write timestamp.
     async fn stamped(&self, batch: WriteBatch) -> Result<BTreeMap<u16, Part>, Error> {
         let mut parts = journal::parts(batch);
@@ -250,10 +262,12 @@ impl Archive for Scylla {
         self.check_open()?;
         let hour = |at: Timestamp| at.micros().div_euclid(3_600_000_000);
         let oldest = hour(self.known_cursor(partition).await?.received_at.plus_seconds(-EVENT_MEMORY_SECONDS));
+        let ours = self.ours(partition).await?;
         let mut found = Vec::new();
         for keys in keys.chunks(LOOKED_FOR) {
             let entries = Cluster::gather(keys.iter().map(|key| self.stored_identity(key)).collect()).await?;
             for (key, entry) in keys.iter().zip(entries) {
+                entry.as_ref().map_or(Ok(()), |(.., written)| ours(*written))?;
                 let remembered = entry.filter(|(entry, seen, _)| !matches!(entry, Entry::Event(_)) || hour(*seen) >= oldest);
                 found.extend(remembered.map(|(entry, ..)| (*key, entry)));
             }
@@ -263,9 +277,11 @@ impl Archive for Scylla {
 
     async fn cells(&self, partition: u16, keys: &[CellKey]) -> Result<Vec<(CellKey, CellValue)>, Error> {
         self.check_open()?;
+        let ours = self.ours(partition).await?;
         let mut found = Vec::new();
         for keys in keys.chunks(LOOKED_FOR) {
             let cells = Cluster::gather(keys.iter().map(|key| self.stored_cell(partition, key)).collect()).await?;
+            cells.iter().flatten().try_for_each(|cell| ours(cell.written))?;
             found.extend(keys.iter().zip(cells).filter_map(|(key, cell)| Some((key.clone(), cell?.value))));
         }
         Ok(found)
@@ -273,8 +289,10 @@ impl Archive for Scylla {
 
     async fn books_of(&self, partition: u16, keys: &[(SiteId, Timestamp)]) -> Result<Vec<(SiteId, Timestamp, Books)>, Error> {
         self.check_open()?;
+        let ours = self.ours(partition).await?;
         let books = Cluster::gather(keys.iter().map(|(site, hour)| self.stored_books(partition, site, *hour)).collect()).await?;
-        Ok(keys.iter().zip(books).filter_map(|((site, hour), books)| Some((site.clone(), *hour, books?))).collect())
+        books.iter().flatten().try_for_each(|(_, written)| ours(*written))?;
+        Ok(keys.iter().zip(books).filter_map(|((site, hour), books)| Some((site.clone(), *hour, books?.0))).collect())
     }
 
     async fn write(&self, mut batch: WriteBatch) -> Result<(), Error> {

@@ -22,7 +22,7 @@ const CELL: &str = "SELECT count0, count1, revenue, people, WRITETIME(count0) FR
      WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell = ? AND dim = ? AND crawler = ?";
 const CELLS: &str = "SELECT dim, crawler, count0, count1, revenue, people FROM cell \
      WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell >= ? AND cell < ?";
-const BOOKS_OF: &str = "SELECT books FROM books WHERE site = ? AND day = ? AND hour = ? AND part = ?";
+const BOOKS_OF: &str = "SELECT books, WRITETIME(books) FROM books WHERE site = ? AND day = ? AND hour = ? AND part = ?";
 const BOOKS: &str = "SELECT hour, books FROM books WHERE site = ? AND day = ? AND hour >= ? AND hour < ?";
 const ORDER: &str = "SELECT part, body, WRITETIME(body) FROM orders WHERE site = ? AND order_id = ?";
 const CHECKOUT: &str = "SELECT part, body, WRITETIME(body) FROM checkout WHERE site = ? AND checkout = ?";
@@ -79,9 +79,9 @@ impl Scylla {
         Ok(Some(Stood { part, written, value: value_of((count0, count1, revenue, people))? }))
     }
 
-    pub(super) async fn stored_books(&self, part: u16, site: &SiteId, hour: Timestamp) -> Result<Option<Books>, Error> {
-        let rows: Vec<(Vec<u8>,)> = self.cluster.rows(BOOKS_OF, (site.as_str(), hour.utc_day(), hour.micros(), part as i16)).await?;
-        rows.first().map(|(bytes,)| unpack(bytes, "books")).transpose()
+    pub(super) async fn stored_books(&self, part: u16, site: &SiteId, hour: Timestamp) -> Result<Option<(Books, i64)>, Error> {
+        let rows: Vec<(Vec<u8>, i64)> = self.cluster.rows(BOOKS_OF, (site.as_str(), hour.utc_day(), hour.micros(), part as i16)).await?;
+        rows.first().map(|(bytes, written)| Ok((unpack(bytes, "books")?, *written))).transpose()
     }
 
     pub(super) async fn stored_order(&self, site: &SiteId, id: &str) -> Result<Option<Stood<OrderView>>, Error> {

@@ -136,6 +136,20 @@ async fn what_a_former_owner_writes_late_loses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_built_on_what_a_former_owner_wrote_further() {
+    let bench = Fresh::new();
+    let (former, owner) = (bench.scylla().await, bench.scylla().await);
+    former.write(counted(10, 10)).await.unwrap();
+    assert_eq!(owner.cursor(3).await.unwrap().next, 10);
+    former.write(counted(20, 20)).await.unwrap();
+    for refused in [owner.cells(3, &[views(0).0]).await.map(drop), owner.identities(3, &[IdentityKey([7; 16])]).await.map(drop)] {
+        assert!(refused.unwrap_err().is_retryable());
+    }
+    assert_eq!(owner.cursor(3).await.unwrap().next, 20);
+    assert_eq!(counts(&owner).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_node_lost_is_made_good_or_told() {
     const PUT_CURSOR: &str = "INSERT INTO cursor (part, next, received_at) VALUES (3, 20, ?) USING TIMESTAMP ?";
     const LOSE_PIECES: &str = "DELETE FROM journal USING TIMESTAMP ? WHERE part = 3 AND next > ?";
