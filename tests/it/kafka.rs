@@ -2,71 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::crash::{SENDERS, Shared, sender};
-use crate::harness::{Server, binary};
+use crate::foreign::{Foreign, program, serve};
+use crate::harness::Server;
 use crate::same::{assert_same, copy, told};
 use crate::shop;
 use rand::{Rng, SeedableRng};
 
-/// A broker of one test; it ends with it.
-struct Broker {
-    dir: tempfile::TempDir,
-    address: String,
-}
-
-fn servers(arguments: &[&str], dir: &Path) -> String {
-    let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run")).args(arguments).arg("--dir").arg(dir).output().unwrap();
-    assert!(out.status.success(), "tests/servers/run {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-impl Broker {
-    fn up() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let told = servers(&["up", "kafka", "--own"], dir.path());
-        let address = told.lines().find_map(|line| line.strip_prefix("KAFKA=")).unwrap().to_owned();
-        Self { dir, address }
-    }
-
-    /// As a process dies.
-    fn kill(&self) {
-        servers(&["stop", "kafka-1", "--kill"], self.dir.path());
-    }
-
-    /// Back on the same directory.
-    fn restart(&self) {
-        servers(&["start", "kafka-1"], self.dir.path());
-    }
-
-    /// The program with its log on this broker.
-    fn contrail(&self, data: &Path) -> Server {
-        let mut command = binary();
-        command
-            .env("CONTRAIL_LOG", format!("kafka://{}", self.address))
-            .env("CONTRAIL_KAFKA_REPLICATION", "1")
-            .env("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true")
-            .env("CONTRAIL_KAFKA_SESSION_TIMEOUT", "10s");
-        if std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").is_none() {
-            command.stderr(std::process::Stdio::null());
-        }
-        Server::start(command, data, &[]).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        servers(&["down", "--kill"], self.dir.path());
-    }
+/// The program with its log on this broker.
+fn contrail(broker: &Foreign, data: &Path) -> Server {
+    let settings = [
+        ("CONTRAIL_LOG", &*format!("kafka://{}", broker.address)),
+        ("CONTRAIL_KAFKA_REPLICATION", "1"),
+        ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true"),
+        ("CONTRAIL_KAFKA_SESSION_TIMEOUT", "10s"),
+    ];
+    serve(program(&settings), data)
 }
 
 #[test]
 fn slow_kafka_gives_the_same_data_as_the_embedded_log() {
-    let broker = Broker::up();
+    let broker = Foreign::up("kafka");
     let day = shop::day(14, 6_000);
     let dir = tempfile::tempdir().unwrap();
     let (embedded, kafka) = (dir.path().join("embedded"), dir.path().join("kafka"));
@@ -77,12 +37,12 @@ fn slow_kafka_gives_the_same_data_as_the_embedded_log() {
     server.accept(&day.events);
     let on_embedded = told(server, &day, true);
 
-    let server = broker.contrail(&kafka);
+    let server = contrail(&broker, &kafka);
     server.accept(&day.events);
     server.settle();
     // Stores survive a stop; the group's partitions are taken up again at once.
     assert!(server.stop().success());
-    let server = broker.contrail(&kafka);
+    let server = contrail(&broker, &kafka);
     server.accept(&day.events[..100]);
     shop::assert_reports_equal_tally(&server, &day);
     let on_kafka = told(server, &day, true);
@@ -92,7 +52,7 @@ fn slow_kafka_gives_the_same_data_as_the_embedded_log() {
 #[test]
 fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
     const ROUNDS: usize = 15;
-    let broker = Broker::up();
+    let broker = Foreign::up("kafka");
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
@@ -101,7 +61,7 @@ fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
     let shared = Arc::new(shared);
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut server = broker.contrail(&data);
+    let mut server = contrail(&broker, &data);
     server.address.clone_into(&mut shared.address.write().unwrap());
     let senders: Vec<_> = (0..SENDERS)
         .map(|_| {
@@ -119,7 +79,7 @@ fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
             broker.restart();
         } else {
             server.kill();
-            server = broker.contrail(&data);
+            server = contrail(&broker, &data);
             server.address.clone_into(&mut shared.address.write().unwrap());
         }
     }
@@ -138,11 +98,11 @@ fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
 fn slow_a_broker_that_is_away_stops_nothing_for_good() {
     // Longer than a record may wait for its broker (20 s) and than a session lasts (10 s): appends fail, and readers are made anew.
     const AWAY: Duration = Duration::from_secs(45);
-    let broker = Broker::up();
+    let broker = Foreign::up("kafka");
     let day = shop::day(15, 4_000);
     let (first, rest) = day.events.split_at(2_000);
     let dir = tempfile::tempdir().unwrap();
-    let server = broker.contrail(&dir.path().join("data"));
+    let server = contrail(&broker, &dir.path().join("data"));
     let pid = server.pid();
     server.accept(first);
     broker.kill();

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod data;
 mod drain;
+mod foreign;
 mod formats;
 mod harness;
 mod http;

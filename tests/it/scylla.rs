@@ -2,7 +2,6 @@
 //! is killed.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,66 +10,24 @@ use std::time::Duration;
 use rand::{Rng, SeedableRng};
 
 use crate::crash::{SENDERS, Shared, sender};
-use crate::harness::{Server, binary};
+use crate::foreign::{Foreign, program, serve};
+use crate::harness::Server;
 use crate::same::{assert_same, copy, told};
 use crate::shop;
 
-/// A node of one test; it ends with it.
-struct Node {
-    dir: tempfile::TempDir,
-    address: String,
+/// The program with its archive on this node.
+fn on(node: &Foreign) -> Command {
+    let replication = "{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}";
+    program(&[("CONTRAIL_ARCHIVE", &format!("scylla://{}/contrail", node.address)), ("CONTRAIL_SCYLLA_REPLICATION", replication)])
 }
 
-fn servers(arguments: &[&str], dir: &Path) -> String {
-    let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run")).args(arguments).arg("--dir").arg(dir).output().unwrap();
-    assert!(out.status.success(), "tests/servers/run {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-impl Node {
-    fn up() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let told = servers(&["up", "cassandra", "--own"], dir.path());
-        let address = told.lines().find_map(|line| line.strip_prefix("CASSANDRA=")).unwrap().to_owned();
-        Self { dir, address }
-    }
-
-    /// As a process dies, with the last of what it acknowledged; and back on the same directory.
-    fn kill_and_restart(&self) {
-        servers(&["stop", "cassandra-1", "--kill"], self.dir.path());
-        servers(&["start", "cassandra-1"], self.dir.path());
-    }
-
-    /// The program with its archive on this node.
-    fn binary(&self) -> Command {
-        let mut command = binary();
-        command
-            .env("CONTRAIL_ARCHIVE", format!("scylla://{}/contrail", self.address))
-            .env("CONTRAIL_SCYLLA_REPLICATION", "{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}");
-        if std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").is_none() {
-            command.stderr(Stdio::null());
-        }
-        command
-    }
-
-    fn migrate(&self) -> Output {
-        self.binary().arg("migrate").stderr(Stdio::piped()).output().unwrap()
-    }
-
-    fn contrail(&self, data: &Path) -> Server {
-        Server::start(self.binary(), data, &[]).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        servers(&["down", "--kill"], self.dir.path());
-    }
+fn migrate(node: &Foreign) -> Output {
+    on(node).arg("migrate").stderr(Stdio::piped()).output().unwrap()
 }
 
 #[test]
 fn slow_scylla_gives_the_same_data_as_the_embedded_archive() {
-    let node = Node::up();
+    let node = Foreign::up("cassandra");
     let day = shop::day(15, 6_000);
     let dir = tempfile::tempdir().unwrap();
     let (embedded, scylla) = (dir.path().join("embedded"), dir.path().join("scylla"));
@@ -81,17 +38,17 @@ fn slow_scylla_gives_the_same_data_as_the_embedded_archive() {
     server.accept(&day.events);
     let on_embedded = told(server, &day, true);
 
-    let unmigrated = Server::start(node.binary(), &dir.path().join("unmigrated"), &[]);
+    let unmigrated = Server::start(on(&node), &dir.path().join("unmigrated"), &[]);
     assert!(unmigrated.is_err(), "nothing is served before the tables are there");
     for _ in 0..2 {
-        let migrated = node.migrate();
+        let migrated = migrate(&node);
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
     }
-    let server = node.contrail(&scylla);
+    let server = serve(on(&node), &scylla);
     server.accept(&day.events);
     server.settle();
     assert!(server.stop().success());
-    let server = node.contrail(&scylla);
+    let server = serve(on(&node), &scylla);
     server.accept(&day.events[..100]);
     shop::assert_reports_equal_tally(&server, &day);
     let on_scylla = told(server, &day, true);
@@ -101,8 +58,8 @@ fn slow_scylla_gives_the_same_data_as_the_embedded_archive() {
 #[test]
 fn slow_scylla_and_contrail_killed_under_load_lose_nothing() {
     const ROUNDS: usize = 12;
-    let node = Node::up();
-    assert!(node.migrate().status.success());
+    let node = Foreign::up("cassandra");
+    assert!(migrate(&node).status.success());
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
@@ -111,7 +68,7 @@ fn slow_scylla_and_contrail_killed_under_load_lose_nothing() {
     let shared = Arc::new(shared);
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut server = node.contrail(&data);
+    let mut server = serve(on(&node), &data);
     server.address.clone_into(&mut shared.address.write().unwrap());
     let senders: Vec<_> = (0..SENDERS)
         .map(|_| {
@@ -125,10 +82,11 @@ fn slow_scylla_and_contrail_killed_under_load_lose_nothing() {
         shared.unlocked.fetch_add(total / ROUNDS + 1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(rng.random_range(5..1_500)));
         if round % 4 == 3 {
-            node.kill_and_restart();
+            node.kill();
+            node.restart();
         } else {
             server.kill();
-            server = node.contrail(&data);
+            server = serve(on(&node), &data);
             server.address.clone_into(&mut shared.address.write().unwrap());
         }
     }
