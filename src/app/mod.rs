@@ -3,13 +3,13 @@
 
 mod access;
 mod admin;
+mod backends;
 pub mod data;
 mod health;
 mod known;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,16 +28,13 @@ use crate::archive::progress::Progress;
 use crate::archive::rollup::Judged;
 use crate::archive::{self, Archive};
 use crate::config::{Config, Role};
-#[cfg(feature = "scylla")]
-use crate::cql;
 use crate::event::{Clock, ObjectKind, RulesOf};
-use crate::eventlog::{self, EventLog};
+use crate::eventlog::EventLog;
 use crate::ingest::{self, Ingest};
 use crate::problem::Problem;
 use crate::server;
 use crate::shutdown::{DrainError, Failure, Tasks};
 use crate::site::{Bootstrap, NewKeys, Sites};
-use crate::sync::embedded::EmbeddedStore;
 use crate::sync::expiry::Expiry;
 use crate::sync::feed::LocalFeed;
 use crate::sync::keeper::{Keeper, KeeperSettings};
@@ -47,6 +44,8 @@ use crate::sync::status::Status;
 use crate::sync::{self, ObjectStore};
 use crate::telemetry;
 use crate::web;
+
+pub use backends::migrate;
 
 /// What could not be started or stopped, and where.
 #[derive(Debug, thiserror::Error)]
@@ -82,18 +81,11 @@ impl Options {
     /// # Errors
     /// When such a file cannot be read.
     pub fn from_environment() -> Result<Self, Error> {
-        let bootstrap = Bootstrap { ingest_key: secret("CONTRAIL_BOOTSTRAP_INGEST_KEY")?, read_token: secret("CONTRAIL_BOOTSTRAP_READ_TOKEN")? };
+        let bootstrap = Bootstrap {
+            ingest_key: backends::secret("CONTRAIL_BOOTSTRAP_INGEST_KEY")?,
+            read_token: backends::secret("CONTRAIL_BOOTSTRAP_READ_TOKEN")?,
+        };
         Ok(Self { bootstrap, clock: Clock::system() })
-    }
-}
-
-fn secret(name: &str) -> Result<Option<String>, Error> {
-    if let Ok(value) = std::env::var(name) {
-        return Ok(Some(value));
-    }
-    match std::env::var(format!("{name}_FILE")) {
-        Ok(path) => std::fs::read_to_string(&path).map(|text| Some(text.trim().to_owned())).at("reading a secret's file"),
-        Err(_) => Ok(None),
     }
 }
 
@@ -189,95 +181,13 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
 }
 
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
-    let log = eventlog::open(&config.log, &config.data.join("log"), log_settings(&config)?, clock.clone()).await.at("opening the log")?;
-    let objects = open_objects(&config.store, &config.data)?;
-    let archive = archive::open(&config.archive, &config.data, &archive_settings(&config)?, clock.clone()).await.at("opening the archive")?;
+    let log = backends::log(&config, clock.clone()).await?;
+    let objects = backends::objects(&config)?;
+    let archive = backends::archive(&config, clock.clone()).await?;
     let rules = sites.rules_of();
     let feed = LocalFeed::new(sync::feed::Settings::default());
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
     Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress })
-}
-
-fn log_settings(config: &Config) -> Result<eventlog::Settings, Error> {
-    let embedded = eventlog::embedded::Settings {
-        max_bytes: config.eventlog.max_bytes.0,
-        segment_bytes: config.eventlog.segment_bytes.0,
-        retention: config.eventlog.retention.0,
-        ..eventlog::embedded::Settings::default()
-    };
-    Ok(eventlog::Settings {
-        embedded,
-        #[cfg(feature = "kafka")]
-        kafka: kafka_settings(config)?,
-    })
-}
-
-#[cfg(feature = "kafka")]
-fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Settings, Error> {
-    let kafka = &config.kafka;
-    let security = eventlog::kafka::Security {
-        tls: kafka.tls,
-        ca_file: kafka.ca_file.clone(),
-        mechanism: kafka.mechanism.clone(),
-        username: kafka.username.clone(),
-        password: secret("CONTRAIL_KAFKA_PASSWORD")?.unwrap_or_default(),
-    };
-    Ok(eventlog::kafka::Settings {
-        prefix: kafka.prefix.clone(),
-        replication: kafka.replication,
-        allow_single_replica: kafka.allow_single_replica,
-        security,
-        session_timeout: kafka.session_timeout.0,
-        instance: kafka.instance.clone(),
-        retention: config.eventlog.retention.0,
-    })
-}
-
-fn open_objects(url: &str, data: &Path) -> Result<Arc<dyn ObjectStore>, Error> {
-    match url {
-        "embedded" => Ok(Arc::new(EmbeddedStore::open(&data.join("objects.db"), Duration::from_millis(10)).at("opening the objects")?)),
-        other => {
-            Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() })
-        }
-    }
-}
-
-fn archive_settings(config: &Config) -> Result<archive::Settings, Error> {
-    let _ = config;
-    Ok(archive::Settings {
-        #[cfg(feature = "scylla")]
-        scylla: scylla_settings(config)?,
-    })
-}
-
-#[cfg(feature = "scylla")]
-fn scylla_settings(config: &Config) -> Result<cql::Settings, Error> {
-    let scylla = &config.scylla;
-    Ok(cql::Settings {
-        username: scylla.username.clone(),
-        password: secret("CONTRAIL_SCYLLA_PASSWORD")?.unwrap_or_default(),
-        tls: scylla.tls,
-        ca_file: scylla.ca_file.clone(),
-        datacenter: scylla.datacenter.clone(),
-        replication: scylla.replication.clone(),
-        retention: config.archiver.retention.0,
-        safety_window: scylla.safety_window.0,
-        ..cql::Settings::default()
-    })
-}
-
-/// Makes or changes the tables of the clusters that the settings name; says of each what was done. Nothing else may be running on a fresh cluster meanwhile.
-///
-/// # Errors
-/// Where nothing that the settings name has tables, and what the cluster says.
-pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
-    #[cfg(feature = "scylla")]
-    if config.archive.starts_with("scylla:") {
-        let address = cql::Address::parse(&config.archive).at("reading the archive's address")?;
-        return Ok(vec![cql::migrate(&address, &scylla_settings(config)?).await.at("migrating the archive")?]);
-    }
-    let told = format!("`archive` is `{}`: only scylla://... has tables to be made", config.archive);
-    Err(Error { stage: "migrating", source: told.into() })
 }
 
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.

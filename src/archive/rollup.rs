@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Books, CELL_SECONDS, CellKey, CellValue, Label, LabelValue, Metric};
-use crate::event::identity::{Outcome, Sale, Verdict};
+use crate::event::identity::{Completion, ORDER_STEP, Outcome, Sale, StepCount, Verdict};
 use crate::event::naming::{counts_page_view, page_path, search_spelling, search_term};
 use crate::event::{Currency, Event, Flags, Item, Record, SiteId, SiteRules, StepStatus, Timestamp, kind};
 
@@ -22,6 +22,24 @@ pub fn dim_of(metric: Metric, event: &Event, rules: &SiteRules) -> Option<String
         Metric::Pages if counts_page_view(event) => event.page.as_ref().map(|page| page_path(&page.url, rules)),
         _ => None,
     }
+}
+
+/// A number that orders cells as their starts do: what stores keep of a cell's start.
+pub(super) const fn cell_number(cell: Timestamp) -> i64 {
+    cell.micros().div_euclid(CELL_SECONDS * 1_000_000)
+}
+
+/// The start of the cell that [`cell_number`] numbered.
+#[cfg(feature = "scylla")]
+pub(super) fn cell_start(number: i64) -> Timestamp {
+    Timestamp::ZERO.plus_seconds(number.saturating_mul(CELL_SECONDS))
+}
+
+/// The steps of a checkout that count, its completion by an order among them.
+pub(super) fn counted_steps(mut steps: Vec<StepCount>, completed: Option<Completion>) -> Vec<StepCount> {
+    let status = StepStatus::Completed;
+    steps.extend(completed.map(|Completion { at, crawler }| StepCount { step: ORDER_STEP.into(), status, at, crawler, count: 1 }));
+    steps
 }
 
 /// What is to be added to cells, by partition.

@@ -1,8 +1,9 @@
 //! kill -9 at random moments under load: nothing acknowledged is lost, nothing counts twice, revisions equal changes, budgets hold.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -14,7 +15,7 @@ use crate::http::Connection;
 use crate::{inspect, shop};
 
 const ROUNDS: usize = 100;
-pub(crate) const SENDERS: usize = 4;
+const SENDERS: usize = 4;
 
 /// What the senders share with the killer.
 #[derive(Default)]
@@ -76,6 +77,17 @@ pub(crate) fn sender(shared: &Shared, acknowledged: impl Fn(&[Value])) {
     }
 }
 
+/// Starts what posts the batches.
+pub(crate) fn start_senders(shared: Shared) -> (Arc<Shared>, Vec<JoinHandle<()>>) {
+    let shared = Arc::new(shared);
+    let start = |_| {
+        let shared = Arc::clone(&shared);
+        std::thread::spawn(move || sender(&shared, |_| {}))
+    };
+    let senders = (0..SENDERS).map(start).collect();
+    (shared, senders)
+}
+
 /// Watches an object through every crash and notes when each new event id was seen: at most as often as it was written.
 fn watcher(shared: &Shared, path: &str) -> Vec<Instant> {
     let (mut seen, mut times) = (0, Vec::new());
@@ -117,19 +129,11 @@ fn slow_killed_a_hundred_times_under_load() {
     let mut rng = StdRng::seed_from_u64(seed);
     let day = shop::day(seed, 20_000);
     let (shared, total) = Shared::batches(&day.events, 40, &mut rng);
-    let shared = Arc::new(shared);
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let mut server = Server::on(&data, &[]);
     server.address.clone_into(&mut shared.address.write().unwrap());
-    let senders: Vec<_> = (0..SENDERS)
-        .map(|_| {
-            std::thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || sender(&shared, |_| {})
-            })
-        })
-        .collect();
+    let (shared, senders) = start_senders(shared);
     let hot = [format!("/v1/live/maps/product.{}", day.hottest_product), "/v1/live/documents/checkout.contact".to_owned()];
     let watchers: Vec<_> = hot
         .into_iter()
@@ -155,10 +159,7 @@ fn slow_killed_a_hundred_times_under_load() {
     for watcher in watchers {
         assert_budget(&watcher.join().unwrap());
     }
-    let rows = shop::archived(&server, &day);
-    let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
-    assert_eq!(rows.len(), sent.len(), "every acknowledged event is archived");
-    assert_eq!(rows, sent, "exactly once");
+    shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
     assert!(server.stop().success());

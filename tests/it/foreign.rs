@@ -1,9 +1,17 @@
-//! A real Kafka or Cassandra of one test, brought up by `tests/servers/run`.
+//! A real Kafka or Cassandra of one test, brought up by `tests/servers/run`, and what must hold on either.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::crash::{Shared, start_senders};
 use crate::harness::{Server, binary};
+use crate::same::{assert_same, copy, told};
+use crate::shop;
 
 /// One server, of the test's own: it is killed and started again at will, and ends with the test.
 pub(crate) struct Foreign {
@@ -59,4 +67,71 @@ pub(crate) fn program(settings: &[(&str, &str)]) -> Command {
 /// That program, serving.
 pub(crate) fn serve(program: Command, data: &Path) -> Server {
     Server::start(program, data, &[]).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
+}
+
+/// The same events, sent to the embedded product and to this one with a stop between, give equal reports, objects and revisions; and the audit is clean.
+pub(crate) fn assert_same_data_as_embedded(seed: u64, serve: impl Fn(&Path) -> Server) {
+    let day = shop::day(seed, 6_000);
+    let dir = tempfile::tempdir().unwrap();
+    let (embedded, other) = (dir.path().join("embedded"), dir.path().join("other"));
+    assert!(Server::on(&embedded, &[]).stop().success());
+    // Both have the same site, and so the same keyed hashes.
+    copy(&embedded, &other);
+    let server = Server::on(&embedded, &[]);
+    server.accept(&day.events);
+    let on_embedded = told(server, &day, true);
+
+    let server = serve(&other);
+    server.accept(&day.events);
+    server.settle();
+    assert!(server.stop().success());
+    let server = serve(&other);
+    server.accept(&day.events[..100]);
+    shop::assert_reports_equal_tally(&server, &day);
+    let on_other = told(server, &day, true);
+    assert_same(&on_embedded, &on_other, "embedded and the other");
+}
+
+/// How [`assert_kills_lose_nothing`] kills.
+pub(crate) struct Kills {
+    pub(crate) rounds: usize,
+    /// Longest time between two, in milliseconds.
+    pub(crate) apart: u64,
+    /// One in so many is the other server's, the rest are the program's.
+    pub(crate) others: usize,
+}
+
+/// The program and the server it stands on are killed in turns under load: every acknowledged event is archived once, reports equal the simulator's tally, and the
+/// audit is clean.
+pub(crate) fn assert_kills_lose_nothing(foreign: &Foreign, kills: &Kills, serve: impl Fn(&Path) -> Server) {
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let day = shop::day(seed, 10_000);
+    let (shared, total) = Shared::batches(&day.events, 40, &mut rng);
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut server = serve(&data);
+    server.address.clone_into(&mut shared.address.write().unwrap());
+    let (shared, senders) = start_senders(shared);
+    for round in 0..kills.rounds {
+        shared.unlocked.fetch_add(total / kills.rounds + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(rng.random_range(5..kills.apart)));
+        if round % kills.others == 3 {
+            foreign.kill();
+            foreign.restart();
+        } else {
+            server.kill();
+            server = serve(&data);
+            server.address.clone_into(&mut shared.address.write().unwrap());
+        }
+    }
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    server.settle();
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
 }

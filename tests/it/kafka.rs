@@ -1,17 +1,11 @@
 //! The whole product with its log on a real Kafka: the same data as on the embedded log, and nothing lost or counted twice when either is killed.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::crash::{SENDERS, Shared, sender};
-use crate::foreign::{Foreign, program, serve};
+use crate::foreign::{Foreign, Kills, assert_kills_lose_nothing, assert_same_data_as_embedded, program, serve};
 use crate::harness::Server;
-use crate::same::{assert_same, copy, told};
 use crate::shop;
-use rand::{Rng, SeedableRng};
 
 /// The program with its log on this broker.
 fn contrail(broker: &Foreign, data: &Path) -> Server {
@@ -27,71 +21,13 @@ fn contrail(broker: &Foreign, data: &Path) -> Server {
 #[test]
 fn slow_kafka_gives_the_same_data_as_the_embedded_log() {
     let broker = Foreign::up("kafka");
-    let day = shop::day(14, 6_000);
-    let dir = tempfile::tempdir().unwrap();
-    let (embedded, kafka) = (dir.path().join("embedded"), dir.path().join("kafka"));
-    assert!(Server::on(&embedded, &[]).stop().success());
-    // Both have the same site, and so the same keyed hashes.
-    copy(&embedded, &kafka);
-    let server = Server::on(&embedded, &[]);
-    server.accept(&day.events);
-    let on_embedded = told(server, &day, true);
-
-    let server = contrail(&broker, &kafka);
-    server.accept(&day.events);
-    server.settle();
-    // Stores survive a stop; the group's partitions are taken up again at once.
-    assert!(server.stop().success());
-    let server = contrail(&broker, &kafka);
-    server.accept(&day.events[..100]);
-    shop::assert_reports_equal_tally(&server, &day);
-    let on_kafka = told(server, &day, true);
-    assert_same(&on_embedded, &on_kafka, "embedded and kafka");
+    assert_same_data_as_embedded(14, |data| contrail(&broker, data));
 }
 
 #[test]
 fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
-    const ROUNDS: usize = 15;
     let broker = Foreign::up("kafka");
-    let seed = rand::rng().random();
-    println!("seed {seed}");
-    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
-    let day = shop::day(seed, 10_000);
-    let (shared, total) = Shared::batches(&day.events, 40, &mut rng);
-    let shared = Arc::new(shared);
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let mut server = contrail(&broker, &data);
-    server.address.clone_into(&mut shared.address.write().unwrap());
-    let senders: Vec<_> = (0..SENDERS)
-        .map(|_| {
-            std::thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || sender(&shared, |_| ())
-            })
-        })
-        .collect();
-    for round in 0..ROUNDS {
-        shared.unlocked.fetch_add(total / ROUNDS + 1, Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(rng.random_range(5..800)));
-        if round % 7 == 3 {
-            broker.kill();
-            broker.restart();
-        } else {
-            server.kill();
-            server = contrail(&broker, &data);
-            server.address.clone_into(&mut shared.address.write().unwrap());
-        }
-    }
-    for sender in senders {
-        sender.join().unwrap();
-    }
-    server.settle();
-    let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
-    assert_eq!(shop::archived(&server, &day), sent, "every acknowledged event is archived exactly once");
-    shop::assert_reports_equal_tally(&server, &day);
-    server.assert_audit();
-    assert!(server.stop().success());
+    assert_kills_lose_nothing(&broker, &Kills { rounds: 15, apart: 800, others: 7 }, |data| contrail(&broker, data));
 }
 
 #[test]
@@ -125,8 +61,7 @@ fn slow_a_broker_that_is_away_stops_nothing_for_good() {
     server.accept(rest);
     server.settle();
     assert_eq!(server.pid(), pid);
-    let sent: BTreeMap<String, usize> = day.events.iter().map(|e| (e["event_id"].as_str().unwrap().to_owned(), 1)).collect();
-    assert_eq!(shop::archived(&server, &day), sent);
+    shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
     assert!(server.stop().success());

@@ -42,6 +42,14 @@ pub(crate) fn archived(server: &Server, day: &Day) -> BTreeMap<String, usize> {
     rows
 }
 
+/// Every event of the day is archived, exactly once.
+pub(crate) fn assert_archived_once(server: &Server, day: &Day) {
+    let sent: BTreeMap<String, usize> = day.events.iter().map(|event| (event["event_id"].as_str().unwrap().to_owned(), 1)).collect();
+    let rows = archived(server, day);
+    assert_eq!(rows.len(), sent.len(), "every acknowledged event is archived");
+    assert_eq!(rows, sent, "exactly once");
+}
+
 /// Every report's rows for the day, with each choice of bots, judged at the day's end.
 pub(crate) fn reports(server: &Server, day: &Day) -> Value {
     let mut all = BTreeMap::new();

@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashSet};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{pack, place, unpack};
-use crate::archive::{CELL_SECONDS, Cursor, Error, WriteBatch};
-use crate::event::identity::{CheckoutView, Completion, ORDER_STEP, OrderView, Sale, StepCount};
-use crate::event::{SiteId, StepStatus, Timestamp};
+use crate::archive::rollup::cell_number;
+use crate::archive::{Cursor, Error, WriteBatch};
+use crate::event::identity::{CheckoutView, OrderView, Sale, StepCount};
+use crate::event::{SiteId, Timestamp};
 
 /// Version of `answers.db`. Until version 2 an hour's identity entries were one run.
 pub(super) const VERSION: i32 = 3;
@@ -50,11 +51,6 @@ CREATE TABLE IF NOT EXISTS quarantine (site TEXT NOT NULL, received_at INTEGER N
 pub(super) fn create(conn: &Connection, known: i32) -> Result<(), Error> {
     let migration = if known == 1 { FROM_VERSION_1 } else { "" };
     Ok(conn.execute_batch(&format!("BEGIN IMMEDIATE; {migration} {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))?)
-}
-
-/// A number that orders cells as their starts do.
-pub(super) const fn cell_number(cell: Timestamp) -> i64 {
-    cell.micros().div_euclid(CELL_SECONDS * 1_000_000)
 }
 
 /// Notes sites not known so far, and gives them.
@@ -201,13 +197,6 @@ pub(super) fn put_checkout(tx: &Transaction<'_>, site: &SiteId, view: &CheckoutV
 /// The times at which a checkout's steps and its completion count.
 fn step_times(steps: &[StepCount], completed_at: Option<Timestamp>) -> BTreeSet<Timestamp> {
     steps.iter().map(|step| step.at).chain(completed_at).collect()
-}
-
-/// The steps of a checkout that count, its completion by an order among them.
-pub(super) fn counted_steps(mut steps: Vec<StepCount>, completed: Option<Completion>) -> Vec<StepCount> {
-    let status = StepStatus::Completed;
-    steps.extend(completed.map(|Completion { at, crawler }| StepCount { step: ORDER_STEP.into(), status, at, crawler, count: 1 }));
-    steps
 }
 
 /// Moves the entries of one order or checkout in a table by time from one set of times to another.

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::answers::{cell_number, counted_steps};
 use super::{place, unpack, unplace};
 use crate::archive::rollup::add_money;
+use crate::archive::rollup::{cell_number, counted_steps};
 use crate::archive::{Books, Bots, CellKey, CellValue, Cursor, Error, Label, LabelValue, Metric, QuarantineRow};
 use crate::event::identity::{CheckoutView, Completion, Sale, StepCount};
 use crate::event::{Currency, Money, PARTITIONS, SiteId, Timestamp};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::{answers, read};
-use crate::archive::rollup::Additions;
+use crate::archive::rollup::{Additions, cell_number};
 use crate::archive::{CellKey, CellValue, Error, Metric, WriteBatch};
 use crate::event::identity::{self, CheckoutEntry, Entry, IdentityKey, OrderEntry};
 use crate::event::ids::events_partition;
@@ -71,7 +71,7 @@ fn take_cells(tx: &Transaction<'_>, site: &SiteId, gone: &Gone) -> Result<(), Er
     let mut take = tx.prepare_cached("DELETE FROM cell WHERE site = ? AND metric = ? AND cell >= ? AND cell < ?")?;
     for (from, to) in gone.spans() {
         for metric in 0..=Metric::Steps as u8 {
-            take.execute((site.as_str(), metric, answers::cell_number(from), answers::cell_number(to)))?;
+            take.execute((site.as_str(), metric, cell_number(from), cell_number(to)))?;
         }
     }
     Ok(())

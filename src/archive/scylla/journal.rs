@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::listing::{Line, What};
 use super::rows::{pack, pack_checkout, pack_order, unpack};
 use super::{Scylla, stamp};
-use crate::archive::{Books, CELL_SECONDS, CellKey, CellValue, Cursor, Error, Metric, WriteBatch};
+use crate::archive::rollup::{cell_number, cell_start};
+use crate::archive::{Books, CellKey, CellValue, Cursor, Error, Metric, WriteBatch};
 use crate::cql::Write;
 use crate::event::identity::{CheckoutView, EVENT_MEMORY_SECONDS, Entry, IdentityKey, OrderView};
 use crate::event::{SiteId, Timestamp};
@@ -295,14 +296,4 @@ impl Scylla {
         let stamp = stamp::of(stamp::GENERATION, below)?;
         Ok(self.cluster.write(vec![Write::new(TAKE_JOURNAL, (stamp, part as i16, below as i64))]).await?)
     }
-}
-
-/// A number that orders cells as their starts do.
-pub(super) fn cell_number(cell: Timestamp) -> i64 {
-    cell.micros().div_euclid(CELL_SECONDS * 1_000_000)
-}
-
-/// What [`cell_number`] numbered.
-fn cell_start(number: i64) -> Timestamp {
-    Timestamp::ZERO.plus_seconds(number.saturating_mul(CELL_SECONDS))
 }

@@ -6,15 +6,15 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 
-use super::journal::cell_number;
 use super::listing::{Line, Listing, What};
 use super::merge::merge;
 use super::rows::{unpack, unpack_checkout, unpack_order};
 use super::{Scylla, label, stamp};
+use crate::archive::rollup::{cell_number, counted_steps};
 use crate::archive::{Books, Bots, CellKey, CellValue, Cursor, Error, Label, LabelValue, Metric, People, QuarantineRow};
 use crate::cql::Cluster;
-use crate::event::identity::{CheckoutView, Completion, Entry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount};
-use crate::event::{PARTITIONS, SiteId, StepStatus, Timestamp};
+use crate::event::identity::{CheckoutView, Entry, IdentityKey, OrderView, Sale, StepCount};
+use crate::event::{PARTITIONS, SiteId, Timestamp};
 
 const CURSOR: &str = "SELECT next, received_at FROM cursor WHERE part = ?";
 const IDENTITY: &str = "SELECT entry, seen, WRITETIME(entry) FROM identity WHERE key = ?";
@@ -166,9 +166,7 @@ impl Scylla {
         for ids in ids.chunks(FETCHED) {
             let checkouts = Cluster::gather(ids.iter().map(|id| self.stored_checkout(site, id)).collect()).await?;
             for CheckoutView { steps, completed, .. } in checkouts.into_iter().flatten().map(|checkout| checkout.value) {
-                let status = StepStatus::Completed;
-                let completion = completed.map(|Completion { at, crawler }| StepCount { step: ORDER_STEP.into(), status, at, crawler, count: 1 });
-                found.extend(steps.into_iter().chain(completion).filter(|step| from <= step.at && step.at < to));
+                found.extend(counted_steps(steps, completed).into_iter().filter(|step| from <= step.at && step.at < to));
             }
         }
         Ok(found)
