@@ -7,16 +7,23 @@ use anyhow::bail;
 
 use crate::app;
 use crate::config::Config;
-use crate::shutdown;
+use crate::shutdown::Signals;
 use crate::site::NewKeys;
 
 /// Serves until SIGTERM or SIGINT, or until a part fails.
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    let mut running = app::start(config, app::Options::from_environment()?).await?;
+    let mut signals = Signals::take()?;
+    let mut running = tokio::select! {
+        started = app::start(config, app::Options::from_environment()?) => started?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before anything was served");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     greet(&running);
     let ended = tokio::select! {
-        signal = shutdown::signal() => {
-            tracing::info!(signal = signal?, "stopping");
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping");
             None
         }
         failed = running.failed() => Some(failed),

@@ -1,7 +1,7 @@
 //! A real Kafka or Cassandra of one test, brought up by `tests/servers/run`, and what must hold on either.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -54,13 +54,10 @@ impl Drop for Foreign {
     }
 }
 
-/// The program with settings of its environment, silent unless its log is asked for.
+/// The program with settings of its environment.
 pub(crate) fn program(settings: &[(&str, &str)]) -> Command {
     let mut command = binary();
     command.envs(settings.iter().copied());
-    if std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").is_none() {
-        command.stderr(Stdio::null());
-    }
     command
 }
 

@@ -1,5 +1,7 @@
 //! Starts, asks, stops and kills the shipped binary.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
     pub(crate) data: PathBuf,
+    /// What it logs, unless that is shown.
+    log: Option<File>,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -41,17 +45,21 @@ impl Server {
 
     /// The exit status where it ends at its start.
     pub(crate) fn try_on(data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
-        let log = std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").map_or_else(Stdio::null, |_| Stdio::inherit());
-        let mut command = binary();
-        command.stderr(log);
-        Self::start(command, data, arguments)
+        Self::start(binary(), data, arguments)
     }
 
     /// Runs `command`, which is [`binary`] with whatever else it is given, on a directory that stays.
-    pub(crate) fn start(mut command: Command, data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
+    pub(crate) fn start(command: Command, data: &Path, arguments: &[&str]) -> Result<Self, ExitStatus> {
+        let log = std::env::var_os("CONTRAIL_TEST_LOG_OUTPUT").is_none().then(|| tempfile::tempfile().unwrap());
+        Self::logging(command, data, arguments, log)
+    }
+
+    /// The same with its log going to a file that can be read again; None shows it.
+    pub(crate) fn logging(mut command: Command, data: &Path, arguments: &[&str], log: Option<File>) -> Result<Self, ExitStatus> {
         // A former process's announcement must not be taken for this one's.
         drop(std::fs::remove_file(data.join("admin.token")));
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(arguments);
+        command.stderr(log.as_ref().map_or_else(Stdio::inherit, |log| log.try_clone().unwrap().into()));
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let asked = Instant::now();
         loop {
@@ -64,10 +72,27 @@ impl Server {
                 && let Ok(mut connection) = Connection::open(address)
                 && connection.call("GET", "/readyz", &[], b"").is_ok_and(|answer| answer.status == 200)
             {
-                return Ok(Self { child, address: address.to_owned(), data: data.to_owned(), _dir: None });
+                return Ok(Self { child, address: address.to_owned(), data: data.to_owned(), log, _dir: None });
             }
             assert!(asked.elapsed() < Duration::from_secs(60), "not ready after 60 s");
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Prints the last of what it logged: why a test fails.
+    fn show_log(&mut self) {
+        let mut text = Vec::new();
+        if let Some(log) = &mut self.log
+            && log.seek(SeekFrom::Start(0)).and_then(|_| log.read_to_end(&mut text)).is_ok()
+        {
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!(
+                "process {} ({:?}) logged last:\n{}",
+                self.child.id(),
+                self.child.try_wait(),
+                lines[lines.len().saturating_sub(60)..].join("\n")
+            );
         }
     }
 
@@ -169,6 +194,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_log();
+        }
         if matches!(self.child.try_wait(), Ok(None)) {
             if std::thread::panicking() {
                 drop(self.child.kill());

@@ -16,7 +16,7 @@ use crate::app;
 use crate::archive::report::{Answer, ReportName};
 use crate::config::Config;
 use crate::event::Timestamp;
-use crate::shutdown;
+use crate::shutdown::Signals;
 use crate::simulate::{Settings, Simulation};
 
 /// Events of one request.
@@ -60,8 +60,9 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> anyhow::Result<
     }
     if !arguments.exit {
         println!("\nStill serving on {} (data in {}). Ctrl-C ends it.", running.public_url(), data.display());
+        let mut signals = Signals::take()?;
         tokio::select! {
-            signal = shutdown::signal() => { signal?; }
+            _ = signals.next() => {}
             failed = running.failed() => bail!("stopped because a part failed: {failed}"),
         }
     }

@@ -27,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often offsets are committed.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
+/// How long a fenced member waits before it joins anew: at first, and at most.
+const REJOIN: Duration = Duration::from_secs(1);
+const LONGEST_REJOIN: Duration = Duration::from_secs(60);
+
 /// A member as its thread and its reader share it.
 pub(super) struct Shared {
     pub(super) topic: Topic,
@@ -61,6 +65,15 @@ impl Shared {
         self.member().stopped.get_or_insert(why);
         self.wake.notify_one();
         self.reader.notify_all();
+    }
+
+    /// All its partitions are another's.
+    fn lose(&self) {
+        let mut member = self.member();
+        member.said.clear();
+        member.lost();
+        drop(member);
+        self.wake.notify_one();
     }
 
     fn list(&self, partitions: impl IntoIterator<Item = u16>) -> TopicPartitionList {
@@ -213,23 +226,60 @@ pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str
         .set("socket.timeout.ms", "10000")
         .set("queued.max.messages.kbytes", "16384")
         .set("statistics.interval.ms", "1000");
-    let consumer: BaseConsumer<Group> =
-        config.create_with_context(Group(Arc::clone(&shared))).map_err(|error| Error::Format(format!("kafka: {error}")))?;
-    consumer.subscribe(&[name]).map_err(failed)?;
+    let consumer = join(&config, &shared)?;
     let (ending, ended) = mpsc::channel();
     let held = Arc::clone(&shared);
     let work = move || {
-        run(&consumer, &held);
-        // Leaves the group first.
-        drop(consumer);
+        stay(consumer, &config, &held);
         drop(ending);
     };
     std::thread::Builder::new().name(format!("kafka-{}", topic.name())).spawn(work).map_err(failed)?;
     Ok((shared, ended))
 }
 
-/// The thread: until the member is stopped.
-fn run(consumer: &BaseConsumer<Group>, shared: &Shared) {
+fn join(config: &ClientConfig, shared: &Arc<Shared>) -> Result<BaseConsumer<Group>, Error> {
+    let consumer: BaseConsumer<Group> =
+        config.create_with_context(Group(Arc::clone(shared))).map_err(|error| Error::Format(format!("kafka: {error}")))?;
+    consumer.subscribe(&[&shared.name]).map_err(failed)?;
+    Ok(consumer)
+}
+
+/// The thread: until the member is stopped, and has left its group.
+///
+/// A member that is fenced joins anew: the brokers may take its own second try at joining, after an answer that came too late, for another process of its
+/// name. Where there is one, both go on fencing each other, less and less often, and say so.
+fn stay(mut consumer: BaseConsumer<Group>, config: &ClientConfig, shared: &Arc<Shared>) {
+    let mut pause = REJOIN;
+    loop {
+        let joined = Instant::now();
+        if let Kept::Stopped = run(&consumer, shared) {
+            return;
+        }
+        drop(consumer);
+        if joined.elapsed() > LONGEST_REJOIN {
+            pause = REJOIN;
+        }
+        tracing::error!(topic = shared.name, "fenced: another process may have the same kafka.instance (a copy of the data directory); joining anew");
+        metrics::counter!("contrail_kafka_fenced_total").increment(1);
+        drop(shared.reader.wait_timeout_while(shared.member(), pause, |member| member.stopped.is_none()));
+        pause = (pause * 2).min(LONGEST_REJOIN);
+        consumer = match join(config, shared) {
+            Ok(consumer) => consumer,
+            Err(error) => return shared.stop(error),
+        };
+    }
+}
+
+/// Why a member no longer polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// It was stopped.
+    Stopped,
+    /// Another one of its name took its place; its partitions are given up.
+    Fenced,
+}
+
+fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
     let (mut committed, mut full_since) = (Instant::now(), None);
     while shared.member().stopped.is_none() {
         let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
@@ -252,8 +302,16 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) {
             Some(Ok(message)) => take(shared, &message),
             Some(Err(error)) => complain(consumer, shared, &error),
         }
+        if let Some((code, reason)) = consumer.client().fatal_error() {
+            if code == RDKafkaErrorCode::FencedInstanceId {
+                shared.lose();
+                return Kept::Fenced;
+            }
+            shared.stop(Error::Closed(format!("kafka: {code}: {reason}")));
+        }
     }
     commit(consumer, shared, CommitMode::Sync);
+    Kept::Stopped
 }
 
 /// Waits a moment while enough is read ahead. True: poll. Where that lasts, the brokers are asked for no more, and polls serve the group alone.
@@ -329,7 +387,6 @@ fn take(shared: &Shared, message: &impl Message) {
 /// What a poll told instead of a record.
 fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError) {
     match error {
-        KafkaError::MessageConsumptionFatal(code) => shared.stop(Error::Closed(format!("kafka: {code}"))),
         KafkaError::MessageConsumption(
             RDKafkaErrorCode::AutoOffsetReset
             | RDKafkaErrorCode::OffsetOutOfRange

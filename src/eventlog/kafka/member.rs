@@ -232,6 +232,12 @@ impl Member {
         }
     }
 
+    /// All partitions are another's; nobody waits for the reader to have dealt with it.
+    pub(super) fn lost(&mut self) {
+        self.tasks.clear();
+        self.revoked(self.parts.keys().copied().collect());
+    }
+
     /// Whether the reader has dealt with what was revoked.
     pub(super) fn is_revoked(&self) -> bool {
         self.revocation == Revocation::None || self.stopped.is_some()

@@ -149,3 +149,22 @@ async fn a_restart_under_the_same_name_takes_its_partitions_up_at_once() {
         log.close().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_another_of_its_name_put_out_gives_up_its_partitions_and_comes_back() {
+    let mut fresh = Fresh::new();
+    fresh.0.instance = "node-1".into();
+    let (here, there) = (fresh.log().await.unwrap(), fresh.log().await.unwrap());
+    here.append(Topic::Events, vec![record(2, "x")]).await.unwrap();
+    let mut first = here.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(first.next(1).await, Ok(Delivery::Assigned(_))));
+    let second = there.subscribe(Topic::Events, "g").await.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_secs(30), first.next(1)).await.expect("it learns that it was fenced");
+    assert!(matches!(given_up, Ok(Delivery::Revoked(partitions)) if partitions.len() == usize::from(PARTITIONS)));
+    drop(second);
+    there.close().await.unwrap();
+    let back = tokio::time::timeout(Duration::from_secs(60), first.next(1)).await.expect("it joins anew");
+    assert!(matches!(back, Ok(Delivery::Assigned(partitions)) if partitions.len() == usize::from(PARTITIONS)));
+    first.seek(2, 0);
+    assert!(matches!(first.next(1).await, Ok(Delivery::Records { partition: 2, next: 1, .. })));
+}

@@ -117,11 +117,11 @@ impl Load {
     }
 
     fn start(&self) -> Server {
-        let log = fs::File::options().create(true).append(true).open(self.dir.join("log.txt")).unwrap();
+        let log = fs::File::options().create(true).read(true).append(true).open(self.dir.join("log.txt")).unwrap();
         let mut command = binary();
-        command.envs(SMALL).env("LD_PRELOAD", self.recorder()).stderr(log);
+        command.envs(SMALL).env("LD_PRELOAD", self.recorder());
         command.env("RECORDER_ROOT", self.root()).env("RECORDER_TO", self.record());
-        let server = Server::start(command, &self.data(), &[]).unwrap_or_else(|status| panic!("{status}: {}", self.log()));
+        let server = Server::logging(command, &self.data(), &[], Some(log)).unwrap_or_else(|status| panic!("{status}: {}", self.log()));
         server.address.clone_into(&mut self.shared.address.write().unwrap());
         server
     }
