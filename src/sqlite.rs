@@ -304,6 +304,27 @@ impl IdentityTables {
     }
 }
 
+/// Every entry of a database's identity memory, those of events with the hour they stand under: for moving it elsewhere. Blocking.
+///
+/// # Errors
+/// The first of the file or of `take`; an entry that cannot be read is one.
+pub fn each_entry<E: From<rusqlite::Error>>(
+    conn: &Connection,
+    mut take: impl FnMut(Option<Timestamp>, IdentityKey, Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let hours = hours(conn)?.into_iter().map(|hour| (Some(Timestamp::ZERO.plus_seconds(hour * 3_600)), table(hour)));
+    for (hour, table) in hours.chain([(None, "identity_lasting".to_owned())]) {
+        let mut all = conn.prepare(&format!("SELECT key, value FROM {table}"))?;
+        let mut rows = all.query([])?;
+        while let Some(row) = rows.next()? {
+            let blob = |column: usize| row.get_ref(column)?.as_blob().map_err(rusqlite::Error::from);
+            let key = IdentityKey(hash_of(blob(0)?).to_be_bytes());
+            take(hour, key, entry_of(blob(1)?)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// A key as its table has it: 16 bytes in an hour's first run and among the lasting, behind the run's number (2 bytes, big-endian) in the further runs.
 ///
 /// [`run_of`] and [`hash_of`] read it.

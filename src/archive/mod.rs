@@ -101,6 +101,13 @@ pub enum Metric {
     Steps = 5,
 }
 
+impl Metric {
+    /// The metric of a number that [`Metric`] gives.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Searches, Self::EmptySearches, Self::Views, Self::Pages, Self::Sold, Self::Steps].into_iter().find(|metric| *metric as u8 == number)
+    }
+}
+
 /// Names one cell of one partition.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CellKey {
@@ -145,6 +152,13 @@ pub enum Label {
     Results = 3,
     /// Countries a product is available in, JSON array.
     AvailableIn = 4,
+}
+
+impl Label {
+    /// The label of a number that [`Label`] gives.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::ProductName, Self::Spelling, Self::PageTitle, Self::Results, Self::AvailableIn].into_iter().find(|label| *label as u8 == number)
+    }
 }
 
 /// One label's value with what it competes by.

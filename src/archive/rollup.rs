@@ -30,7 +30,6 @@ pub(super) const fn cell_number(cell: Timestamp) -> i64 {
 }
 
 /// The start of the cell that [`cell_number`] numbered.
-#[cfg(feature = "scylla")]
 pub(super) fn cell_start(number: i64) -> Timestamp {
     Timestamp::ZERO.plus_seconds(number.saturating_mul(CELL_SECONDS))
 }

@@ -324,7 +324,7 @@ pub(super) fn span(scan: &Scan) -> (Mark, Mark) {
     (low, high)
 }
 
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "e.site, e.event_id, e.fingerprint, e.key_kind, e.type, e.occurred_at, e.received_at, e.place, e.verdict, e.flags, e.channel, e.customer,
   e.visitor, e.products, e.objects, e.body_key, e.body";
 
@@ -455,7 +455,7 @@ fn channel(byte: u8) -> Option<Channel> {
 }
 
 /// Reads a row selected by [`COLUMNS`].
-fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
+pub(super) fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
     let corrupt = |what: &str| Error::Corrupt(format!("an event row's {what}"));
     let (partition, offset) = unplace(row.get(7)?);
     let hash = |column: usize| -> Result<Option<[u8; 16]>, Error> {

@@ -4,6 +4,7 @@
 
 mod answers;
 mod day;
+pub mod dump;
 mod read;
 mod readers;
 mod retention;

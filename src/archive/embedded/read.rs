@@ -55,7 +55,7 @@ pub(super) fn cells(conn: Result<&Connection, Error>, partition: u16, mut keys: 
 }
 
 /// Adds the cell in a row (count0, count1, revenue, people, from column `at` on) to a value.
-fn add_cell(value: &mut CellValue, row: &Row<'_>, at: usize) -> Result<(), Error> {
+pub(super) fn add_cell(value: &mut CellValue, row: &Row<'_>, at: usize) -> Result<(), Error> {
     let [count0, count1] = &mut value.counts;
     *count0 = count0.saturating_add(row.get(at)?);
     *count1 = count1.saturating_add(row.get(at + 1)?);
@@ -158,7 +158,7 @@ pub(super) fn checkouts(
     Ok(found)
 }
 
-fn checkout_view(row: &Row<'_>) -> Result<CheckoutView, Error> {
+pub(super) fn checkout_view(row: &Row<'_>) -> Result<CheckoutView, Error> {
     let corrupt = || Error::Corrupt("a checkout".into());
     let value = match (row.get::<_, Option<i64>>(5)?, row.get::<_, Option<String>>(6)?) {
         (Some(amount_minor), Some(code)) => Some(Money { amount_minor, currency: Currency::parse(&code).map_err(|_| corrupt())? }),

@@ -123,6 +123,11 @@ impl Part {
         Self { seen: cursor.received_at.micros(), ..Self::default() }
     }
 
+    /// Of a partition that comes to stand at `cursor`, and nothing else.
+    pub(super) fn ending_at(cursor: Cursor) -> Self {
+        Self { cursor: Some((cursor.next, cursor.received_at.micros())), ..Self::at(cursor) }
+    }
+
     /// Takes over what the batch did not say.
     pub(super) fn complete(&mut self, stamp: i64, cursor: Cursor) {
         self.stamp = stamp;

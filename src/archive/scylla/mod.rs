@@ -16,6 +16,7 @@
 //!   and is back before a request to it times out may still take the last batch's steps in two lives.
 //! * **One archiver** may own any partitions; retention assumes that one process owns all of them, see `retention`.
 
+mod adopt;
 mod events;
 mod journal;
 mod label;

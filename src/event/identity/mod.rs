@@ -34,7 +34,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{first_16, sha256};
+use super::ids::{events_partition, first_16, sha256};
 use super::record::{Record, RecordKind};
 use super::{Currency, Event, KeyKind, SiteId, Timestamp, kind};
 
@@ -220,11 +220,17 @@ pub fn order_key(site: &SiteId, order_id: &str) -> IdentityKey {
 
 /// The keys that the entry of a checkout of this name can have, see [`Event::checkout_name`]: the name alone does not tell what gave it.
 pub fn checkout_keys(site: &SiteId, name: &str) -> Vec<IdentityKey> {
+    checkout_places(site, name).into_iter().map(|(_, key)| key).collect()
+}
+
+/// The same, each with the partition that an entry of this key belongs to.
+pub fn checkout_places(site: &SiteId, name: &str) -> Vec<(u16, IdentityKey)> {
     let days = [KeyKind::Session, KeyKind::Anonymous, KeyKind::Customer].into_iter().filter_map(|kind| {
         let (id, _day) = name.strip_prefix(kind.name())?.strip_prefix(':')?.rsplit_once(':')?;
         Some((kind, id))
     });
-    [(KeyKind::Checkout, name), (KeyKind::Event, name)].into_iter().chain(days).map(|(kind, key)| named(site, kind, key, "checkout", name)).collect()
+    let kinds = [(KeyKind::Checkout, name), (KeyKind::Event, name)].into_iter().chain(days);
+    kinds.map(|(kind, key)| (events_partition(site, kind, key), named(site, kind, key, "checkout", name))).collect()
 }
 
 fn named(site: &SiteId, key_kind: KeyKind, key: &str, own_kind: &str, own: &str) -> IdentityKey {

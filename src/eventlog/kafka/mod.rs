@@ -9,6 +9,7 @@
 //!   `offsets.retention.minutes`, 7 days by default: set that as long as a reader may be away.)
 //! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids.
 
+mod adopt;
 mod consumer;
 mod member;
 mod producer;
@@ -392,18 +393,12 @@ impl EventLog for KafkaLog {
         for topic in Topic::ALL {
             let inner = Arc::clone(&self.0);
             let deletable = blocking(move || inner.deletable(topic, now)).await?;
-            if deletable.is_empty() {
-                continue;
-            }
             let mut list = TopicPartitionList::new();
             for (partition, offset) in deletable {
                 let at = At::Offset(i64::try_from(offset).map_err(failed)?);
                 list.add_partition_offset(self.0.name(topic), i32::from(partition), at).map_err(failed)?;
             }
-            let deleted = self.0.admin.delete_records(&list, &topics::options()).await.map_err(failed)?;
-            for element in deleted.elements() {
-                element.error().map_err(failed)?;
-            }
+            self.delete_below(&list).await?;
         }
         Ok(())
     }

@@ -168,3 +168,20 @@ async fn a_reader_that_another_of_its_name_put_out_gives_up_its_partitions_and_c
     first.seek(2, 0);
     assert!(matches!(first.next(1).await, Ok(Delivery::Records { partition: 2, next: 1, .. })));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_log_goes_on_where_another_stands() {
+    let log = Fresh::new().log().await.unwrap();
+    let starts: Vec<Offset> = (0..Offset::from(PARTITIONS)).map(|partition| partition * 11_000).collect();
+    for _ in 0..2 {
+        log.begin_at(Topic::Events, &starts, &|_| {}).await.unwrap();
+        assert_eq!(log.bounds(Topic::Events).await.unwrap(), starts.iter().map(|at| Bounds { start: *at, next: *at }).collect::<Vec<_>>());
+    }
+    let appended = log.append(Topic::Events, vec![record(15, "a"), record(15, "b"), record(0, "c")]).await.unwrap();
+    assert_eq!(appended, [165_000, 165_001, 0]);
+    let found = log.read(Topic::Events, 15, 165_000, 9_999).await.unwrap();
+    assert_eq!(found.iter().map(|stored| (stored.offset, &stored.value[..])).collect::<Vec<_>>(), [(165_000, &b"a"[..]), (165_001, b"b")]);
+    // What another call was cut short after is left as it is.
+    log.begin_at(Topic::Events, &starts, &|_| {}).await.unwrap();
+    assert_eq!(log.bounds(Topic::Events).await.unwrap()[15], Bounds { start: 165_000, next: 165_002 });
+}

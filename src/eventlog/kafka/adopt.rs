@@ -1,0 +1,52 @@
+//! Makes fresh topics go on where another log stands, so that every offset that is stored keeps its meaning. Called by the composition root while
+//! nothing else uses the topics.
+//!
+//! Kafka numbers records from 0 on and gives nobody a say in it. So a partition is filled with empty records up to where the other log begins; these
+//! are deleted, and what follows is appended as it is.
+
+use bytes::Bytes;
+use rdkafka::{Offset as At, TopicPartitionList};
+
+use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, failed, topics};
+use crate::event::PARTITIONS;
+
+/// Empty records of one call.
+const FILL: u64 = 50_000;
+
+impl KafkaLog {
+    /// Makes each partition of a topic begin at an offset, by partition; `told` hears how many records that took so far. One that goes beyond it is left as it
+    /// is: an earlier call was cut short after it. Empty records that are there are taken for such a call's.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`]; may be called again.
+    pub async fn begin_at(&self, topic: Topic, starts: &[Offset], told: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
+        let mut filled = 0;
+        let bounds = self.bounds(topic).await?;
+        let mut list = TopicPartitionList::new();
+        for ((partition, start), bounds) in (0..PARTITIONS).zip(starts).zip(bounds) {
+            let mut next = bounds.next;
+            while next < *start {
+                let count = (start - next).min(FILL);
+                let records = (0..count).map(|_| Append { partition, value: Bytes::new() }).collect();
+                self.append(topic, records).await?;
+                next += count;
+                filled += count;
+                told(filled);
+            }
+            if bounds.start < *start {
+                let at = At::Offset(i64::try_from(*start).map_err(failed)?);
+                list.add_partition_offset(self.0.name(topic), i32::from(partition), at).map_err(failed)?;
+            }
+        }
+        self.delete_below(&list).await
+    }
+
+    /// Deletes what lies below an offset, by partition.
+    pub(super) async fn delete_below(&self, list: &TopicPartitionList) -> Result<(), Error> {
+        if list.count() == 0 {
+            return Ok(());
+        }
+        let deleted = self.0.admin.delete_records(list, &topics::options()).await.map_err(failed)?;
+        deleted.elements().iter().try_for_each(|element| element.error().map_err(failed))
+    }
+}
