@@ -89,7 +89,7 @@ impl Broadcast {
         let stopped = Arc::clone(&stop);
         super::blocking(move || {
             let consumer = consumer(&client, &name)?;
-            let bounds = bounds(&consumer, &name)?;
+            let bounds = settled_bounds(&consumer, &name)?;
             let mut list = TopicPartitionList::new();
             for (partition, bounds) in (0i32..).zip(&bounds) {
                 let at = At::Offset(i64::try_from(bounds.next).map_err(failed)?);
@@ -130,6 +130,20 @@ fn consumer(client: &ClientConfig, name: &str) -> Result<BaseConsumer<Ends>, Err
 
 fn bounds(consumer: &BaseConsumer<Ends>, name: &str) -> Result<Vec<Bounds>, Error> {
     (0..PARTITIONS).map(|partition| bounds_of(consumer.client(), name, partition)).collect()
+}
+
+/// The same, asked again while the leaders of a topic that was just made do not know of it yet.
+fn settled_bounds(consumer: &BaseConsumer<Ends>, name: &str) -> Result<Vec<Bounds>, Error> {
+    let asked = Instant::now();
+    loop {
+        match bounds(consumer, name) {
+            Err(error) if asked.elapsed() < topics::SETTLE => {
+                tracing::debug!(%error, topic = name, "where the feed ends is not known yet; asked again");
+                std::thread::sleep(super::PAUSE);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// Hears where partitions end.

@@ -17,7 +17,7 @@ use crate::eventlog::Error;
 pub(super) const ASK: Duration = Duration::from_secs(15);
 
 /// How long a new topic may take until every partition has a leader.
-const SETTLE: Duration = Duration::from_secs(30);
+pub(super) const SETTLE: Duration = Duration::from_secs(30);
 
 /// How long records of the feed stay: readers are never far behind, and who is reads a snapshot.
 const FEED_RETENTION: Duration = Duration::from_secs(3_600);
