@@ -56,6 +56,9 @@ pub enum Error {
     /// A value of the wrong kind or range.
     #[error("settings: {0}")]
     Value(Box<toml::de::Error>),
+    /// Roles that this process cannot have alone.
+    #[error("settings: {0}")]
+    Roles(String),
     /// A time below what holds together.
     #[error("settings: {key} is at least {}: {why}", humantime::format_duration(*.least))]
     TooShort {
@@ -247,6 +250,30 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether a process that serves can do with these roles: what is kept in its own directory, no other process can work on.
+    ///
+    /// # Errors
+    /// [`Error::Roles`], with what to change.
+    pub fn check_roles(&self) -> Result<(), Error> {
+        let has = |role| self.roles.contains(&role);
+        let refuse = |what: &str| Err(Error::Roles(what.to_owned()));
+        if self.roles.is_empty() {
+            return refuse("`roles` is empty: name any of ingest, sync, archive, web");
+        }
+        if self.log == "embedded" && ![Role::Ingest, Role::Sync, Role::Archive, Role::Web].into_iter().all(has) {
+            return refuse("log = \"embedded\" is this process's alone: it needs all roles; to split them, set log = \"kafka://...\"");
+        }
+        if self.store == "embedded" && has(Role::Sync) != has(Role::Web) {
+            return refuse("store = \"embedded\" is this process's alone: roles sync and web go together; to split them, set store = \"scylla://...\"");
+        }
+        if self.archive == "embedded" && has(Role::Archive) != has(Role::Web) {
+            return refuse(
+                "archive = \"embedded\" is this process's alone: roles archive and web go together; to split them, set archive = \"scylla://...\"",
+            );
+        }
+        Ok(())
+    }
+
     /// The settings that differ from their defaults, a line each: key, value, default, and what a change of it takes.
     ///
     /// # Errors
@@ -415,6 +442,30 @@ mod tests {
         );
         assert!(told(load(None, &[], "[eventlog]\nmax_bytes = \"lots\"")).contains("`lots` is not a size"));
         assert!(told(load(None, &[], "[server]\ndrain = \"soon\"")).contains("`soon` is not a span of time"));
+    }
+
+    #[test]
+    fn roles_that_share_a_directory_stay_together() {
+        let told = |flags: &str| load(None, &[], flags).unwrap().check_roles().map_err(|error| error.to_string());
+        let kafka = "log = \"kafka://k:9092\"\n";
+        let scylla = "log = \"kafka://k:9092\"\nstore = \"scylla://s:9042/k\"\narchive = \"scylla://s:9042/k\"\n";
+        for (flags, wrong) in [
+            (String::new(), None),
+            ("roles = []".to_owned(), Some("`roles` is empty")),
+            ("roles = [\"ingest\"]".to_owned(), Some("log = \"embedded\"")),
+            (format!("{kafka}roles = [\"ingest\"]"), None),
+            (format!("{kafka}roles = [\"sync\"]"), Some("store = \"embedded\"")),
+            (format!("{kafka}roles = [\"sync\", \"web\"]"), Some("archive = \"embedded\"")),
+            (format!("{kafka}roles = [\"archive\", \"sync\", \"web\"]"), None),
+            (format!("{scylla}roles = [\"sync\"]"), None),
+            (format!("{scylla}roles = [\"web\"]"), None),
+        ] {
+            let checked = told(&flags);
+            match wrong {
+                None => assert_eq!(checked, Ok(()), "{flags}"),
+                Some(wrong) => assert!(checked.as_ref().is_err_and(|told| told.contains(wrong)), "{flags}: {checked:?}"),
+            }
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::Access;
+use super::roles;
 use crate::archive::{Archive, audit};
 use crate::event::{Clock, RulesOf, SiteId, SiteRules};
 use crate::eventlog::{EventLog, Topic};
@@ -29,8 +30,9 @@ pub(super) struct Admin {
     pub(super) access: Access,
     pub(super) sites: Arc<Sites>,
     pub(super) log: Arc<dyn EventLog>,
-    pub(super) objects: Arc<dyn ObjectStore>,
-    pub(super) archive: Arc<dyn Archive>,
+    /// None where no role of this process needs them.
+    pub(super) objects: Option<Arc<dyn ObjectStore>>,
+    pub(super) archive: Option<Arc<dyn Archive>>,
     pub(super) rules: RulesOf,
     pub(super) clock: Clock,
 }
@@ -194,23 +196,31 @@ async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked)
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }
 
-/// How far every reader is in the log, by what the stores hold.
+/// How far every reader is in the log, by what the stores hold, whichever process they run in; null where this process does not know the store.
 async fn progress(State(admin): State<Admin>) -> Answer {
     // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
     let events = admin.log.bounds(Topic::Events).await.map_err(failed)?;
-    let (mut routed, mut archived, mut kept) = (0, 0, 0);
-    let cursors = admin.archive.cursors().await.map_err(failed)?;
-    for ((partition, bounds), cursor) in (0u16..).zip(&events).zip(cursors) {
-        routed += bounds.next.saturating_sub(admin.objects.router_next(partition).await.map_err(failed)?);
-        archived += bounds.next.saturating_sub(cursor.next);
+    let (mut routed, mut archived, mut kept) = (None, None, None);
+    if let Some(archive) = &admin.archive {
+        let cursors = archive.cursors().await.map_err(failed)?;
+        archived = Some(events.iter().zip(cursors).map(|(bounds, cursor)| bounds.next.saturating_sub(cursor.next)).sum::<u64>());
     }
-    for (partition, bounds) in (0u16..).zip(&admin.log.bounds(Topic::Changes).await.map_err(failed)?) {
-        kept += bounds.next.saturating_sub(admin.objects.checkpoint(partition).await.map_err(failed)?.next);
+    if let Some(objects) = &admin.objects {
+        let (mut behind, mut unkept) = (0, 0);
+        for (partition, bounds) in (0u16..).zip(&events) {
+            behind += bounds.next.saturating_sub(objects.router_next(partition).await.map_err(failed)?);
+        }
+        for (partition, bounds) in (0u16..).zip(&admin.log.bounds(Topic::Changes).await.map_err(failed)?) {
+            unkept += bounds.next.saturating_sub(objects.checkpoint(partition).await.map_err(failed)?.next);
+        }
+        (routed, kept) = (Some(behind), Some(unkept));
     }
-    Ok(Json(json!({"caught_up": routed + archived + kept == 0, "behind": {"router": routed, "keeper": kept, "archiver": archived}})))
+    let caught_up = [routed, archived, kept] == [Some(0); 3];
+    Ok(Json(json!({"caught_up": caught_up, "behind": {"router": routed, "keeper": kept, "archiver": archived}})))
 }
 
 async fn audited(State(admin): State<Admin>) -> Answer {
-    let found = audit::audit(&*admin.archive, Some(&*admin.log), &admin.rules).await.map_err(failed)?;
+    let Some(archive) = &admin.archive else { return Err(Refused(Box::new(roles::missing("archive or web")))) };
+    let found = audit::audit(&**archive, Some(&*admin.log), &admin.rules).await.map_err(failed)?;
     Ok(Json(json!({"clean": found.is_clean(), "audit": found})))
 }

@@ -1,4 +1,4 @@
-//! Which backends the settings name: opens log, object store and archive, migrates what has tables, reads the secrets of all. Called by the composition root
+//! Which backends the settings name: opens log, feed, object store and archive, migrates what has tables, reads the secrets of all. Called by the composition root
 //! alone; the one place that knows both settings and backends.
 
 use std::sync::Arc;
@@ -7,12 +7,16 @@ use std::time::Duration;
 use super::{At, Error};
 use crate::archive::{self, Archive};
 use crate::config::Config;
+#[cfg(feature = "kafka")]
+use crate::config::Role;
 #[cfg(feature = "scylla")]
 use crate::cql;
 use crate::event::Clock;
 use crate::eventlog::{self, EventLog};
-use crate::sync::ObjectStore;
 use crate::sync::embedded::EmbeddedStore;
+#[cfg(feature = "kafka")]
+use crate::sync::feed::kafka::KafkaFeed;
+use crate::sync::{Feed, ObjectStore, feed};
 
 /// Opens the log that the settings name.
 pub(super) async fn log(config: &Config, clock: Clock) -> Result<Arc<dyn EventLog>, Error> {
@@ -59,6 +63,24 @@ pub(super) fn objects(config: &Config) -> Result<Arc<dyn ObjectStore>, Error> {
             Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() })
         }
     }
+}
+
+/// Opens the feed that goes with the log: of one process, or of all that share the log.
+pub(super) async fn feed(config: &Config) -> Result<Arc<dyn Feed>, Error> {
+    #[cfg(feature = "kafka")]
+    {
+        let has = |role| config.roles.contains(&role);
+        let (publishes, reads) = (has(Role::Sync), has(Role::Web));
+        if config.log.starts_with("kafka:") && (publishes || reads) {
+            let settings = kafka_settings(config)?;
+            let feed = match reads {
+                true => KafkaFeed::open(&config.log, &settings, feed::Settings::default()).await,
+                false => KafkaFeed::publishing(&config.log, &settings).await,
+            };
+            return Ok(Arc::new(feed.at("opening the feed")?));
+        }
+    }
+    Ok(Arc::new(feed::LocalFeed::new(feed::Settings::default())))
 }
 
 /// Opens the archive that the settings name.

@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 
 use crate::archive::progress::Progress;
+use crate::event::PARTITIONS;
 use crate::eventlog::{EventLog, Topic};
 use crate::sync::status::Status;
 
@@ -62,13 +63,15 @@ impl Health {
         (status, Json(json!({"ready": ready, "frozen_objects": self.status.frozen(), "stopped_partitions": stopped})))
     }
 
+    /// Lags are those of the partitions this process owns: over all processes they add up.
     async fn scrape(&self) -> impl IntoResponse + use<> {
         if let (Ok(events), Ok(changes)) = (self.log.bounds(Topic::Events).await, self.log.bounds(Topic::Changes).await) {
             let lag =
                 |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
             metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
             metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
-            let archived: Vec<u64> = self.progress.all().values().map(|at| at.cursor.next).collect();
+            let owned = self.progress.all();
+            let archived: Vec<u64> = (0..PARTITIONS).map(|partition| owned.get(&partition).map_or(u64::MAX, |at| at.cursor.next)).collect();
             metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
         }
         ([("content-type", "text/plain; version=0.0.4")], self.metrics.render())

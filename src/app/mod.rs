@@ -7,6 +7,7 @@ mod backends;
 pub mod data;
 mod health;
 mod known;
+mod roles;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Extensions, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -31,21 +32,22 @@ use crate::config::{Config, Role};
 use crate::event::{Clock, ObjectKind, RulesOf};
 use crate::eventlog::EventLog;
 use crate::ingest::{self, Ingest};
-use crate::problem::Problem;
 use crate::server;
 use crate::shutdown::{DrainError, Failure, Tasks};
 use crate::site::{Bootstrap, NewKeys, Sites};
 use crate::sync::expiry::Expiry;
-use crate::sync::feed::LocalFeed;
 use crate::sync::keeper::{Keeper, KeeperSettings};
 use crate::sync::mapping::{Mapped, names};
 use crate::sync::reader::Reader;
 use crate::sync::status::Status;
-use crate::sync::{self, ObjectStore};
+use crate::sync::{self, Feed, ObjectStore};
 use crate::telemetry;
 use crate::web;
 
 pub use backends::migrate;
+
+/// As `kafka.instance`: no lasting name.
+const NO_INSTANCE: &str = "none";
 
 /// What could not be started or stopped, and where.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +101,7 @@ pub struct Running {
     rooms: Tasks,
     ready: health::Readiness,
     stores: Stores,
-    feed: LocalFeed,
+    feed: Arc<dyn Feed>,
     drain: Duration,
     /// Held until everything is closed.
     _data: data::DataDir,
@@ -108,8 +110,8 @@ pub struct Running {
 /// What is closed last, in this order.
 struct Stores {
     log: Arc<dyn EventLog>,
-    objects: Arc<dyn ObjectStore>,
-    archive: Arc<dyn Archive>,
+    objects: Option<Arc<dyn ObjectStore>>,
+    archive: Option<Arc<dyn Archive>>,
 }
 
 /// What the rooms are built from.
@@ -117,11 +119,12 @@ struct Parts {
     config: Config,
     clock: Clock,
     log: Arc<dyn EventLog>,
-    objects: Arc<dyn ObjectStore>,
-    archive: Arc<dyn Archive>,
+    /// What no role of this process needs is not opened.
+    objects: Option<Arc<dyn ObjectStore>>,
+    archive: Option<Arc<dyn Archive>>,
     sites: Arc<Sites>,
     rules: RulesOf,
-    feed: LocalFeed,
+    feed: Arc<dyn Feed>,
     status: Arc<Status>,
     progress: Arc<Progress>,
 }
@@ -134,8 +137,10 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
     let metrics = telemetry::start_metrics().at("starting metrics")?;
     let listen: SocketAddr = config.listen.parse().at("reading the listen address")?;
     let mut dir = data::DataDir::take(&config.data).at("taking the data directory")?;
-    if config.log != "embedded" && config.kafka.instance.is_empty() {
-        config.kafka.instance = dir.instance().at("naming the data directory")?;
+    match config.kafka.instance.as_str() {
+        "" if config.log != "embedded" => config.kafka.instance = dir.instance().at("naming the data directory")?,
+        NO_INSTANCE => config.kafka.instance.clear(),
+        _ => {}
     }
     let sites = Arc::new(Sites::open(&config.data, options.clock.clone()).at("opening the sites")?);
     check_given(&options.bootstrap, &sites, listen)?;
@@ -182,10 +187,11 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
 
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
     let log = backends::log(&config, clock.clone()).await?;
-    let objects = backends::objects(&config)?;
-    let archive = backends::archive(&config, clock.clone()).await?;
+    let has = |role| config.roles.contains(&role);
+    let objects = if has(Role::Sync) || has(Role::Web) { Some(backends::objects(&config)?) } else { None };
+    let archive = if has(Role::Archive) || has(Role::Web) { Some(backends::archive(&config, clock.clone()).await?) } else { None };
     let rules = sites.rules_of();
-    let feed = LocalFeed::new(sync::feed::Settings::default());
+    let feed = backends::feed(&config).await?;
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
     Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress })
 }
@@ -198,29 +204,33 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     let mut router = health.router().merge(parts.admin(access.clone()).router());
     if has(Role::Ingest) {
         let ingest = parts.ingest();
-        let known = known::Known { access: access.clone(), ingest: ingest.clone(), archive: Arc::clone(&parts.archive) };
-        router = router.merge(ingest.router()).merge(known.router());
+        if let Some(archive) = &parts.archive {
+            let known = known::Known { access: access.clone(), ingest: ingest.clone(), archive: Arc::clone(archive) };
+            router = router.merge(known.router());
+        }
+        router = router.merge(ingest.router());
         let stop = rooms.stop_token();
         rooms.spawn("ingest", async move {
             ingest.run(stop).await;
             Ok(())
         });
     }
-    if has(Role::Sync) {
-        let (stop, routing, keeping) = (rooms.stop_token(), parts.router(), parts.keeper());
+    if let Some(objects) = parts.objects.as_ref().filter(|_| has(Role::Sync)) {
+        let (stop, routing, keeping) = (rooms.stop_token(), parts.router(objects), parts.keeper(objects));
         let stopping = stop.clone();
         rooms.spawn("router", async move { routing.run(stopping).await.map_err(Into::into) });
         rooms.spawn("keeper", async move { keeping.run(stop).await.map_err(Into::into) });
     }
-    if has(Role::Archive) {
-        let (stop, archiver) = (rooms.stop_token(), parts.archiver());
+    if let Some(archive) = parts.archive.as_ref().filter(|_| has(Role::Archive)) {
+        let (stop, archiver) = (rooms.stop_token(), parts.archiver(archive));
         rooms.spawn("archiver", async move { archiver.run(stop).await.map_err(Into::into) });
     }
-    if has(Role::Web) {
-        router = router.merge(parts.live(access.clone())).merge(parts.reports(access));
+    if let (Some(objects), Some(archive), true) = (&parts.objects, &parts.archive, has(Role::Web)) {
+        router = router.merge(parts.live(objects, access.clone())).merge(parts.reports(archive, access));
     }
     rooms.spawn("retention", retain(Arc::clone(&parts.log), parts.clock.clone(), rooms.stop_token()));
-    router.fallback(unknown_path)
+    let roles = parts.config.roles.clone();
+    router.fallback(move |request: Request| async move { roles::unknown_path(request.uri().path(), &roles) })
 }
 
 /// Lets pages of the origins that any site allows read live objects; what a page may read, its token says.
@@ -237,10 +247,6 @@ async fn share(State(sites): State<Arc<Sites>>, request: Request, next: Next) ->
 /// Tells ingest whom a request comes from.
 fn introduce(peer: SocketAddr, request: &mut Extensions) {
     request.insert(ingest::PeerAddress(peer.ip()));
-}
-
-async fn unknown_path() -> Response {
-    Problem::new(StatusCode::NOT_FOUND, "path_unknown", "Nothing is served under this path", "see the README for the paths there are").into_response()
 }
 
 /// Lets the log forget, once a minute, what is old and passed by every reader. (What is old in the archive, its archiver removes.)
@@ -282,18 +288,18 @@ impl Parts {
         Ingest::new(ingest::Deps { log: Arc::clone(&self.log), sites: Arc::clone(&self.sites), clock: self.clock.clone(), settings })
     }
 
-    fn router(&self) -> sync::router::Router {
+    fn router(&self, objects: &Arc<dyn ObjectStore>) -> sync::router::Router {
         sync::router::Router {
             log: Arc::clone(&self.log),
-            store: Arc::clone(&self.objects),
-            feed: Arc::new(self.feed.clone()),
+            store: Arc::clone(objects),
+            feed: Arc::clone(&self.feed),
             rules: Arc::clone(&self.rules),
             settings: sync::router::RouterSettings::default(),
             status: Arc::clone(&self.status),
         }
     }
 
-    fn keeper(&self) -> Keeper {
+    fn keeper(&self, objects: &Arc<dyn ObjectStore>) -> Keeper {
         let settings = KeeperSettings {
             max_pending_bytes: self.config.sync.pending_bytes.0 as usize,
             max_cached_bytes: self.config.sync.cache_bytes.0 as usize,
@@ -302,15 +308,15 @@ impl Parts {
         };
         Keeper {
             log: Arc::clone(&self.log),
-            store: Arc::clone(&self.objects),
-            feed: Arc::new(self.feed.clone()),
+            store: Arc::clone(objects),
+            feed: Arc::clone(&self.feed),
             clock: self.clock.clone(),
             settings,
             status: Arc::clone(&self.status),
         }
     }
 
-    fn archiver(&self) -> Archiver {
+    fn archiver(&self, archive: &Arc<dyn Archive>) -> Archiver {
         let given = &self.config.archiver;
         let settings = archiver::Settings {
             max_events: given.batch_events,
@@ -320,7 +326,7 @@ impl Parts {
         };
         Archiver {
             log: Arc::clone(&self.log),
-            archive: Arc::clone(&self.archive),
+            archive: Arc::clone(archive),
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
             objects_of: Arc::new(touched),
@@ -329,19 +335,19 @@ impl Parts {
         }
     }
 
-    fn live(&self, access: access::Access) -> Router {
-        let reader = Reader::new(Arc::clone(&self.objects), self.expiry());
+    fn live(&self, objects: &Arc<dyn ObjectStore>, access: access::Access) -> Router {
+        let reader = Reader::new(Arc::clone(objects), self.expiry());
         let settings = web::live::Settings { max_subscribers: self.config.live.max_subscribers, ..web::live::Settings::default() };
         let authorise: web::live::Authorise =
             Arc::new(move |parts, _, name| access.object_reader(parts, name).map_err(|problem| Box::new(problem.into_response())));
-        let routes = web::live::router(reader, Arc::new(self.feed.clone()), self.clock.clone(), authorise, &settings);
+        let routes = web::live::router(reader, Arc::clone(&self.feed), self.clock.clone(), authorise, &settings);
         routes.layer(axum::middleware::from_fn_with_state(Arc::clone(&self.sites), share))
     }
 
-    fn reports(&self, access: access::Access) -> Router {
-        let (log, read) = (Arc::clone(&self.log), Arc::clone(&self.archive));
+    fn reports(&self, archive: &Arc<dyn Archive>, access: access::Access) -> Router {
+        let (log, read) = (Arc::clone(&self.log), Arc::clone(archive));
         let deps = web::reports::Deps {
-            archive: Arc::clone(&self.archive),
+            archive: Arc::clone(archive),
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
             freshness: Arc::new(move |now| {
@@ -359,8 +365,8 @@ impl Parts {
             access,
             sites: Arc::clone(&self.sites),
             log: Arc::clone(&self.log),
-            objects: Arc::clone(&self.objects),
-            archive: Arc::clone(&self.archive),
+            objects: self.objects.clone(),
+            archive: self.archive.clone(),
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
         }
@@ -407,8 +413,14 @@ impl Running {
         let http = self.http.drain(self.drain + Duration::from_secs(5)).await.at("finishing requests");
         let rooms = self.rooms.drain(self.drain).await.at("stopping the rooms");
         let log = self.stores.log.close().await.at("sealing the log");
-        let objects = self.stores.objects.close().await.at("closing the objects");
-        let archive = self.stores.archive.close().await.at("closing the archive");
+        let objects = match &self.stores.objects {
+            Some(objects) => objects.close().await.at("closing the objects"),
+            None => Ok(()),
+        };
+        let archive = match &self.stores.archive {
+            Some(archive) => archive.close().await.at("closing the archive"),
+            None => Ok(()),
+        };
         http.and(rooms).and(log).and(objects).and(archive)
     }
 }

@@ -133,6 +133,8 @@ struct Run {
     commit_at: Option<Instant>,
     /// When what is past its age is removed next.
     retain_at: Instant,
+    /// Whether partitions went while that was under way.
+    retain_lost: bool,
     failures: u32,
 }
 
@@ -167,6 +169,7 @@ impl Run {
             computing,
             commit_at: None,
             retain_at,
+            retain_lost: false,
             failures: 0,
         }
     }
@@ -187,7 +190,7 @@ impl Run {
     /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written. Before that, removes what is past its age when it is time to.
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         if self.retain_at <= Instant::now() {
-            self.retain().await;
+            self.retain(stop).await?;
         }
         self.gather(stop).await?;
         if self.pending.count > 0 {
@@ -230,6 +233,8 @@ impl Run {
     async fn take(&mut self, delivery: Delivery) -> Result<(), Error> {
         match delivery {
             Delivery::Assigned(partitions) => {
+                // What is past its age of them goes soon.
+                self.retain_at = self.retain_at.min(Instant::now() + RETAIN_AGAIN);
                 // Owned from here on, so that a failure to seek one is made good by starting over.
                 self.owned.extend(partitions.iter().map(|partition| (*partition, Owned { written: Cursor::default(), expected: u64::MAX })));
                 for partition in partitions {
@@ -241,10 +246,9 @@ impl Run {
                 for partition in partitions {
                     self.owned.remove(&partition);
                     self.job.progress.forget(partition);
-                    if partition == 0 {
-                        self.touched.own(false);
-                    }
+                    self.touched.own(partition, false);
                 }
+                self.retain_lost = true;
                 // A partition that comes back may have been written by another meanwhile.
                 self.recent.clear();
             }
@@ -268,9 +272,7 @@ impl Run {
             progress.cursor = written;
             progress.failed = None;
         });
-        if partition == 0 {
-            self.touched.own(true);
-        }
+        self.touched.own(partition, true);
         Ok(())
     }
 
@@ -325,16 +327,44 @@ impl Run {
         }
     }
 
-    /// Removes what is past its age, between two batches, and forgets what it remembered of it: neither may bring back what is gone.
-    async fn retain(&mut self) {
+    /// Removes what is past its age, between two batches, and forgets what it remembered of it: neither may bring back what is gone. Listens meanwhile, and
+    /// stops where partitions go: what is begun of the others is then gone on with from their cursors.
+    async fn retain(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         self.recent.clear();
+        self.retain_lost = false;
         let age = i64::try_from(self.job.settings.retention.as_secs()).unwrap_or(i64::MAX);
-        let mut again = self.job.settings.retain_every;
-        if let Err(error) = self.job.archive.retain(self.job.clock.now().plus_seconds(-age)).await {
-            tracing::warn!(%error, "old events could not be removed; tried again soon");
-            again = again.min(RETAIN_AGAIN);
-        }
-        self.retain_at = Instant::now() + again;
+        let (archive, before) = (Arc::clone(&self.job.archive), self.job.clock.now().plus_seconds(-age));
+        let owned: Vec<u16> = self.owned.keys().copied().collect();
+        let mut retaining = Box::pin(async move { archive.retain(before, &owned).await });
+        let max_bytes = self.job.settings.max_bytes;
+        let retained = loop {
+            let room = max_bytes.saturating_sub(self.pending.bytes);
+            tokio::select! {
+                biased;
+                retained = &mut retaining => break retained,
+                () = stop.cancelled() => {
+                    // What is begun is gone on with from the cursors; nothing may be written before.
+                    self.pending = Pending::default();
+                    return Ok(());
+                }
+                delivery = self.consumer.next(room.min(max_bytes / 4)), if room > 0 => {
+                    self.take(delivery?).await?;
+                    if self.retain_lost {
+                        self.retain_at = Instant::now() + RETAIN_AGAIN;
+                        return Err(Error::Store("partitions went to another archiver while old events were being removed".into()));
+                    }
+                }
+            }
+        };
+        let every = self.job.settings.retain_every;
+        let Err(error) = retained else {
+            self.retain_at = Instant::now() + every;
+            return Ok(());
+        };
+        tracing::warn!(%error, "old events could not be removed; tried again soon");
+        self.retain_at = Instant::now() + every.min(RETAIN_AGAIN);
+        // It may be half done: nothing is written before that is made whole.
+        if error.is_retryable() { Err(error) } else { Ok(()) }
     }
 
     /// Makes what is written durable and lets the log forget it.

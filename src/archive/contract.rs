@@ -63,6 +63,9 @@ fn at(seconds: i64) -> Timestamp {
 
 const DAY: i64 = 86_400;
 
+/// All partitions of `events`.
+pub(crate) const ALL: [u16; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
 fn event(event_id: &str, occurred_at: Timestamp, partition: u16, offset: u64) -> EventRow {
     EventRow {
         site: site(),
@@ -507,7 +510,7 @@ async fn retention_takes_whole_days(bench: &impl Bench) {
     };
     archive.write(kept).await.unwrap();
     assert_eq!(archive.scan(&site(), &Scan { limit: 9, ..Scan::default() }).await.unwrap().len(), 3);
-    archive.retain(at(DAY + 3_000)).await.unwrap();
+    archive.retain(at(DAY + 3_000), &ALL).await.unwrap();
     for _ in 0..2 {
         let rows = archive.scan(&site(), &Scan { limit: 9, ..Scan::default() }).await.unwrap();
         assert_eq!(rows.iter().map(|row| row.event_id.as_str()).collect::<Vec<_>>(), ["e2", "e5"]);
@@ -520,7 +523,7 @@ async fn retention_takes_whole_days(bench: &impl Bench) {
         assert_eq!(archive.checkouts(&site(), from, to, None, 9).await.unwrap().len(), 1);
         assert!(archive.quarantine(&site(), None, 9).await.unwrap().is_empty());
         assert_eq!(archive.cursor(3).await.unwrap().next, 2, "cursors stay");
-        archive.retain(at(DAY)).await.unwrap();
+        archive.retain(at(DAY), &ALL).await.unwrap();
     }
     archive.close().await.unwrap();
 }
@@ -551,7 +554,7 @@ fn entry_of(bodies: &[serde_json::Value]) -> Entry {
 }
 
 /// An order of two pieces, and a refund of one where `refunded` says when.
-fn order_with(id: &str, at: Timestamp, refunded: Option<Timestamp>) -> WriteBatch {
+pub(crate) fn order_with(id: &str, at: Timestamp, refunded: Option<Timestamp>) -> WriteBatch {
     let items = |units| serde_json::json!([{"product_id": "p1", "quantity": units, "price": {"amount_minor": 100, "currency": "EUR"}}]);
     let mut bodies =
         vec![serde_json::json!({"type": "order_completed", "occurred_at": at, "customer": {"id": "c"}, "order": {"id": id, "items": items(2)}})];
@@ -587,7 +590,7 @@ async fn retention_spares_what_was_taken_lately(bench: &impl Bench) {
     }
     let (from, to) = (at(-999 * DAY), at(9 * DAY));
     for _ in 0..2 {
-        archive.retain(at(DAY + 100)).await.unwrap();
+        archive.retain(at(DAY + 100), &ALL).await.unwrap();
         let rows = archive.scan(&site(), &Scan { limit: 9, ..Scan::default() }).await.unwrap();
         assert_eq!(rows.iter().map(|row| row.event_id.as_str()).collect::<Vec<_>>(), ["h", "h2"], "a day goes as a whole");
         let counts = archive.totals(&site(), Metric::Views, from, to, Bots::Include).await.unwrap();
@@ -604,7 +607,7 @@ async fn retention_spares_what_was_taken_lately(bench: &impl Bench) {
         let checkouts = archive.identities(5, &checkout_key).await.unwrap();
         assert_eq!(checkouts.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), checkout_key[..1]);
     }
-    archive.retain(at(2 * DAY)).await.unwrap();
+    archive.retain(at(2 * DAY), &ALL).await.unwrap();
     assert!(archive.days().await.unwrap().is_empty());
     assert!(archive.sales(&site(), from, to).await.unwrap().is_empty());
     archive.close().await.unwrap();
@@ -615,7 +618,7 @@ async fn retention_takes_the_part_of_an_order_that_is_gone(bench: &impl Bench) {
     let batch = order_with("o1", at(10), Some(at(DAY + 10)));
     let (partition, key) = (batch.orders[0].0, batch.identities[0].1);
     archive.write(WriteBatch { events: vec![event("e0", at(10), 3, 0), event("e1", at(DAY + 10), 3, 1)], ..batch }).await.unwrap();
-    archive.retain(at(DAY)).await.unwrap();
+    archive.retain(at(DAY), &ALL).await.unwrap();
     let left = Sale { orders: 0, ..sale("p1", at(DAY + 10), -1) };
     assert_eq!(archive.sales(&site(), at(-DAY), at(9 * DAY)).await.unwrap(), [left]);
     let cells = archive.totals(&site(), Metric::Sold, at(-DAY), at(9 * DAY), Bots::Include).await.unwrap();

@@ -395,8 +395,11 @@ pub trait Archive: Send + Sync + 'static {
     /// happened, and answers stay what a recount of the rows is. Books and quarantined records go by their own `received_at`. (Elsewhere the store lets each row go
     /// by itself, so long after its `received_at`.)
     ///
-    /// To be called by a partition's archiver, and between its batches: what it read before must not be written after.
-    async fn retain(&self, before: Timestamp) -> Result<(), Error>;
+    /// To be called by the archiver that owns `partitions`, and between its batches: what it read before must not be written after. Takes what is theirs alone
+    /// (embedded, where one archiver owns all there are: everything). Which days go is judged by all partitions; where others take something of such a day
+    /// meanwhile, each partition's answers stay what a recount of its own rows is. A call that is dropped leaves a partition as though it was stopped there: to be
+    /// gone on with from [`Archive::cursor`].
+    async fn retain(&self, before: Timestamp, partitions: &[u16]) -> Result<(), Error>;
 
     /// Finishes writes and closes.
     async fn close(&self) -> Result<(), Error>;

@@ -2,7 +2,6 @@
 //! to `changes`. Run by the archiver as its own task, so that archiving never waits for it; must never take more than a tenth of the time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Archive, Bots, CELL_SECONDS, CellValue, Error, Label, Metric};
 use crate::event::change::{Op, Origin, Stamp};
-use crate::event::{Change, Clock, Currency, ObjectKey, ObjectKind, RulesOf, SiteId, SiteRules, Timestamp};
+use crate::event::{Change, Clock, Currency, ObjectKey, ObjectKind, PARTITIONS, RulesOf, SiteId, SiteRules, Timestamp};
 use crate::eventlog::{Append, EventLog, Topic};
 
 /// Rows of each document.
@@ -25,12 +24,15 @@ const REST: u32 = 10;
 /// How often sites are looked at although nothing happened: their day may have ended.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// How often it is asked whether other archivers have written, where there are such.
+const ASK: Duration = Duration::from_secs(1);
+
 /// Which sites have news, told by the archiver to the publisher.
 #[derive(Debug, Default)]
 pub struct Touched {
     sites: Mutex<BTreeSet<SiteId>>,
-    /// Whether this archiver owns partition 0 of `events`, and so publishes.
-    owner: AtomicBool,
+    /// The partitions of `events` that this archiver owns; who owns 0 publishes.
+    owned: Mutex<BTreeSet<u16>>,
     news: Notify,
 }
 
@@ -47,9 +49,16 @@ impl Touched {
         self.news.notify_one();
     }
 
-    /// Whether this archiver publishes.
-    pub fn own(&self, owner: bool) {
-        self.owner.store(owner, Ordering::Relaxed);
+    /// Whether this archiver owns a partition.
+    pub fn own(&self, partition: u16, owned: bool) {
+        let mut all = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        if owned { all.insert(partition) } else { all.remove(&partition) };
+    }
+
+    /// The partitions that others own, where this archiver publishes.
+    fn elsewhere(&self) -> Option<Vec<u16>> {
+        let all = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        all.contains(&0).then(|| (0..PARTITIONS).filter(|partition| !all.contains(partition)).collect())
     }
 
     fn take(&self) -> BTreeSet<SiteId> {
@@ -84,15 +93,25 @@ impl Publisher {
     /// Publishes until `stop`. A failure is logged and made good by the next publication.
     pub async fn run(self, stop: CancellationToken) {
         let mut published: BTreeMap<SiteId, Published> = BTreeMap::new();
+        let mut others = BTreeMap::new();
+        let mut looked = Instant::now();
         loop {
-            tokio::select! {
+            let wait = if self.touched.elsewhere().is_some_and(|others| !others.is_empty()) { ASK } else { LOOK };
+            let news = tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.touched.news.notified() => {}
-                () = tokio::time::sleep(LOOK) => {}
-            }
+                () = self.touched.news.notified() => true,
+                () = tokio::time::sleep(wait) => looked.elapsed() >= LOOK,
+            };
             let began = Instant::now();
-            if self.touched.owner.load(Ordering::Relaxed) {
-                self.publish(&mut published).await;
+            match self.touched.elsewhere() {
+                Some(elsewhere) => {
+                    if self.hear(&elsewhere, &mut others).await || news {
+                        looked = began;
+                        self.publish(&mut published).await;
+                    }
+                }
+                // Another one publishes meanwhile.
+                None => published.clear(),
             }
             let rest = self.every.max(began.elapsed() * REST);
             tokio::select! {
@@ -100,6 +119,28 @@ impl Publisher {
                 () = tokio::time::sleep(rest) => {}
             }
         }
+    }
+
+    /// Whether other archivers have written since this was asked last, by where their partitions are. Of which sites, only the archive could tell: all.
+    async fn hear(&self, elsewhere: &[u16], others: &mut BTreeMap<u16, u64>) -> bool {
+        if elsewhere.is_empty() {
+            others.clear();
+            return false;
+        }
+        let asked = async {
+            let cursors = self.archive.cursors().await?;
+            let now: BTreeMap<u16, u64> = (0..).zip(&cursors).map(|(partition, cursor)| (partition, cursor.next)).collect();
+            let moved = elsewhere.iter().any(|partition| others.get(partition) != now.get(partition));
+            if moved {
+                self.touched.note(self.archive.sites().await?.iter());
+            }
+            *others = now;
+            Ok::<bool, Error>(moved)
+        };
+        asked.await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "whether other archivers have news for the dashboards is not known; asked again");
+            false
+        })
     }
 
     /// Publishes what changed of the sites with news, and of those whose day has ended.

@@ -12,6 +12,7 @@ use crate::site::NewKeys;
 
 /// Serves until SIGTERM or SIGINT, or until a part fails.
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    config.check_roles()?;
     let mut signals = Signals::take()?;
     let mut running = tokio::select! {
         started = app::start(config, app::Options::from_environment()?) => started?,

@@ -136,6 +136,19 @@ impl Scheduler {
         self.bytes = self.bytes.saturating_sub(due.bytes);
     }
 
+    /// Forgets objects that wait, with their bytes.
+    pub fn forget(&mut self, gone: impl Fn(&ObjectKey) -> bool) {
+        let Self { waiting, queue, bytes, .. } = self;
+        waiting.retain(|key, Waiting { place, bytes: waited }| {
+            let stays = !gone(key);
+            if !stays {
+                queue.remove(place);
+                *bytes = bytes.saturating_sub(*waited);
+            }
+            stays
+        });
+    }
+
     /// When the next object is due; None where none waits.
     pub fn next_due(&self) -> Option<Timestamp> {
         self.queue.first_key_value().map(|((at, _), _)| *at)

@@ -1,5 +1,13 @@
 //! The in-process Feed: carries the keeper's writes to the subscribers of the same process. Made by the composition root, published to by the keeper,
-//! subscribed to by the web. Must never wait for a subscriber: each has a bounded queue, and one that overflows is told that it lagged.
+//! subscribed to by the web. Must never wait for a subscriber: each has a bounded queue, and one that overflows is told that it lagged. With several
+//! processes, [`kafka`] carries the writes to each one's own.
+
+#[cfg(test)]
+pub(crate) mod contract;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "kafka")]
+mod wire;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -66,15 +74,37 @@ impl LocalFeed {
         Self(Arc::new(Inner { shards, hasher: RandomState::new(), settings, subscribers: AtomicUsize::new(0), closed: AtomicBool::new(false) }))
     }
 
-    /// Ends every subscription with [`Update::Closed`], now and later ones.
-    pub fn close(&self) {
-        self.0.closed.store(true, Ordering::SeqCst);
-        for shard in &self.0.shards {
-            let inboxes: Vec<Arc<Inbox>> = read(shard).values().flatten().filter_map(Weak::upgrade).collect();
-            for inbox in inboxes {
-                inbox.lock().closed = true;
-                inbox.arrived.notify_one();
+    /// Hands writes to the subscribers; waits for none.
+    pub fn deliver(&self, writes: Vec<Applied>) {
+        let mut delivered = 0;
+        for write in writes {
+            let inboxes = self.0.attached(&write.key);
+            if inboxes.is_empty() {
+                continue;
             }
+            let bytes = weight(&write);
+            let write = Arc::new(write);
+            for inbox in &inboxes {
+                inbox.put(&write, bytes, &self.0.settings);
+            }
+            delivered += inboxes.len() as u64;
+        }
+        if delivered > 0 {
+            metrics::counter!("contrail_feed_delivered_total").increment(delivered);
+        }
+    }
+
+    /// Tells an object's subscribers that they missed writes.
+    pub fn lag_object(&self, key: &ObjectKey) {
+        self.0.attached(key).iter().for_each(|inbox| inbox.lag());
+    }
+
+    /// Tells the subscribers of all objects of a partition of `changes` that they missed writes.
+    pub fn lag_partition(&self, partition: u16) {
+        for shard in &self.0.shards {
+            let lagging: Vec<Arc<Inbox>> =
+                read(shard).iter().filter(|(key, _)| key.partition() == partition).flat_map(|(_, attached)| attached).filter_map(Weak::upgrade).collect();
+            lagging.iter().for_each(|inbox| inbox.lag());
         }
     }
 
@@ -89,6 +119,12 @@ impl Inner {
         let at = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards.get(at)
     }
+
+    /// The subscribers of an object.
+    fn attached(&self, key: &ObjectKey) -> Vec<Arc<Inbox>> {
+        let Some(shard) = self.shard(key) else { return Vec::new() };
+        read(shard).get(key).into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
 }
 
 fn read(shard: &Shard) -> std::sync::RwLockReadGuard<'_, HashMap<ObjectKey, Vec<Weak<Inbox>>>> {
@@ -100,14 +136,17 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What waits is dropped, and the subscriber told so.
+    fn lag(&self) {
+        self.lock().lag();
+        self.arrived.notify_one();
+    }
+
     /// Puts a write in the queue; past the bounds all that waits is dropped and the subscriber told so.
     fn put(&self, write: &Arc<Applied>, bytes: usize, settings: &Settings) {
         let mut queue = self.lock();
         if queue.writes.len() >= settings.max_writes || (!queue.writes.is_empty() && queue.bytes + bytes > settings.max_bytes) {
-            queue.writes.clear();
-            queue.bytes = 0;
-            queue.lagged = true;
-            metrics::counter!("contrail_feed_lagged_total").increment(1);
+            queue.lag();
         }
         if !queue.lagged {
             queue.writes.push_back(Arc::clone(write));
@@ -115,6 +154,16 @@ impl Inbox {
         }
         drop(queue);
         self.arrived.notify_one();
+    }
+}
+
+impl Queue {
+    /// Drops all that waits.
+    fn lag(&mut self) {
+        self.writes.clear();
+        self.bytes = 0;
+        self.lagged = true;
+        metrics::counter!("contrail_feed_lagged_total").increment(1);
     }
 }
 
@@ -130,23 +179,7 @@ impl Feed for LocalFeed {
     }
 
     async fn publish(&self, writes: Vec<Applied>) -> Result<(), Error> {
-        let mut delivered = 0;
-        for write in writes {
-            let Some(shard) = self.0.shard(&write.key) else { continue };
-            let inboxes: Vec<Arc<Inbox>> = match read(shard).get(&write.key) {
-                Some(attached) => attached.iter().filter_map(Weak::upgrade).collect(),
-                None => continue,
-            };
-            let bytes = weight(&write);
-            let write = Arc::new(write);
-            for inbox in &inboxes {
-                inbox.put(&write, bytes, &self.0.settings);
-            }
-            delivered += inboxes.len() as u64;
-        }
-        if delivered > 0 {
-            metrics::counter!("contrail_feed_delivered_total").increment(delivered);
-        }
+        self.deliver(writes);
         Ok(())
     }
 
@@ -162,6 +195,17 @@ impl Feed for LocalFeed {
         }
         metrics::gauge!("contrail_feed_subscribers").set(attached as f64);
         Ok(Box::new(LocalSubscription { feed: Arc::clone(&self.0), key: key.clone(), inbox }))
+    }
+
+    fn close(&self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+        for shard in &self.0.shards {
+            let inboxes: Vec<Arc<Inbox>> = read(shard).values().flatten().filter_map(Weak::upgrade).collect();
+            for inbox in inboxes {
+                inbox.lock().closed = true;
+                inbox.arrived.notify_one();
+            }
+        }
     }
 }
 
@@ -219,29 +263,18 @@ impl Drop for LocalSubscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{ObjectKind, SiteId};
-    use crate::sync::AppliedRow;
+    use crate::sync::feed::contract::{Subject, contract_tests, ids, key, write};
 
-    fn key(name: &str) -> ObjectKey {
-        ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: name.into() }
-    }
+    struct One(LocalFeed);
 
-    fn write(name: &str, event_id: u64, bytes: usize) -> Applied {
-        let row = AppliedRow { item: "i".into(), revision: event_id, data: Some("x".repeat(bytes).into()) };
-        Applied { key: key(name), event_id, revision: event_id, rows: vec![row], removed: false }
-    }
-
-    async fn ids(subscription: &mut Box<dyn Subscription>, count: usize) -> Vec<Option<u64>> {
-        let mut out = Vec::new();
-        for _ in 0..count {
-            out.push(match subscription.next().await {
-                Update::Write(write) => Some(write.event_id),
-                Update::Lagged => None,
-                Update::Closed => Some(u64::MAX),
-            });
+    #[async_trait]
+    impl Subject for One {
+        async fn node(&self) -> Arc<dyn Feed> {
+            Arc::new(self.0.clone())
         }
-        out
     }
+
+    contract_tests!(One(LocalFeed::new(Settings::default())));
 
     #[tokio::test]
     async fn writes_reach_the_subscribers_of_their_object_in_order() {
@@ -261,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_subscriber_lags_alone_and_goes_on_after() {
+    async fn a_full_queue_lags_alone() {
         let feed = LocalFeed::new(Settings { max_writes: 3, max_bytes: 1 << 20 });
         let mut slow = feed.subscribe(&key("a")).await.unwrap();
         let mut quick = feed.subscribe(&key("a")).await.unwrap();
@@ -286,12 +319,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn closing_ends_waiting_and_later_subscribers() {
+    async fn a_gap_is_told_to_those_it_concerns() {
         let feed = LocalFeed::new(Settings::default());
-        let mut waiting = feed.subscribe(&key("a")).await.unwrap();
-        let (update, ()) = tokio::join!(waiting.next(), async { feed.close() });
-        assert!(matches!(update, Update::Closed));
-        let mut later = feed.subscribe(&key("a")).await.unwrap();
-        assert!(matches!(later.next().await, Update::Closed));
+        let (a, b) = (key("a"), key("b"));
+        assert_ne!(a.partition(), b.partition());
+        let (mut of_a, mut of_b) = (feed.subscribe(&a).await.unwrap(), feed.subscribe(&b).await.unwrap());
+        feed.publish(vec![write("a", 1, 1), write("b", 1, 1)]).await.unwrap();
+        feed.lag_partition(a.partition());
+        feed.publish(vec![write("a", 2, 1), write("b", 2, 1)]).await.unwrap();
+        assert_eq!(ids(&mut of_a, 1).await, [None], "what waited, and what comes before it is told, the snapshot has");
+        assert_eq!(ids(&mut of_b, 2).await, [Some(1), Some(2)]);
+        feed.lag_object(&b);
+        assert_eq!(ids(&mut of_b, 1).await, [None]);
     }
 }

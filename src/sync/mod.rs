@@ -198,12 +198,22 @@ pub trait Feed: Send + Sync + 'static {
     /// Whether anybody may be subscribed to the object, so that rendering for nobody is spared. May say true wrongly, never false.
     fn wanted(&self, key: &ObjectKey) -> bool;
 
-    /// Hands writes to the subscribers. Never waits for a subscriber.
+    /// Hands writes to the subscribers, of one object in the order of calls that do not overlap. Never waits for a subscriber. When it returns, every
+    /// subscriber on any node will get them, or be told that it lagged.
+    ///
+    /// # Errors
+    /// Those that may pass ([`Error::is_retryable`]): what of it was handed on is unknown. To be repeated; event ids make that harmless.
     async fn publish(&self, writes: Vec<Applied>) -> Result<(), Error>;
 
     /// Attaches to an object: everything published after this returns is delivered. Attach first, then read the snapshot, then drop
     /// event ids at or below it.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] where this process has no subscribers.
     async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error>;
+
+    /// Ends every subscription of this process with [`Update::Closed`], now and later ones. Publishing goes on.
+    fn close(&self);
 }
 
 /// One subscriber's end of the feed. Dropping it detaches.
@@ -218,7 +228,7 @@ pub trait Subscription: Send {
 pub enum Update {
     /// The next write, in order.
     Write(Arc<Applied>),
-    /// Writes were missed because this subscriber was slow: read a fresh snapshot. Later writes follow.
+    /// Writes were missed, because this subscriber was slow or the feed lost its place: read a fresh snapshot. Later writes follow.
     Lagged,
     /// The feed has stopped.
     Closed,

@@ -8,6 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::event::PARTITIONS;
 use crate::eventlog::Topic;
 
+/// Stands for the place of a partition that this process does not own.
+pub const ELSEWHERE: u64 = u64::MAX;
+
 /// Shared by router, keeper and their observers.
 #[derive(Debug)]
 pub struct Status {
@@ -19,18 +22,18 @@ pub struct Status {
 
 impl Default for Status {
     fn default() -> Self {
-        let zeros = || (0..PARTITIONS).map(|_| AtomicU64::new(0)).collect();
-        Self { routed: zeros(), kept: zeros(), frozen: AtomicU64::new(0), failed: Mutex::default() }
+        let none = || (0..PARTITIONS).map(|_| AtomicU64::new(ELSEWHERE)).collect();
+        Self { routed: none(), kept: none(), frozen: AtomicU64::new(0), failed: Mutex::default() }
     }
 }
 
 impl Status {
-    /// By `events` partition the offset below which all is in durable `changes` records.
+    /// By `events` partition the offset below which all is in durable `changes` records; [`ELSEWHERE`] where another process has it.
     pub fn routed(&self) -> Vec<u64> {
         self.routed.iter().map(|at| at.load(Ordering::Acquire)).collect()
     }
 
-    /// By `changes` partition the offset below which all is written and published (C).
+    /// By `changes` partition the offset below which all is written and published (C); [`ELSEWHERE`] where another process has it.
     pub fn kept(&self) -> Vec<u64> {
         self.kept.iter().map(|at| at.load(Ordering::Acquire)).collect()
     }
@@ -55,6 +58,20 @@ impl Status {
     pub(super) fn set_kept(&self, partition: u16, next: u64) {
         if let Some(at) = self.kept.get(usize::from(partition)) {
             at.store(next, Ordering::Release);
+        }
+    }
+
+    /// Another process has the partition, or this one begins anew with it.
+    pub(super) fn release(&self, topic: Topic, partition: u16) {
+        let places = match topic {
+            Topic::Events => &self.routed,
+            Topic::Changes => &self.kept,
+        };
+        if let Some(at) = places.get(usize::from(partition)) {
+            at.store(ELSEWHERE, Ordering::Release);
+        }
+        if self.failed.lock().unwrap_or_else(PoisonError::into_inner).remove(&(topic.name(), partition)).is_some() {
+            metrics::gauge!("contrail_sync_partition_failed", "topic" => topic.name(), "partition" => partition.to_string()).set(0.0);
         }
     }
 

@@ -446,3 +446,103 @@ async fn malformed_records_are_passed_over() {
     assert_eq!(side.get(ObjectKind::Map, "product.sku-1").await.unwrap().revision, 2);
     side.stop().await;
 }
+
+/// A router and a keeper beside others, over the same log and store.
+struct Member {
+    status: Arc<Status>,
+    stop: CancellationToken,
+    tasks: JoinSet<Result<(), Error>>,
+}
+
+impl Member {
+    fn join(side: &SyncSide, clock: &Clock) -> Self {
+        let (status, stop) = (Arc::new(Status::default()), CancellationToken::new());
+        let (log, store): (_, Arc<dyn ObjectStore>) = (Arc::clone(&side.log), Arc::clone(&side.store));
+        let router = Router {
+            log: Arc::clone(&log),
+            store: Arc::clone(&store),
+            feed: Arc::new(side.feed.clone()),
+            rules: Arc::new(|_| Arc::default()),
+            settings: router_settings(),
+            status: Arc::clone(&status),
+        };
+        let keeper = Keeper {
+            log,
+            store,
+            feed: Arc::new(side.feed.clone()),
+            clock: clock.clone(),
+            settings: KeeperSettings { checkpoint_every: Duration::from_millis(20), ..KeeperSettings::default() },
+            status: Arc::clone(&status),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(router.run(stop.clone()));
+        tasks.spawn(keeper.run(stop.clone()));
+        Self { status, stop, tasks }
+    }
+
+    async fn leave(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_change_hands_under_load_and_nothing_is_lost_or_done_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::system();
+    let side = SyncSide::open(dir.path(), &clock);
+    let mut watching = side.feed.subscribe(&ObjectKey { site: site(), kind: ObjectKind::Map, name: "product.sku-0".into() }).await.unwrap();
+    let (mut members, mut rng) = (Vec::new(), StdRng::seed_from_u64(7));
+    let (rounds, of_a_round) = (60, 40);
+    for round in 0..rounds {
+        let of = |n: usize| view(&format!("e{round}-{n}"), &format!("sku-{}", n % 5), &format!("c{}", n % 13), start_time());
+        side.log.append(Topic::Events, (0..of_a_round).map(of).collect()).await.unwrap();
+        if members.len() < 3 && rng.random_bool(0.5) {
+            members.push(Member::join(&side, &clock));
+        } else if !members.is_empty() {
+            let leaving: Member = members.swap_remove(rng.random_range(0..members.len()));
+            leaving.leave().await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let shared = Member::join(&side, &clock);
+    let owned = async |status: &Status| {
+        let count = |at: Vec<u64>| at.into_iter().filter(|at| *at != super::status::ELSEWHERE).count();
+        (count(status.routed()), count(status.kept()))
+    };
+    let balanced = async {
+        while !matches!(owned(&shared.status).await, (1..16, 1..16)) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), balanced).await.expect("each has its part, and says so of no other's");
+    for member in members {
+        member.leave().await;
+    }
+    shared.leave().await;
+    side.caught_up().await;
+    let mut total = 0;
+    for sku in 0..5 {
+        let product = side.get(ObjectKind::Map, &format!("product.sku-{sku}")).await.unwrap();
+        total += item(&product, "activity").1["views"].as_u64().unwrap();
+    }
+    assert_eq!(total, (rounds * of_a_round) as u64);
+    let product = side.get(ObjectKind::Map, "product.sku-0").await.unwrap();
+    let last = async {
+        let mut seen = 0;
+        while seen < product.event_id {
+            match watching.next().await {
+                Update::Write(write) => seen = write.event_id.max(seen),
+                Update::Lagged => seen = seen.max(side.get(ObjectKind::Map, "product.sku-0").await.unwrap().event_id),
+                Update::Closed => panic!("closed"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), last).await.expect("a subscriber sees the last write, whoever made it");
+    // Every change once, whoever had the partition: the revision tells.
+    let views = item(&product, "activity").1["views"].as_u64().unwrap();
+    assert_eq!(product.revision, views);
+    side.stop().await;
+}

@@ -103,8 +103,8 @@ impl Archive for Flaky {
     async fn days(&self) -> Result<Vec<i32>, Error> {
         self.inner.days().await
     }
-    async fn retain(&self, before: Timestamp) -> Result<(), Error> {
-        self.maybe(self.inner.retain(before).await)
+    async fn retain(&self, before: Timestamp, partitions: &[u16]) -> Result<(), Error> {
+        self.maybe(self.inner.retain(before, partitions).await)
     }
     async fn close(&self) -> Result<(), Error> {
         self.inner.close().await

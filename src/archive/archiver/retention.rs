@@ -2,6 +2,7 @@
 
 use super::tests::{DAY, World, assert_clean, at, record, site, viewed};
 use super::*;
+use crate::archive::contract::ALL;
 use crate::archive::{Bots, Metric, Scan};
 use crate::event::identity::{Sale, order_key};
 use crate::event::{Record, RecordKind, Timestamp};
@@ -89,12 +90,12 @@ async fn history_imported_today_stays_as_long_as_what_happened_today() {
     world.catch_up().await;
     let before = recount::as_answered(world.archive.as_ref(), &site()).await;
     for day in [-400, 0] {
-        world.archive.retain(at(day * DAY)).await.unwrap();
+        world.archive.retain(at(day * DAY), &ALL).await.unwrap();
         assert_eq!(recount::as_answered(world.archive.as_ref(), &site()).await, before);
         assert_eq!(sold(&world).await, [(-5_000, 3)]);
         assert_clean(&world).await;
     }
-    world.archive.retain(at(DAY)).await.unwrap();
+    world.archive.retain(at(DAY), &ALL).await.unwrap();
     assert_empty(&world).await;
 }
 
@@ -106,12 +107,12 @@ async fn a_day_stays_for_what_was_taken_last_of_it() {
     // A late one of the first day, and one that was known.
     world.append(&[record("e3", at(5 * DAY), viewed("p1", "c1", at(2))), record("e2", at(5 * DAY), viewed("p1", "c1", at(-9 * DAY)))]).await;
     world.catch_up().await;
-    world.archive.retain(at(5 * DAY)).await.unwrap();
+    world.archive.retain(at(5 * DAY), &ALL).await.unwrap();
     assert_eq!(world.archive.days().await.unwrap(), [at(0).utc_day()]);
     let views = world.archive.totals(&site(), Metric::Views, EVER.0, EVER.1, Bots::Include).await.unwrap();
     assert_eq!((views.len(), views[0].1.counts[0]), (1, 2));
     assert_clean(&world).await;
-    world.archive.retain(at(6 * DAY)).await.unwrap();
+    world.archive.retain(at(6 * DAY), &ALL).await.unwrap();
     assert_empty(&world).await;
 }
 
@@ -122,7 +123,7 @@ async fn a_late_refund_of_a_removed_order_adds_only_itself() {
     world.append(&order("e2", "o2", at(5 * DAY), at(5 * DAY))).await;
     world.catch_up().await;
     assert_eq!(sold(&world).await, [(0, 3), (5, 3)]);
-    world.archive.retain(at(3 * DAY)).await.unwrap();
+    world.archive.retain(at(3 * DAY), &ALL).await.unwrap();
     assert_eq!(sold(&world).await, [(5, 3)]);
     let key = order_key(&site(), "o1");
     assert!(world.archive.identities(append_partition("o1"), &[key]).await.unwrap().is_empty(), "its identity goes with it");
@@ -158,7 +159,7 @@ async fn what_lies_on_both_sides_keeps_the_later_one() {
     world.append(&records).await;
     world.catch_up().await;
     assert_eq!(sold(&world).await, [(0, 3), (1, -3)]);
-    world.archive.retain(at(DAY)).await.unwrap();
+    world.archive.retain(at(DAY), &ALL).await.unwrap();
     // A whole refund of an order that is not known gives back nothing.
     assert_eq!(sold(&world).await, [(1, -1)]);
     let steps = world.archive.steps(&site(), EVER.0, EVER.1).await.unwrap();
@@ -175,7 +176,7 @@ async fn what_lies_on_both_sides_keeps_the_later_one() {
     world.catch_up().await;
     assert_eq!(sold(&world).await, [(1, -1), (2, -1)]);
     assert_clean(&world).await;
-    world.archive.retain(at(3 * DAY)).await.unwrap();
+    world.archive.retain(at(3 * DAY), &ALL).await.unwrap();
     assert_empty(&world).await;
 }
 

@@ -203,7 +203,7 @@ impl Archive for Embedded {
         Ok(self.readers.days().all())
     }
 
-    async fn retain(&self, before: Timestamp) -> Result<(), Error> {
+    async fn retain(&self, before: Timestamp, _: &[u16]) -> Result<(), Error> {
         let readers = Arc::clone(&self.readers);
         self.write_side(move |writer| {
             let removed = writer.retain(before);

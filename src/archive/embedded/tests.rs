@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::archive::ScanBy;
-use crate::archive::contract::{self, Bench, sample, snapshot};
+use crate::archive::contract::{self, ALL, Bench, sample, snapshot};
 
 struct Directory(TempDir);
 
@@ -196,18 +196,18 @@ async fn a_days_file_of_version_1_tells_when_it_was_taken() {
     let events = vec![row("e", day(2), day(5)), row("f", day(3), day(5))];
     archive.write(WriteBatch { events, ..WriteBatch::default() }).await.unwrap();
     let days = async || archive.days().await.unwrap().iter().map(|d| d - day(0).utc_day()).collect::<Vec<_>>();
-    archive.retain(day(5)).await.unwrap();
+    archive.retain(day(5), &ALL).await.unwrap();
     assert_eq!(days().await, [0, 2, 3]);
-    archive.retain(day(6)).await.unwrap();
+    archive.retain(day(6), &ALL).await.unwrap();
     assert_eq!(days().await, [0, 2]);
-    archive.retain(day(9)).await.unwrap();
+    archive.retain(day(9), &ALL).await.unwrap();
     assert_eq!(days().await, [0, 2]);
     // A file that cannot be read stays; the others go.
     archive.write(WriteBatch { events: vec![row("g", day(0), day(9))], ..WriteBatch::default() }).await.unwrap();
     archive.close().await.unwrap();
     std::fs::write(dir.path().join("archive").join(format!("{}.db", day(0).utc_date())), [7; 4096]).unwrap();
     let archive = Embedded::open(dir.path()).unwrap();
-    archive.retain(day(10)).await.unwrap();
+    archive.retain(day(10), &ALL).await.unwrap();
     assert_eq!(archive.days().await.unwrap(), [day(0).utc_day()]);
 }
 

@@ -14,7 +14,8 @@
 //! * **A node that begins anew** beside a running archiver is noticed before the next batch builds on what it may have lost (by when its process
 //!   began, and a batch fails at the first connection that breaks): the archiver goes back to the cursors that are left. A node that loses power
 //!   and is back before a request to it times out may still take the last batch's steps in two lives.
-//! * **One archiver** may own any partitions; retention assumes that one process owns all of them, see `retention`.
+//! * **Archivers** own partitions, and write, correct and remove what is of these alone. Rows that are of no partition (labels, links, sites) are only ever
+//!   inserted, and say themselves which of two wins.
 
 mod adopt;
 mod events;
@@ -405,9 +406,12 @@ impl Archive for Scylla {
         Ok(self.all_days().await?.into_keys().collect())
     }
 
-    async fn retain(&self, before: Timestamp) -> Result<(), Error> {
+    async fn retain(&self, before: Timestamp, partitions: &[u16]) -> Result<(), Error> {
         self.check_open()?;
-        let taken = self.take_before(before).await;
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let taken = self.take_before(before, partitions).await;
         self.listing.forget();
         taken
     }

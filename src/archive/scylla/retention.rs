@@ -9,7 +9,10 @@
 //! Everything removed is removed USING TIMESTAMP of the moment it belongs to, so that what comes of the same days later is not touched: rows before
 //! the first day that stays, values before the partition's next batch. What is corrected goes through the journal, so that it is done whole.
 //!
-//! One archiver of all partitions is assumed: it corrects values of every partition.
+//! An archiver corrects and removes what is of its own partitions alone; the others do the same with theirs. A correction is a function of when it is
+//! made, not of the log alone: of one that an archiver makes after it lost the partition, what the next owner wrote meanwhile stays. An archiver therefore
+//! stops as soon as it hears that a partition goes. (One that is stopped in the midst of a correction, for longer than its session, may leave a cell of a day
+//! that stays without it: `contrail audit` tells.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +29,7 @@ use crate::event::{SiteId, Timestamp};
 
 const TAKE_CELLS: &str = "DELETE FROM cell USING TIMESTAMP ? WHERE site = ? AND metric = ? AND hour = ? AND part = ?";
 const TAKE_COUNTS_AT: &str = "DELETE FROM counts_at USING TIMESTAMP ? WHERE site = ? AND what = ? AND hour = ? AND part = ?";
-const TAKE_BOOKS: &str = "DELETE FROM books USING TIMESTAMP ? WHERE site = ? AND day = ?";
+const TAKE_BOOKS: &str = "DELETE FROM books USING TIMESTAMP ? WHERE site = ? AND day = ? AND hour = ? AND part = ?";
 const TAKE_EVENTS: &str = "DELETE FROM event USING TIMESTAMP ? WHERE site = ? AND day = ? AND part = ? AND bucket = ?";
 const TAKE_QUARANTINE: &str = "DELETE FROM quarantine USING TIMESTAMP ? WHERE site = ? AND day = ? AND part = ? AND bucket = ?";
 
@@ -39,13 +42,18 @@ const DAY: i64 = 86_400;
 /// Orders or checkouts corrected at once.
 const CORRECTED: usize = 500;
 
-/// The days of which nothing stays: those before a day, but for some.
+/// What goes: of these partitions, the days of which nothing stays: those before a day, but for some.
 struct Gone {
     before: i32,
     kept: BTreeSet<i32>,
+    parts: BTreeSet<u16>,
 }
 
 impl Gone {
+    fn has_part(&self, line: &Line) -> bool {
+        self.parts.contains(&line.part)
+    }
+
     fn has_day(&self, day: i32) -> bool {
         day < self.before && !self.kept.contains(&day)
     }
@@ -83,11 +91,11 @@ impl<'a> Corrections<'a> {
 
 impl Scylla {
     /// See [`crate::archive::Archive::retain`].
-    pub(super) async fn take_before(&self, before: Timestamp) -> Result<(), Error> {
+    pub(super) async fn take_before(&self, before: Timestamp, partitions: &[u16]) -> Result<(), Error> {
         let before = before.utc_day();
         let days = self.all_days().await?;
         let (old, kept): (Vec<_>, Vec<_>) = days.into_iter().filter(|(day, _)| *day < before).partition(|(_, taken)| *taken < before);
-        let gone = Gone { before, kept: kept.into_iter().map(|(day, _)| day).collect() };
+        let gone = Gone { before, kept: kept.into_iter().map(|(day, _)| day).collect(), parts: partitions.iter().copied().collect() };
         let cursors = self.stored_cursors().await?;
         let sites = self.all_sites().await?;
         for site in &sites {
@@ -108,10 +116,11 @@ impl Scylla {
         Ok(())
     }
 
-    /// The lines of a kind in days that are gone.
+    /// The lines of a kind in days that are gone, of the caller's partitions.
     async fn gone_lines(&self, site: &str, what: What, gone: &Gone) -> Result<Vec<Line>, Error> {
         let days = Listing::days(&self.cluster, site, what).await?.into_keys().filter(|day| gone.has_day(*day));
-        Ok(Cluster::gather(days.map(|day| Listing::of_day(&self.cluster, site, what, day)).collect()).await?.into_iter().flatten().collect())
+        let lines = Cluster::gather(days.map(|day| Listing::of_day(&self.cluster, site, what, day)).collect()).await?;
+        Ok(lines.into_iter().flatten().filter(|line| gone.has_part(line)).collect())
     }
 
     async fn take_cells(&self, site: &SiteId, gone: &Gone, cursors: &[Cursor]) -> Result<(), Error> {
@@ -133,7 +142,8 @@ impl Scylla {
             let entries = Cluster::gather(ids.iter().map(|id| self.entries(vec![order_key(site, id)])).collect()).await?;
             let mut corrections = Corrections::new(cursors);
             for (order, entries) in known.into_iter().zip(entries) {
-                order.into_iter().for_each(|order| forget_order(site, order, entries.clone(), gone, &mut corrections));
+                let ours = order.into_iter().filter(|order| gone.parts.contains(&order.part));
+                ours.for_each(|order| forget_order(site, order, entries.clone(), gone, &mut corrections));
             }
             self.correct(corrections).await?;
         }
@@ -153,7 +163,8 @@ impl Scylla {
             let entries = Cluster::gather(names.iter().map(|name| self.entries(checkout_keys(site, name))).collect()).await?;
             let mut corrections = Corrections::new(cursors);
             for (checkout, entries) in known.into_iter().zip(entries) {
-                checkout.into_iter().for_each(|checkout| forget_checkout(site, checkout, entries.clone(), gone, &mut corrections));
+                let ours = checkout.into_iter().filter(|checkout| gone.parts.contains(&checkout.part));
+                ours.for_each(|checkout| forget_checkout(site, checkout, entries.clone(), gone, &mut corrections));
             }
             self.correct(corrections).await?;
         }
@@ -185,10 +196,16 @@ impl Scylla {
     async fn take_books(&self, site: &SiteId, gone: &Gone, cursors: &[Cursor]) -> Result<(), Error> {
         let days: Vec<i32> = Listing::days(&self.cluster, site.as_str(), What::Books).await?.into_keys().filter(|day| *day < gone.before).collect();
         let lines = Cluster::gather(days.iter().map(|day| Listing::of_day(&self.cluster, site.as_str(), What::Books, *day)).collect()).await?;
-        // Nothing is written into these days any more: what is read now was taken after them.
-        let stamp = gone.until().micros() - 1;
-        self.cluster.write(days.iter().map(|day| Write::new(TAKE_BOOKS, (stamp, site.as_str().to_owned(), *day))).collect()).await?;
-        Ok(self.cluster.write(Listing::take(&lines.concat(), whole(cursors)?)).await?)
+        let lines: Vec<Line> = lines.into_iter().flatten().filter(|line| gone.has_part(line)).collect();
+        let stamps = whole(cursors)?;
+        // Books are kept by the hour, and listed by the day.
+        let hours = |line: &Line| {
+            let start = i64::from(line.day) * DAY;
+            (0..24).map(move |hour| Timestamp::ZERO.plus_seconds(start + hour * 3_600).micros())
+        };
+        let take = |(line, hour): (&Line, i64)| Write::new(TAKE_BOOKS, (stamps(line.part), site.as_str().to_owned(), line.day, hour, line.part as i16));
+        self.cluster.write(lines.iter().flat_map(|line| hours(line).map(move |hour| (line, hour))).map(take).collect()).await?;
+        Ok(self.cluster.write(Listing::take(&lines, stamps)).await?)
     }
 
     /// Event rows or quarantined records of these days, all of them taken before the first day that stays.
@@ -196,7 +213,8 @@ impl Scylla {
         let cql = if what == What::Events { TAKE_EVENTS } else { TAKE_QUARANTINE };
         let stamp = gone.until().micros() - 1;
         for day in days {
-            let lines = Listing::of_day(&self.cluster, site, what, day).await?;
+            let mut lines = Listing::of_day(&self.cluster, site, what, day).await?;
+            lines.retain(|line| gone.has_part(line));
             let buckets: BTreeSet<(u16, i64)> = lines.iter().map(|line| (line.part, line.bucket)).collect();
             let take = |(part, bucket): (u16, i64)| Write::new(cql, (stamp, site.to_owned(), day, part as i16, bucket));
             self.cluster.write(buckets.into_iter().map(take).collect()).await?;

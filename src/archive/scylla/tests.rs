@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::archive::contract::{self, Bench};
+use crate::archive::contract::{self, ALL, Bench, order_with, sample, snapshot};
 use crate::cql::Write;
 use crate::cql::testing::{Keyspace, settings};
 use crate::event::identity::EventEntry;
@@ -247,4 +247,37 @@ async fn migration_may_be_repeated_and_run_by_several() {
     for refused in [cql::migrate(&address, &longer).await.err().unwrap(), Cluster::connect(&address, &longer).await.err().unwrap()] {
         assert!(refused.to_string().contains("use a later build"), "{refused}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_archivers_of_half_the_partitions_each_take_what_one_of_all_does() {
+    const DAY: i64 = 86_400;
+    // Orders of every partition, each refunded in part on the day that stays: its cells are corrected.
+    let fill = async |archive: &Scylla| {
+        archive.write(sample()).await.unwrap();
+        for number in 0..60 {
+            archive.write(order_with(&format!("o{number}"), at(10 + number), Some(at(DAY + 10 + number)))).await.unwrap();
+        }
+    };
+    let whole = Fresh::new();
+    let one = whole.scylla().await;
+    fill(&one).await;
+    one.retain(at(DAY), &ALL).await.unwrap();
+
+    let shared = Fresh::new();
+    let (lower, upper) = (shared.scylla().await, shared.scylla().await);
+    fill(&lower).await;
+    let before: Vec<Sale> = lower.sales(&site(), at(0), at(DAY)).await.unwrap();
+    lower.retain(at(DAY), &ALL[..8]).await.unwrap();
+    let after = upper.sales(&site(), at(0), at(DAY)).await.unwrap();
+    assert!(!after.is_empty() && after.len() < before.len(), "{} of {} left: the other half's", after.len(), before.len());
+    assert_ne!(snapshot(&upper).await, snapshot(&one).await);
+    upper.retain(at(DAY), &ALL[8..]).await.unwrap();
+    for archive in [&lower, &upper] {
+        assert_eq!(snapshot(archive).await, snapshot(&one).await);
+    }
+    // Again, and of what the other has: nothing more goes.
+    lower.retain(at(DAY), &ALL[8..]).await.unwrap();
+    upper.retain(at(DAY), &ALL[..8]).await.unwrap();
+    assert_eq!(snapshot(&lower).await, snapshot(&one).await);
 }

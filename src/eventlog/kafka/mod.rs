@@ -10,10 +10,13 @@
 //! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids.
 
 mod adopt;
+mod broadcast;
 mod consumer;
 mod member;
 mod producer;
 mod settings;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -34,9 +37,10 @@ use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
 
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
-use producer::Producer;
+pub use broadcast::{Broadcast, Heard, Tail};
+use producer::{LINGER, Producer};
 pub use settings::{Security, Settings};
-use topics::{ASK, failed};
+use topics::{ASK, Purpose, failed};
 
 /// How long a look at one partition may take: scrapes and answers wait for it.
 const LOOK: Duration = Duration::from_secs(3);
@@ -132,8 +136,10 @@ impl KafkaLog {
         let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
         let admin = Arc::new(admin);
         let names = Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()));
-        topics::ensure(&admin, &names, &settings).await?;
-        let producer = Producer::new(&client)?;
+        for name in &names {
+            topics::ensure(&admin, name, Purpose::Log, &settings).await?;
+        }
+        let producer = Producer::new(&client, LINGER)?;
         let (members, readers) = (Mutex::default(), Mutex::default());
         Ok(Self(Arc::new(Inner { client, settings, names, admin, producer, members, readers, closed: AtomicBool::new(false) })))
     }

@@ -20,6 +20,9 @@ const MAX_WAITING_BYTES: usize = 128 << 20;
 /// How long the brokers may take for a record. Beyond it the outcome is unknown.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a record of the log waits for others to go with.
+pub(super) const LINGER: Duration = Duration::from_millis(5);
+
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
 
@@ -52,7 +55,7 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, place: Box<Place>) {
         place.settle(match result {
             Ok(message) => u64::try_from(message.offset()).map_err(|_| Error::Unavailable("a broker acknowledged without an offset".into())),
-            Err((error, _)) => Err(unknown(error)),
+            Err((error, message)) => Err(refused(error, message.payload().map_or(0, <[u8]>::len))),
         });
     }
 }
@@ -78,30 +81,26 @@ struct Call(Mutex<Open>);
 
 struct Open {
     left: usize,
-    offsets: Vec<Offset>,
-    failed: Option<Error>,
-    answer: Option<oneshot::Sender<Result<Vec<Offset>, Error>>>,
+    settled: Vec<Result<Offset, Error>>,
+    answer: Option<oneshot::Sender<Vec<Result<Offset, Error>>>>,
 }
 
 impl Call {
-    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<Result<Vec<Offset>, Error>>) {
+    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<Vec<Result<Offset, Error>>>) {
         let (answer, answered) = oneshot::channel();
-        let open = Open { left: records, offsets: vec![0; records], failed: None, answer: Some(answer) };
+        let open = Open { left: records, settled: vec![Ok(0); records], answer: Some(answer) };
         (Arc::new(Self(Mutex::new(open))), answered)
     }
 
     fn settle(&self, index: usize, result: Result<Offset, Error>) {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.left -= 1;
-        match result {
-            Ok(offset) => open.offsets.get_mut(index).into_iter().for_each(|slot| *slot = offset),
-            Err(error) => open.failed = Some(error),
-        }
+        open.settled.get_mut(index).into_iter().for_each(|slot| *slot = result.clone());
         if open.left == 0
             && let Some(answer) = open.answer.take()
         {
             // A caller that went away no longer needs the answer.
-            drop(answer.send(open.failed.take().map_or_else(|| Ok(std::mem::take(&mut open.offsets)), Err)));
+            drop(answer.send(std::mem::take(&mut open.settled)));
         }
     }
 }
@@ -111,13 +110,22 @@ fn unknown(error: &KafkaError) -> Error {
     Error::Unavailable(format!("kafka: {error}"))
 }
 
+/// The same, but where the brokers take no such record: it was not appended.
+fn refused(error: &KafkaError, bytes: usize) -> Error {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => Error::TooLarge { bytes },
+        _ => unknown(error),
+    }
+}
+
 impl Producer {
-    pub(super) fn new(client: &ClientConfig) -> Result<Self, Error> {
+    /// `linger` is how long a record waits for others to go with.
+    pub(super) fn new(client: &ClientConfig, linger: Duration) -> Result<Self, Error> {
         let mut config = client.clone();
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("linger.ms", "5")
+            .set("linger.ms", linger.as_millis().to_string())
             .set("compression.type", "lz4")
             .set("message.max.bytes", MAX_MESSAGE.to_string())
             .set("message.timeout.ms", TIMEOUT.as_millis().to_string())
@@ -129,6 +137,16 @@ impl Producer {
 
     /// Appends records of one topic; see [`crate::eventlog::EventLog::append`]. Every record is within [`MAX_RECORD`].
     pub(super) async fn append(&self, topic: &str, records: &[Append]) -> Result<Vec<Offset>, Error> {
+        let settled = self.append_each(topic, records).await?;
+        // What one record was refused for says nothing of the call's others: they may be there.
+        settled.into_iter().map(|one| one.map_err(|error| Error::Unavailable(error.to_string()))).collect()
+    }
+
+    /// The same, and tells of each record, in the order given, what became of it: [`Error::TooLarge`] was not appended, of all else that is unknown.
+    ///
+    /// # Errors
+    /// Where nothing was appended.
+    pub(super) async fn append_each(&self, topic: &str, records: &[Append]) -> Result<Vec<Result<Offset, Error>>, Error> {
         if records.is_empty() {
             return Ok(Vec::new());
         }
@@ -141,10 +159,10 @@ impl Producer {
             let message =
                 BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(place)).partition(i32::from(record.partition)).payload(&record.value);
             if let Err((error, message)) = producer.send(message) {
-                message.delivery_opaque.settle(Err(unknown(&error)));
+                message.delivery_opaque.settle(Err(refused(&error, record.value.len())));
             }
         }
-        answered.await.map_err(|_| Error::Unavailable("kafka: the producer ended".into()))?
+        answered.await.map_err(|_| Error::Unavailable("kafka: the producer ended".into()))
     }
 
     /// Takes room for a call, or refuses it before any of it is queued.
@@ -198,12 +216,12 @@ mod tests {
         call.settle(0, Ok(7));
         assert!(answered.try_recv().is_err());
         call.settle(1, Ok(8));
-        assert_eq!(answered.await.unwrap(), Ok(vec![7, 8, 9]));
+        assert_eq!(answered.await.unwrap(), [Ok(7), Ok(8), Ok(9)]);
 
         let (call, answered) = Call::new(2);
         call.settle(0, Err(Error::Unavailable("lost".into())));
         call.settle(1, Ok(1));
-        assert_eq!(answered.await.unwrap(), Err(Error::Unavailable("lost".into())), "one unknown record makes the call unknown");
+        assert_eq!(answered.await.unwrap(), [Err(Error::Unavailable("lost".into())), Ok(1)]);
     }
 
     #[tokio::test]
@@ -211,7 +229,7 @@ mod tests {
         // Nobody listens there: what is queued stays queued until its time is over.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1");
-        let producer = Arc::new(Producer::new(&config).unwrap());
+        let producer = Arc::new(Producer::new(&config, LINGER).unwrap());
         let records = |count: usize| vec![Append { partition: 0, value: bytes::Bytes::from_static(b"x") }; count];
         let waiting = {
             let (producer, many) = (Arc::clone(&producer), records(MAX_WAITING_RECORDS));

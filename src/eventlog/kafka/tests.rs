@@ -1,43 +1,21 @@
 //! The log on a real Kafka against the suite, and what is its own. The broker is started once for all tests, by `tests/servers/run`, and ends with this
 //! process; `CONTRAIL_TEST_KAFKA` names another one.
 
-use std::process::Command;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use super::*;
+use super::testing::make_topic;
 use crate::eventlog::Delivery;
 use crate::eventlog::contract::{Subject, contract_tests};
-
-/// The address of a running broker.
-fn broker() -> &'static str {
-    static BROKER: OnceLock<(String, tempfile::TempDir)> = OnceLock::new();
-    let (address, _dir) = BROKER.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
-        let up = Command::new(script).args(["up", "kafka", "--dir"]).arg(dir.path()).output().unwrap();
-        assert!(up.status.success(), "no Kafka to test with: {}", String::from_utf8_lossy(&up.stderr));
-        let told = String::from_utf8(up.stdout).unwrap();
-        let address = told.lines().find_map(|line| line.strip_prefix("KAFKA=")).expect("its address").to_owned();
-        (address, dir)
-    });
-    address
-}
 
 /// Topics of its own on the one broker.
 struct Fresh(Settings);
 
 impl Fresh {
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("test-{}-{number}", std::process::id());
-        let session_timeout = Duration::from_secs(6);
-        Self(Settings { prefix, replication: 1, allow_single_replica: true, session_timeout, ..Settings::default() })
+        Self(testing::fresh())
     }
 
     async fn log(&self) -> Result<KafkaLog, Error> {
-        KafkaLog::open(&format!("kafka://{}", broker()), self.0.clone()).await
+        KafkaLog::open(&testing::url(), self.0.clone()).await
     }
 }
 
@@ -52,16 +30,6 @@ contract_tests!(Fresh::new());
 
 fn record(partition: u16, text: &'static str) -> Append {
     Append { partition, value: Bytes::from_static(text.as_bytes()) }
-}
-
-/// Makes a topic as an administrator might.
-async fn make_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", broker()).create().unwrap();
-    let mut topic = rdkafka::admin::NewTopic::new(name, partitions, rdkafka::admin::TopicReplication::Fixed(1));
-    for (key, value) in settings {
-        topic = topic.set(key, value);
-    }
-    admin.create_topics([&topic], &topics::options()).await.unwrap().remove(0).unwrap();
 }
 
 #[tokio::test]
@@ -81,7 +49,7 @@ async fn topics_that_contrail_must_not_use_are_refused() {
     let strict = Fresh::new();
     make_topic(&format!("{}.events", strict.0.prefix), 16, &good).await;
     let settings = Settings { allow_single_replica: false, ..strict.0.clone() };
-    let refused = KafkaLog::open(&format!("kafka://{}", broker()), settings).await.err().unwrap().to_string();
+    let refused = KafkaLog::open(&testing::url(), settings).await.err().unwrap().to_string();
     assert!(refused.contains("1 replicas") && refused.contains("kafka.allow_single_replica"), "{refused}");
     strict.log().await.unwrap().close().await.unwrap();
 }
@@ -101,8 +69,7 @@ async fn a_recreated_topic_is_told_and_not_read_from_its_start() {
     log.append(Topic::Events, vec![record(4, "a"), record(4, "b"), record(4, "c")]).await.unwrap();
     log.close().await.unwrap();
     let name = format!("{}.events", fresh.0.prefix);
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", broker()).create().unwrap();
-    admin.delete_topics(&[&name], &topics::options()).await.unwrap().remove(0).unwrap();
+    testing::delete_topic(&name).await;
     let asked = Instant::now();
     // The broker deletes a moment later.
     let log = loop {

@@ -1,4 +1,5 @@
-//! Makes Contrail's topics where they are missing, and refuses ones that could lose or reorder records. Called once, when the log is opened.
+//! Makes Contrail's topics where they are missing, and refuses ones that could lose or reorder records. Called once for each, when the log or the feed is
+//! opened.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,22 @@ use crate::eventlog::Error;
 pub(super) const ASK: Duration = Duration::from_secs(15);
 
 /// How long a new topic may take until every partition has a leader.
-const SETTLE: Duration = Duration::from_secs(30);
+pub(super) const SETTLE: Duration = Duration::from_secs(30);
+
+/// How long records of the feed stay: readers are never far behind, and who is reads a snapshot.
+const FEED_RETENTION: Duration = Duration::from_secs(3_600);
+
+/// Retentions of the feed that are taken, in milliseconds.
+const FEED_RETENTIONS: std::ops::RangeInclusive<i64> = 600_000..=86_400_000;
+
+/// What a topic is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Records that Contrail itself deletes.
+    Log,
+    /// Records that every process reads as they come, and Kafka deletes.
+    Feed,
+}
 
 type Admin = Arc<AdminClient<DefaultClientContext>>;
 
@@ -39,33 +55,40 @@ struct Found {
 ///
 /// # Errors
 /// [`Error::Format`] for a topic that Contrail must not use, with what to change; [`Error::Unavailable`] where the brokers do not answer.
-pub(super) async fn ensure(admin: &Admin, names: &[String; 2], settings: &Settings) -> Result<(), Error> {
-    for name in names {
-        if find(admin, name).await?.is_none() {
-            create(admin, name, settings).await?;
-        }
-        let found = settled(admin, name).await?;
-        check_layout(name, &found, settings)?;
-        let settings_of = describe(admin, name).await?;
-        check_settings(name, &settings_of, settings)?;
+pub(super) async fn ensure(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
+    if find(admin, name).await?.is_none() {
+        create(admin, name, purpose, settings).await?;
     }
-    Ok(())
+    let found = settled(admin, name).await?;
+    check_layout(name, &found, settings)?;
+    let settings_of = describe(admin, name).await?;
+    check_settings(name, &settings_of, purpose, settings)
 }
 
-async fn create(admin: &Admin, name: &str, settings: &Settings) -> Result<(), Error> {
+async fn create(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
     let (replication, max) = (i32::from(settings.replication), MAX_MESSAGE.to_string());
-    let topic = NewTopic::new(name, i32::from(PARTITIONS), TopicReplication::Fixed(replication))
+    let (retention, segment) = match purpose {
+        Purpose::Log => (None, None),
+        // A segment goes as a whole.
+        Purpose::Feed => (Some(FEED_RETENTION), Some(FEED_RETENTION / 6)),
+    };
+    let retention = retention.map_or_else(|| "-1".to_owned(), |span| span.as_millis().to_string());
+    let segment = segment.map(|span| span.as_millis().to_string());
+    let mut topic = NewTopic::new(name, i32::from(PARTITIONS), TopicReplication::Fixed(replication))
         .set("cleanup.policy", "delete")
-        .set("retention.ms", "-1")
+        .set("retention.ms", &retention)
         .set("retention.bytes", "-1")
         .set("max.message.bytes", &max)
         .set("unclean.leader.election.enable", "false")
         .set("min.insync.replicas", if settings.replication >= 3 { "2" } else { "1" });
+    if let Some(segment) = &segment {
+        topic = topic.set("segment.ms", segment);
+    }
     let made = admin.create_topics([&topic], &options()).await.map_err(failed)?;
     match made.into_iter().next() {
         Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
         Some(Err((_, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed))) => Err(Error::Format(format!(
-            "kafka topic `{name}` is missing and this user may not create it; make it with {PARTITIONS} partitions, retention.ms=-1, retention.bytes=-1, \
+            "kafka topic `{name}` is missing and this user may not create it; make it with {PARTITIONS} partitions, retention.ms={retention}, retention.bytes=-1, \
              max.message.bytes={max}"
         ))),
         Some(Err((_, code))) => Err(Error::Format(format!("kafka topic `{name}` cannot be created with {replication} replicas: {code}"))),
@@ -120,20 +143,30 @@ fn check_layout(name: &str, found: &Found, settings: &Settings) -> Result<(), Er
     Ok(())
 }
 
-fn check_settings(name: &str, entries: &[(String, String)], settings: &Settings) -> Result<(), Error> {
+fn check_settings(name: &str, entries: &[(String, String)], purpose: Purpose, settings: &Settings) -> Result<(), Error> {
     let value = |key: &str| entries.iter().find(|(name, _)| name == key).map_or("", |(_, value)| value.as_str());
     let wrong = |key: &str, why: &str| Err(Error::Format(format!("kafka topic `{name}` has {key}={}: {why}", value(key))));
     let number = |key: &str| value(key).parse::<i64>().unwrap_or(0);
     if value("cleanup.policy") != "delete" {
         return wrong("cleanup.policy", "it must be delete, as every record counts");
     }
-    for key in ["retention.ms", "retention.bytes"] {
-        if number(key) != -1 {
-            return wrong(key, "it must be -1: Contrail itself deletes what every reader has passed");
+    match purpose {
+        Purpose::Log => {
+            for key in ["retention.ms", "retention.bytes"] {
+                if number(key) != -1 {
+                    return wrong(key, "it must be -1: Contrail itself deletes what every reader has passed");
+                }
+            }
+            if number("max.message.bytes") < MAX_MESSAGE as i64 {
+                return wrong("max.message.bytes", &format!("it must be at least {MAX_MESSAGE}"));
+            }
         }
-    }
-    if number("max.message.bytes") < MAX_MESSAGE as i64 {
-        return wrong("max.message.bytes", &format!("it must be at least {MAX_MESSAGE}"));
+        // Larger records than it takes are shed.
+        Purpose::Feed => {
+            if !FEED_RETENTIONS.contains(&number("retention.ms")) {
+                return wrong("retention.ms", "it must be 10 minutes to a day (600000 to 86400000): long enough for a reader that is late, and then it goes");
+            }
+        }
     }
     if number("min.insync.replicas") < 2 && !settings.allow_single_replica {
         return wrong("min.insync.replicas", "below 2, what was acknowledged can be lost; raise it, or set kafka.allow_single_replica");
@@ -161,7 +194,7 @@ mod tests {
     #[test]
     fn topics_that_could_lose_records_are_refused() {
         let strict = Settings::default();
-        check_settings("t", &entries(("", "")), &strict).unwrap();
+        check_settings("t", &entries(("", "")), Purpose::Log, &strict).unwrap();
         for changed in [
             ("cleanup.policy", "compact"),
             ("cleanup.policy", "compact,delete"),
@@ -170,11 +203,16 @@ mod tests {
             ("max.message.bytes", "1048588"),
             ("min.insync.replicas", "1"),
         ] {
-            let error = check_settings("t", &entries(changed), &strict).unwrap_err().to_string();
+            let error = check_settings("t", &entries(changed), Purpose::Log, &strict).unwrap_err().to_string();
             assert!(error.contains(&format!("`t` has {}={}", changed.0, changed.1)), "{error}");
         }
         let lenient = Settings { allow_single_replica: true, ..strict.clone() };
-        check_settings("t", &entries(("min.insync.replicas", "1")), &lenient).unwrap();
+        check_settings("t", &entries(("min.insync.replicas", "1")), Purpose::Log, &lenient).unwrap();
+
+        for (retention, taken) in [("-1", false), ("60000", false), ("3600000", true), ("604800000", false)] {
+            let checked = check_settings("t", &entries(("retention.ms", retention)), Purpose::Feed, &lenient);
+            assert_eq!(checked.is_ok(), taken, "{retention}");
+        }
 
         let found = |partitions, replicas| Found { partitions, replicas, led: true };
         check_layout("t", &found(16, 3), &strict).unwrap();

@@ -3,8 +3,10 @@
 //! than its budget allows.
 //!
 //! [`state`] is the pure machine; this file is its loop: read, load what is missing, fold, write what is due (one commit at a time, while reading goes
-//! on), publish, and now and then sweep what has expired (`sweep`).
+//! on), publish (`flight`; the next commit does not wait for it, checkpoints do), and now and then sweep what has expired (`sweep`). Partitions that go
+//! to another keeper are given up alone: what is on its way of them is seen through, what waits of them is dropped.
 
+mod flight;
 pub mod state;
 mod sweep;
 
@@ -21,9 +23,9 @@ use self::state::{Batch, Flight, KeeperState};
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
-use super::{Applied, AppliedRow, Error, Feed, ObjectStore, StoredObject};
+use super::{Error, Feed, ObjectStore};
 use crate::event::{Clock, ObjectKey};
-use crate::eventlog::{self, Consumer, Delivery, EventLog, Topic};
+use crate::eventlog::{Consumer, Delivery, EventLog, Topic};
 
 /// The keeper's consumer group on `changes`.
 pub const GROUP: &str = "keeper";
@@ -134,6 +136,8 @@ impl Keeper {
             consumer,
             state,
             flight: None,
+            committed: Vec::new(),
+            publishing: None,
             sweep: None,
             paused: false,
             window: settings.gather,
@@ -160,6 +164,9 @@ struct Run<'a> {
     consumer: Box<dyn Consumer>,
     state: KeeperState,
     flight: Option<BoxFuture<'static, Result<Flight, Error>>>,
+    /// Committed, and waiting to be published.
+    committed: Vec<Flight>,
+    publishing: Option<BoxFuture<'static, Result<Vec<Flight>, Error>>>,
     sweep: Option<BoxFuture<'static, Result<(), Error>>>,
     paused: bool,
     /// How long writes are gathered now: longer while there is a backlog.
@@ -183,7 +190,11 @@ impl Run<'_> {
                 () = stop.cancelled() => return Ok(()),
                 flown = running(&mut self.flight) => {
                     self.flight = None;
-                    self.landed(&flown?);
+                    self.committed(flown?);
+                }
+                published = running(&mut self.publishing) => {
+                    self.publishing = None;
+                    self.published(&published?);
                 }
                 swept = running(&mut self.sweep) => {
                     self.sweep = None;
@@ -239,9 +250,9 @@ impl Run<'_> {
                     batches.push(Batch::decode(partition, &records));
                 }
                 Delivery::Assigned(partitions) => self.assigned(partitions).await?,
-                // What is unwritten of them belongs to their next owner: begin again.
                 Delivery::Revoked(partitions) => {
-                    return Err(Error::Log(eventlog::Error::Unavailable(format!("partitions {partitions:?} went to another reader"))));
+                    batches.retain(|batch: &Batch| !partitions.contains(&batch.partition()));
+                    self.revoked(&partitions).await?;
                 }
                 Delivery::Failed { partition, error } => {
                     tracing::error!(%error, partition, "keeper stops reading a partition of changes");
@@ -270,11 +281,25 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Gives partitions up: sees through what is on its way, so that their next owner begins behind it, and drops what waits of them: it stands in the log.
+    async fn revoked(&mut self, partitions: &[u16]) -> Result<(), Error> {
+        self.land().await?;
+        let mut checkpoints = self.state.checkpoints();
+        checkpoints.retain(|(partition, _)| partitions.contains(partition));
+        self.keeper.store.commit_objects(Vec::new(), checkpoints).await?;
+        self.state.revoke(partitions);
+        for partition in partitions {
+            self.keeper.status.release(Topic::Changes, *partition);
+        }
+        self.pace();
+        Ok(())
+    }
+
     /// Loads what batches need and folds them in, in their order.
     async fn fold(&mut self, batches: Vec<Batch>) -> Result<(), Error> {
         let missing = self.state.missing(&batches);
         for keys in missing.chunks(LOAD) {
-            for (key, found) in load(self.keeper.store.as_ref(), keys).await? {
+            for (key, found) in flight::load(self.keeper.store.as_ref(), keys).await? {
                 let object = found.and_then(|stored| stored.map_or_else(|| Ok(Object::empty(key.clone())), Object::from_stored));
                 match object {
                     Ok(object) => self.state.insert(object),
@@ -319,33 +344,57 @@ impl Run<'_> {
         if !flight.is_empty() {
             metrics::counter!("contrail_keeper_writes_total").increment(flight.writes.len() as u64);
             self.pace.1 = Instant::now();
-            self.flight = Some(Box::pin(write(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flight)));
+            self.flight = Some(Box::pin(flight::commit(Arc::clone(&self.keeper.store), flight)));
         }
     }
 
-    fn landed(&mut self, flight: &Flight) {
+    fn committed(&mut self, flight: Flight) {
         // Gathering as long as writing takes leaves half of the store's thread free, and keeps transactions in proportion to the load.
         let (lately, began) = self.pace;
         self.pace.0 = (lately * 7 + began.elapsed()) / 8;
         self.not_before = self.not_before.max(Instant::now() + self.pace.0.min(self.keeper.settings.gather_most));
-        self.state.written(flight);
+        self.committed.push(flight);
+        self.publish();
+    }
+
+    /// Begins publishing all that is committed: one call at a time, in the order of commits.
+    fn publish(&mut self) {
+        if self.publishing.is_none() && !self.committed.is_empty() {
+            let flights = std::mem::take(&mut self.committed);
+            self.publishing = Some(Box::pin(flight::publish(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flights)));
+        }
+    }
+
+    fn published(&mut self, flights: &[Flight]) {
+        flights.iter().for_each(|flight| self.state.written(flight));
         for (partition, next) in self.state.lowest() {
             self.keeper.status.set_kept(partition, next);
         }
         self.pace();
+        self.publish();
+    }
+
+    /// Waits until what is on its way is written and published.
+    async fn land(&mut self) -> Result<(), Error> {
+        if let Some(flight) = self.flight.take() {
+            let flown = flight.await?;
+            self.committed(flown);
+        }
+        while let Some(publishing) = self.publishing.take() {
+            let published = publishing.await?;
+            self.published(&published);
+        }
+        Ok(())
     }
 
     /// Writes what the budgets allow now and the checkpoints that follow. The rest stays in the log.
     async fn drain(&mut self) -> Result<(), Error> {
-        if let Some(flight) = self.flight.take() {
-            let flown = flight.await?;
-            self.landed(&flown);
-        }
+        self.land().await?;
         let feed = &self.keeper.feed;
         let last = self.keeper.clock.now().plus_micros(i64::try_from(self.keeper.settings.gather.as_micros()).unwrap_or(0));
         let flight = self.state.due(last, usize::MAX, |key| feed.wanted(key));
-        let flown = write(Arc::clone(&self.keeper.store), Arc::clone(feed), flight).await?;
-        self.landed(&flown);
+        self.fly(flight);
+        self.land().await?;
         self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await
     }
 }
@@ -355,63 +404,6 @@ async fn running<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
         Some(future) => future.await,
         None => std::future::pending().await,
     }
-}
-
-/// Loads objects; one that cannot be read comes as an error of its own and fails no other.
-async fn load(store: &dyn ObjectStore, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, Result<Option<StoredObject>, Error>)>, Error> {
-    match store.load(keys).await {
-        Ok(found) => Ok(keys.iter().cloned().zip(found.into_iter().map(Ok)).collect()),
-        Err(Error::Corrupt { .. }) => {
-            let mut out = Vec::with_capacity(keys.len());
-            for key in keys {
-                let one = match store.load(std::slice::from_ref(key)).await {
-                    Ok(mut found) => Ok(found.pop().flatten()),
-                    Err(error @ Error::Corrupt { .. }) => Err(error),
-                    Err(error) => return Err(error),
-                };
-                out.push((key.clone(), one));
-            }
-            Ok(out)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Commits a flight, then tells the subscribers.
-async fn write(store: Arc<dyn ObjectStore>, feed: Arc<dyn Feed>, mut flight: Flight) -> Result<Flight, Error> {
-    let began = Instant::now();
-    store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
-    metrics::histogram!("contrail_keeper_write_seconds").record(began.elapsed().as_secs_f64());
-    let (mut publish, mut late) = (Vec::new(), Vec::new());
-    for (applied, rendered) in std::mem::take(&mut flight.applied) {
-        if rendered {
-            publish.push(applied);
-        } else if feed.wanted(&applied.key) {
-            late.push(applied);
-        }
-    }
-    publish.extend(rendered_late(store.as_ref(), late).await?);
-    feed.publish(publish).await?;
-    Ok(flight)
-}
-
-/// Renders from the store what had no subscriber when it was taken but has one now, who may have read the object before the commit.
-async fn rendered_late(store: &dyn ObjectStore, late: Vec<Applied>) -> Result<Vec<Applied>, Error> {
-    let mut out = Vec::with_capacity(late.len());
-    for mut applied in late {
-        let stored = load(store, std::slice::from_ref(&applied.key)).await?.pop();
-        if let Some((_, Ok(Some(stored)))) = stored
-            && let Ok(object) = Object::from_stored(stored)
-        {
-            let head = object.head();
-            let oldest = head.purged.max(head.event_id.saturating_sub(head.revision));
-            let rows = object.since(oldest).unwrap_or_default();
-            applied.rows = rows.into_iter().map(|(_, row): (u64, AppliedRow)| row).collect();
-            (applied.event_id, applied.revision) = (head.event_id, head.revision);
-        }
-        out.push(applied);
-    }
-    Ok(out)
 }
 
 #[cfg(test)]

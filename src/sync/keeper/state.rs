@@ -25,6 +25,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The partition it was read of.
+    pub const fn partition(&self) -> u16 {
+        self.partition
+    }
+
     /// Decodes what was read of a partition.
     pub fn decode(partition: u16, records: &[Stored]) -> Self {
         let decode = |record: &Stored| (record.offset, record.value.len(), Change::decode(&record.value));
@@ -195,6 +200,20 @@ impl KeeperState {
         self.partitions.insert(partition, Place::new(from));
     }
 
+    /// Owns these partitions no longer, nor anything of them. No write of them may be under way.
+    pub fn revoke(&mut self, partitions: &[u16]) {
+        let gone: HashSet<Arc<ObjectKey>> = self.objects.keys().filter(|key| partitions.contains(&key.partition())).cloned().collect();
+        for partition in partitions {
+            self.partitions.remove(partition);
+        }
+        self.scheduler.forget(|key| gone.contains(key));
+        self.frozen.retain(|key| !partitions.contains(&key.partition()));
+        self.order.retain(|key| !gone.contains(key));
+        for slot in gone.iter().filter_map(|key| self.objects.remove(key)) {
+            self.cached = self.cached.saturating_sub(slot.bytes);
+        }
+    }
+
     /// The partitions owned.
     pub fn owned(&self) -> Vec<u16> {
         self.partitions.keys().copied().collect()
@@ -285,7 +304,7 @@ impl KeeperState {
     }
 
     /// The writes due at `now` of at most `limit` objects whose budget allows them, with the checkpoints that hold already. `wanted` says whether an
-    /// object has subscribers. One flight at a time: the next only after [`KeeperState::written`].
+    /// object has subscribers. Flights are committed, and then published, in the order given.
     pub fn due(&mut self, now: Timestamp, limit: usize, wanted: impl Fn(&ObjectKey) -> bool) -> Flight {
         let mut flight = Flight::default();
         for due in self.scheduler.due(now, limit) {

@@ -13,7 +13,7 @@ use crate::eventlog::Stored;
 use crate::sync::contract::map;
 use crate::sync::embedded::EmbeddedStore;
 use crate::sync::feed::{self, LocalFeed};
-use crate::sync::{Checkpoint, ObjectWrite, Update};
+use crate::sync::{Checkpoint, ObjectWrite, StoredObject, Update};
 
 const START: Timestamp = Timestamp::from_micros(1_790_000_000_000_000);
 
@@ -320,7 +320,8 @@ async fn a_subscriber_that_comes_late_misses_nothing() {
     let flight = state.due(ms(10), 10, |key| feed.wanted(key));
     let mut late = feed.subscribe(&key).await.unwrap();
     assert!(store.load(std::slice::from_ref(&key)).await.unwrap()[0].is_none(), "it reads before the commit");
-    write(store, Arc::new(feed), flight).await.unwrap();
+    let committed = flight::commit(Arc::clone(&store), flight).await.unwrap();
+    flight::publish(store, Arc::new(feed), vec![committed]).await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(10), late.next()).await.expect("told");
     let Update::Write(told) = told else { panic!("nothing told") };
     assert_eq!((told.event_id, told.rows.len()), (1, 1));

@@ -222,6 +222,11 @@ impl Memory {
         commits.into_values().collect()
     }
 
+    /// Partitions went to another owner, and all was saved: what is remembered in front of the store may be outdated when they come back.
+    pub(super) fn revoke(&mut self) {
+        self.recent.clear();
+    }
+
     /// The save under way has ended; what it held is now in the store, and remembered lately.
     pub(super) fn saved(&mut self) {
         let Unsaved { entries, sighted, .. } = std::mem::take(&mut self.in_save);

@@ -1,6 +1,6 @@
 //! The router: reads `events`, decides by identity what counts, maps it to changes and appends them to `changes`. Run by the composition root, one per
 //! process. Must never store an `events` offset before its changes are durable, nor go on after a failed append: it then drops its memory and
-//! begins again from what is stored.
+//! begins again from what is stored. Partitions that go to another router are given up alone.
 
 mod memory;
 
@@ -177,8 +177,7 @@ impl Run<'_> {
                 Delivery::Assigned(partitions) => self.assigned(partitions).await?,
                 Delivery::Revoked(partitions) => {
                     out.retain(|(partition, _)| !partitions.contains(partition));
-                    // What is unsaved of them must not be stored over what their next owner stores: begin again.
-                    return Err(Error::Log(eventlog::Error::Unavailable(format!("partitions {partitions:?} went to another reader"))));
+                    self.revoked(&partitions).await?;
                 }
                 Delivery::Failed { partition, error } => {
                     tracing::error!(%error, partition, "router stops reading a partition of events");
@@ -202,6 +201,18 @@ impl Run<'_> {
             let next = self.router.store.router_next(partition).await?;
             self.router.status.set_routed(partition, next);
             self.consumer.seek(partition, next);
+        }
+        Ok(())
+    }
+
+    /// Gives partitions up: saves what is routed, so that their next owner begins behind it, and forgets what of identity only their owner may know.
+    async fn revoked(&mut self, partitions: &[u16]) -> Result<(), Error> {
+        self.finish_saving().await?;
+        self.save();
+        self.finish_saving().await?;
+        self.memory.revoke();
+        for partition in partitions {
+            self.router.status.release(Topic::Events, *partition);
         }
         Ok(())
     }

@@ -1,0 +1,328 @@
+//! A topic that every process reads whole, as it is written: no group, no stored offsets, Kafka's own retention. Carries the feed (`sync::feed`). A reader
+//! loses nothing silently: what it may have missed, it tells.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
+
+use super::producer::Producer;
+use super::settings::{self, Settings};
+use super::topics::{self, Purpose, failed};
+use super::{bounds_of, check_range};
+use crate::event::PARTITIONS;
+use crate::eventlog::{Append, Bounds, Error, Offset, Topic};
+
+/// How long a poll waits.
+const POLL: Duration = Duration::from_millis(50);
+
+/// How long a record waits for others to go with: somebody watches.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// How often a [`Tail`] looks beside reading.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A partition that has records waiting at the brokers and got none for so long is sought anew.
+const STALL: Duration = Duration::from_secs(30);
+
+/// A topic beside the log's. It has a producer of its own, so that neither waits for the other.
+pub struct Broadcast {
+    name: String,
+    client: ClientConfig,
+    producer: Producer,
+}
+
+/// What a [`Tail`] tells.
+#[derive(Debug)]
+pub enum Heard {
+    /// The next record of a partition, in the order they were sent.
+    Record {
+        /// Its partition.
+        partition: u16,
+        /// Its bytes.
+        value: Bytes,
+    },
+    /// Records of a partition were missed; later ones follow.
+    Missed(u16),
+    /// Nothing. Told about once a second.
+    Tick,
+}
+
+/// A running reader. Dropping it ends its thread.
+pub struct Tail(Arc<AtomicBool>);
+
+impl Broadcast {
+    /// Connects, and makes or checks the topic `<prefix>.<name>`.
+    ///
+    /// # Errors
+    /// As [`super::KafkaLog::open`].
+    pub async fn open(url: &str, settings: &Settings, name: &str) -> Result<Self, Error> {
+        let client = settings::client(&settings::brokers(url)?, settings)?;
+        let admin = Arc::new(client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?);
+        let name = format!("{}.{name}", settings.prefix);
+        topics::ensure(&admin, &name, Purpose::Feed, settings).await?;
+        let producer = Producer::new(&client, LINGER)?;
+        Ok(Self { name, client, producer })
+    }
+
+    /// Sends records: each is acknowledged by all in-sync replicas, or says why not, in the order given. [`Error::TooLarge`]: the brokers take no such
+    /// record, nor will they; of any other error what became of the record is unknown. Of one partition the records keep the order of calls.
+    ///
+    /// # Errors
+    /// Where nothing was sent.
+    pub async fn send(&self, records: &[Append]) -> Result<Vec<Result<Offset, Error>>, Error> {
+        self.producer.append_each(&self.name, records).await
+    }
+
+    /// Reads all that is sent after this returns, on a thread of its own, and hands it to `hear`, which must not wait.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the brokers do not tell where the topic ends now.
+    pub async fn tail(&self, hear: impl FnMut(Heard) + Send + 'static) -> Result<Tail, Error> {
+        let (client, name) = (self.client.clone(), self.name.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        super::blocking(move || {
+            let consumer = consumer(&client, &name)?;
+            let bounds = settled_bounds(&consumer, &name)?;
+            let mut list = TopicPartitionList::new();
+            for (partition, bounds) in (0i32..).zip(&bounds) {
+                let at = At::Offset(i64::try_from(bounds.next).map_err(failed)?);
+                list.add_partition_offset(&name, partition, at).map_err(failed)?;
+            }
+            consumer.assign(&list).map_err(failed)?;
+            let mut reading = Reading { name, places: bounds.iter().map(|bounds| Place::at(bounds.next)).collect(), consumer, hear, doubtful: false };
+            let work = move || reading.run(&stopped);
+            std::thread::Builder::new().name("kafka-feed".into()).spawn(work).map_err(failed)?;
+            Ok(Tail(stop))
+        })
+        .await
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn consumer(client: &ClientConfig, name: &str) -> Result<BaseConsumer<Ends>, Error> {
+    let mut config = client.clone();
+    config
+        .set("group.id", format!("{name}.reads"))
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("allow.auto.create.topics", "false")
+        .set("check.crcs", "true")
+        .set("fetch.queue.backoff.ms", "50")
+        .set("fetch.error.backoff.ms", "100")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("socket.timeout.ms", "10000")
+        .set("statistics.interval.ms", TICK.as_millis().to_string());
+    config.create_with_context(Ends::new(name)).map_err(|error| Error::Format(format!("kafka: {error}")))
+}
+
+fn bounds(consumer: &BaseConsumer<Ends>, name: &str) -> Result<Vec<Bounds>, Error> {
+    (0..PARTITIONS).map(|partition| bounds_of(consumer.client(), name, partition)).collect()
+}
+
+/// The same, asked again while the leaders of a topic that was just made do not know of it yet.
+fn settled_bounds(consumer: &BaseConsumer<Ends>, name: &str) -> Result<Vec<Bounds>, Error> {
+    let asked = Instant::now();
+    loop {
+        match bounds(consumer, name) {
+            Err(error) if asked.elapsed() < topics::SETTLE => {
+                tracing::debug!(%error, topic = name, "where the feed ends is not known yet; asked again");
+                std::thread::sleep(super::PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Hears where partitions end.
+struct Ends {
+    name: String,
+    ends: Mutex<Vec<Offset>>,
+}
+
+impl Ends {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ends: Mutex::new(vec![0; usize::from(PARTITIONS)]) }
+    }
+
+    fn all(&self) -> Vec<Offset> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Ends {
+    fn error(&self, error: KafkaError, reason: &str) {
+        super::tell(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.name) else { return };
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        for (partition, told) in &topic.partitions {
+            if let (Ok(partition), Ok(end)) = (usize::try_from(*partition), u64::try_from(told.hi_offset)) {
+                ends.get_mut(partition).into_iter().for_each(|slot| *slot = end);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Ends {}
+
+/// Where a partition is read.
+#[derive(Debug)]
+struct Place {
+    next: Offset,
+    moved: Instant,
+}
+
+/// What a record is to its partition.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Had before.
+    Had,
+    /// The next one.
+    Next,
+    /// There were others before it.
+    After,
+}
+
+impl Place {
+    fn at(next: Offset) -> Self {
+        Self { next, moved: Instant::now() }
+    }
+
+    fn take(&mut self, offset: Offset) -> Step {
+        if offset < self.next {
+            return Step::Had;
+        }
+        let step = if offset == self.next { Step::Next } else { Step::After };
+        *self = Self::at(offset + 1);
+        step
+    }
+}
+
+/// The thread's own.
+struct Reading<H> {
+    name: String,
+    consumer: BaseConsumer<Ends>,
+    places: Vec<Place>,
+    hear: H,
+    /// Whether places may be such as the brokers no longer have.
+    doubtful: bool,
+}
+
+impl<H: FnMut(Heard)> Reading<H> {
+    fn run(&mut self, stop: &AtomicBool) {
+        let mut ticked = Instant::now();
+        while !stop.load(Ordering::SeqCst) {
+            match self.consumer.poll(POLL) {
+                None => {}
+                Some(Ok(message)) => {
+                    let (partition, offset) = (message.partition(), message.offset());
+                    let value = message.payload().map(Bytes::copy_from_slice).unwrap_or_default();
+                    drop(message);
+                    self.take(partition, offset, value);
+                }
+                Some(Err(error)) => self.complain(&error),
+            }
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                self.look();
+                (self.hear)(Heard::Tick);
+            }
+        }
+    }
+
+    fn take(&mut self, partition: i32, offset: i64, value: Bytes) {
+        let (Ok(partition), Ok(offset)) = (u16::try_from(partition), u64::try_from(offset)) else { return };
+        let Some(place) = self.places.get_mut(usize::from(partition)) else { return };
+        match place.take(offset) {
+            Step::Had => return,
+            Step::Next => {}
+            Step::After => self.missed(partition, "records were deleted before they were read"),
+        }
+        (self.hear)(Heard::Record { partition, value });
+    }
+
+    fn missed(&mut self, partition: u16, why: &str) {
+        tracing::warn!(topic = self.name, partition, why, "records of the feed were missed; subscribers are sent to a fresh snapshot");
+        metrics::counter!("contrail_feed_missed_total").increment(1);
+        (self.hear)(Heard::Missed(partition));
+    }
+
+    /// What a poll told instead of a record.
+    fn complain(&mut self, error: &KafkaError) {
+        metrics::counter!("contrail_feed_read_errors_total").increment(1);
+        super::tell(error, "a poll of the feed");
+        match error.rdkafka_error_code() {
+            // Nothing is lost by these: reading goes on where it stands.
+            Some(
+                RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::RequestTimedOut,
+            ) => {}
+            // Which partition it is, it does not tell.
+            _ => self.doubtful = true,
+        }
+    }
+
+    /// Tells how far behind it is; goes to the end of partitions whose place the brokers do not have, and seeks those that stand still.
+    fn look(&mut self) {
+        let ends = self.consumer.context().all();
+        let behind: u64 = ends.iter().zip(&self.places).map(|(end, place)| end.saturating_sub(place.next)).sum();
+        metrics::gauge!("contrail_feed_lag_records").set(behind as f64);
+        let stalled = |(end, place): (&Offset, &Place)| *end > place.next && place.moved.elapsed() > STALL;
+        if !self.doubtful && !ends.iter().zip(&self.places).any(stalled) {
+            return;
+        }
+        match self.mend() {
+            Ok(()) => self.doubtful = false,
+            Err(error) => {
+                tracing::debug!(%error, topic = self.name, "the feed cannot be looked at; tried again");
+                self.doubtful = true;
+            }
+        }
+    }
+
+    /// Seeks every partition anew: where it stands, or at its end where that is no longer to be had. In doubt, something was missed.
+    fn mend(&mut self) -> Result<(), Error> {
+        let all = bounds(&self.consumer, &self.name)?;
+        for (partition, bounds) in (0u16..).zip(all) {
+            let Some(place) = self.places.get(usize::from(partition)).map(|place| place.next) else { continue };
+            let lost = check_range(Topic::Changes, partition, place, bounds).is_err();
+            let next = if lost { bounds.next } else { place };
+            let at = At::Offset(i64::try_from(next).map_err(failed)?);
+            self.consumer.seek(&self.name, i32::from(partition), at, super::LOOK).map_err(failed)?;
+            self.places.get_mut(usize::from(partition)).into_iter().for_each(|place| *place = Place::at(next));
+            if lost || self.doubtful {
+                self.missed(partition, "the brokers no longer have its place, or an error hid it");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_takes_each_record_once_and_tells_of_gaps() {
+        let mut place = Place::at(5);
+        let steps: Vec<Step> = [4, 5, 5, 6, 9, 8, 10].map(|offset| place.take(offset)).into();
+        assert_eq!(steps, [Step::Had, Step::Next, Step::Had, Step::Next, Step::After, Step::Had, Step::Next]);
+    }
+}

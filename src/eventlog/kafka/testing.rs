@@ -1,0 +1,58 @@
+//! One real Kafka for all tests that need it, started by `tests/servers/run` when first asked for; it ends with this process. `CONTRAIL_TEST_KAFKA` names
+//! another one.
+
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+
+use super::{Settings, topics};
+
+/// The address of a running broker.
+pub(crate) fn broker() -> &'static str {
+    static BROKER: OnceLock<(String, tempfile::TempDir)> = OnceLock::new();
+    let (address, _dir) = BROKER.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
+        let up = Command::new(script).args(["up", "kafka", "--dir"]).arg(dir.path()).output().unwrap();
+        assert!(up.status.success(), "no Kafka to test with: {}", String::from_utf8_lossy(&up.stderr));
+        let told = String::from_utf8(up.stdout).unwrap();
+        let address = told.lines().find_map(|line| line.strip_prefix("KAFKA=")).expect("its address").to_owned();
+        (address, dir)
+    });
+    address
+}
+
+/// The URL of the broker.
+pub(crate) fn url() -> String {
+    format!("kafka://{}", broker())
+}
+
+/// Settings for topics that nobody else uses.
+pub(crate) fn fresh() -> Settings {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let prefix = format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    Settings { prefix, replication: 1, allow_single_replica: true, session_timeout: Duration::from_secs(6), ..Settings::default() }
+}
+
+pub(crate) fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", broker()).create().unwrap()
+}
+
+/// Makes a topic as an administrator might.
+pub(crate) async fn make_topic(name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    for (key, value) in settings {
+        topic = topic.set(key, value);
+    }
+    admin().create_topics([&topic], &topics::options()).await.unwrap().remove(0).unwrap();
+}
+
+/// Deletes a topic; the broker does so a moment later.
+pub(crate) async fn delete_topic(name: &str) {
+    admin().delete_topics(&[name], &topics::options()).await.unwrap().remove(0).unwrap();
+}
