@@ -199,13 +199,14 @@ async fn progress(State(admin): State<Admin>) -> Answer {
     // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
     let events = admin.log.bounds(Topic::Events).await.map_err(failed)?;
     let (mut routed, mut archived, mut kept) = (0, 0, 0);
+    let (routers, keepers) = admin.objects.offsets().await.map_err(failed)?;
     let cursors = admin.archive.cursors().await.map_err(failed)?;
-    for ((partition, bounds), cursor) in (0u16..).zip(&events).zip(cursors) {
-        routed += bounds.next.saturating_sub(admin.objects.router_next(partition).await.map_err(failed)?);
+    for ((bounds, router), cursor) in events.iter().zip(routers).zip(cursors) {
+        routed += bounds.next.saturating_sub(router);
         archived += bounds.next.saturating_sub(cursor.next);
     }
-    for (partition, bounds) in (0u16..).zip(&admin.log.bounds(Topic::Changes).await.map_err(failed)?) {
-        kept += bounds.next.saturating_sub(admin.objects.checkpoint(partition).await.map_err(failed)?.next);
+    for (bounds, keeper) in admin.log.bounds(Topic::Changes).await.map_err(failed)?.iter().zip(keepers) {
+        kept += bounds.next.saturating_sub(keeper);
     }
     Ok(Json(json!({"caught_up": routed + archived + kept == 0, "behind": {"router": routed, "keeper": kept, "archiver": archived}})))
 }

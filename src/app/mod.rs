@@ -182,7 +182,7 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
 
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
     let log = backends::log(&config, clock.clone()).await?;
-    let objects = backends::objects(&config)?;
+    let objects = backends::objects(&config, clock.clone()).await?;
     let archive = backends::archive(&config, clock.clone()).await?;
     let rules = sites.rules_of();
     let feed = LocalFeed::new(sync::feed::Settings::default());

@@ -294,7 +294,7 @@ impl Run<'_> {
     }
 
     fn freeze(&mut self, key: ObjectKey, error: &Error) {
-        tracing::error!(%error, site.id = %key.site, "keeper freezes an object that cannot be read; rebuild it");
+        tracing::error!(%error, site.id = %key.site, "keeper freezes an object that cannot be read or written; rebuild it");
         self.keeper.status.froze();
         self.state.freeze(key);
     }
@@ -329,6 +329,9 @@ impl Run<'_> {
         self.pace.0 = (lately * 7 + began.elapsed()) / 8;
         self.not_before = self.not_before.max(Instant::now() + self.pace.0.min(self.keeper.settings.gather_most));
         self.state.written(flight);
+        for (key, error) in &flight.refused {
+            self.freeze(key.clone(), error);
+        }
         for (partition, next) in self.state.lowest() {
             self.keeper.status.set_kept(partition, next);
         }
@@ -346,7 +349,7 @@ impl Run<'_> {
         let flight = self.state.due(last, usize::MAX, |key| feed.wanted(key));
         let flown = write(Arc::clone(&self.keeper.store), Arc::clone(feed), flight).await?;
         self.landed(&flown);
-        self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await
+        self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await.map(drop)
     }
 }
 
@@ -380,10 +383,13 @@ async fn load(store: &dyn ObjectStore, keys: &[ObjectKey]) -> Result<Vec<(Object
 /// Commits a flight, then tells the subscribers.
 async fn write(store: Arc<dyn ObjectStore>, feed: Arc<dyn Feed>, mut flight: Flight) -> Result<Flight, Error> {
     let began = Instant::now();
-    store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
+    flight.refused = store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
     metrics::histogram!("contrail_keeper_write_seconds").record(began.elapsed().as_secs_f64());
     let (mut publish, mut late) = (Vec::new(), Vec::new());
     for (applied, rendered) in std::mem::take(&mut flight.applied) {
+        if flight.refused.iter().any(|(key, _)| *key == applied.key) {
+            continue;
+        }
         if rendered {
             publish.push(applied);
         } else if feed.wanted(&applied.key) {
