@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("site", &["event"]),
     ("eventlog", &["event"]),
     ("ingest", &["event", "problem", "site", "eventlog"]),
-    ("sync", &["event", "eventlog", "sqlite", "background"]),
+    ("sync", &["event", "eventlog", "sqlite", "background", "cql"]),
     ("archive", &["event", "eventlog", "sqlite", "background", "cql"]),
     ("web", &["event", "problem", "site", "sync", "archive"]),
     ("config", &["telemetry"]),

@@ -16,7 +16,7 @@ use super::access::Access;
 use super::roles;
 use crate::archive::{Archive, audit};
 use crate::event::{Clock, RulesOf, SiteId, SiteRules};
-use crate::eventlog::{EventLog, Topic};
+use crate::eventlog::{Bounds, EventLog, Topic};
 use crate::problem::Problem;
 use crate::site::{self, Kind, Site, Sites};
 use crate::sync::ObjectStore;
@@ -201,19 +201,15 @@ async fn progress(State(admin): State<Admin>) -> Answer {
     // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
     let events = admin.log.bounds(Topic::Events).await.map_err(failed)?;
     let (mut routed, mut archived, mut kept) = (None, None, None);
+    let behind = |bounds: &[Bounds], reached: Vec<u64>| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(next)).sum::<u64>();
     if let Some(archive) = &admin.archive {
         let cursors = archive.cursors().await.map_err(failed)?;
-        archived = Some(events.iter().zip(cursors).map(|(bounds, cursor)| bounds.next.saturating_sub(cursor.next)).sum::<u64>());
+        archived = Some(behind(&events, cursors.iter().map(|cursor| cursor.next).collect()));
     }
     if let Some(objects) = &admin.objects {
-        let (mut behind, mut unkept) = (0, 0);
-        for (partition, bounds) in (0u16..).zip(&events) {
-            behind += bounds.next.saturating_sub(objects.router_next(partition).await.map_err(failed)?);
-        }
-        for (partition, bounds) in (0u16..).zip(&admin.log.bounds(Topic::Changes).await.map_err(failed)?) {
-            unkept += bounds.next.saturating_sub(objects.checkpoint(partition).await.map_err(failed)?.next);
-        }
-        (routed, kept) = (Some(behind), Some(unkept));
+        let (routers, keepers) = objects.offsets().await.map_err(failed)?;
+        let changes = admin.log.bounds(Topic::Changes).await.map_err(failed)?;
+        (routed, kept) = (Some(behind(&events, routers)), Some(behind(&changes, keepers)));
     }
     let caught_up = [routed, archived, kept] == [Some(0); 3];
     Ok(Json(json!({"caught_up": caught_up, "behind": {"router": routed, "keeper": kept, "archiver": archived}})))

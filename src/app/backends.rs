@@ -56,14 +56,25 @@ fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Settings, Error> {
 }
 
 /// Opens the object store that the settings name.
-pub(super) fn objects(config: &Config) -> Result<Arc<dyn ObjectStore>, Error> {
+pub(super) async fn objects(config: &Config, clock: Clock) -> Result<Arc<dyn ObjectStore>, Error> {
+    const STAGE: &str = "opening the objects";
     match config.store.as_str() {
-        "embedded" => Ok(Arc::new(EmbeddedStore::open(&config.data.join("objects.db"), Duration::from_millis(10)).at("opening the objects")?)),
+        "embedded" => Ok(Arc::new(EmbeddedStore::open(&config.data.join("objects.db"), Duration::from_millis(10)).at(STAGE)?)),
+        #[cfg(feature = "scylla")]
+        url if url.starts_with("scylla:") => {
+            Ok(Arc::new(crate::sync::scylla::Scylla::open(url, &scylla_settings(config)?, clock).await.at(STAGE)?))
+        }
         other => {
-            Err(Error { stage: "opening the objects", source: format!("`{other}` is no object store this build knows; known: embedded").into() })
+            let _ = &clock;
+            Err(Error { stage: STAGE, source: format!("`{other}` is no object store this build knows; known: {STORES}").into() })
         }
     }
 }
+
+#[cfg(feature = "scylla")]
+const STORES: &str = "embedded, scylla://host:port,.../keyspace";
+#[cfg(not(feature = "scylla"))]
+const STORES: &str = "embedded";
 
 /// Opens the feed that goes with the log: of one process, or of all that share the log.
 pub(super) async fn feed(config: &Config) -> Result<Arc<dyn Feed>, Error> {
@@ -113,13 +124,22 @@ fn scylla_settings(config: &Config) -> Result<cql::Settings, Error> {
 /// # Errors
 /// Where nothing that the settings name has tables, and what the cluster says.
 pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
+    let mut done = Vec::new();
     #[cfg(feature = "scylla")]
-    if config.archive.starts_with("scylla:") {
-        let address = cql::Address::parse(&config.archive).at("reading the archive's address")?;
-        return Ok(vec![cql::migrate(&address, &scylla_settings(config)?).await.at("migrating the archive")?]);
+    {
+        let mut urls: Vec<&String> = [&config.store, &config.archive].into_iter().filter(|url| url.starts_with("scylla:")).collect();
+        // In most cases both name one keyspace, which has the tables of both.
+        urls.dedup();
+        for url in urls {
+            let address = cql::Address::parse(url).at("reading a cluster's address")?;
+            done.push(cql::migrate(&address, &scylla_settings(config)?).await.at("migrating")?);
+        }
     }
-    let told = format!("`archive` is `{}`: only scylla://... has tables to be made", config.archive);
-    Err(Error { stage: "migrating", source: told.into() })
+    if done.is_empty() {
+        let told = format!("`store` is `{}`, `archive` is `{}`: only scylla://... has tables to be made", config.store, config.archive);
+        return Err(Error { stage: "migrating", source: told.into() });
+    }
+    Ok(done)
 }
 
 /// A secret from the environment variable of this name, or from the file that `<name>_FILE` names.

@@ -188,7 +188,7 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
 async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
     let log = backends::log(&config, clock.clone()).await?;
     let has = |role| config.roles.contains(&role);
-    let objects = if has(Role::Sync) || has(Role::Web) { Some(backends::objects(&config)?) } else { None };
+    let objects = if has(Role::Sync) || has(Role::Web) { Some(backends::objects(&config, clock.clone()).await?) } else { None };
     let archive = if has(Role::Archive) || has(Role::Web) { Some(backends::archive(&config, clock.clone()).await?) } else { None };
     let rules = sites.rules_of();
     let feed = backends::feed(&config).await?;

@@ -1,7 +1,7 @@
 //! Which nodes began anew: what such a node acknowledged shortly before may be lost, where no other replica has it. Asked by stores before they build
 //! on what they wrote.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -42,6 +42,12 @@ impl Cluster {
             }
         }
         self.boots.restarts.load(Ordering::SeqCst)
+    }
+
+    /// By node, when its process began, as far as [`Cluster::restarts`] found so far: kept beside what is written, it tells a later process whether a node began anew
+    /// since.
+    pub fn boots(&self) -> BTreeMap<Uuid, i32> {
+        self.boots.generations.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(host, generation)| (*host, *generation)).collect()
     }
 
     async fn generation(&self, host: Uuid) -> Option<(Uuid, i32)> {

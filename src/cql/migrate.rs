@@ -11,11 +11,11 @@ use scylla::statement::unprepared::Statement;
 use super::settings::check_replication;
 use super::{Address, Attempt, Cluster, Error, Settings};
 
-/// Version of `schemas/archive.cql`.
-const VERSION: i32 = 1;
+/// Version of `schemas/*.cql`. Version 1 had no objects.
+const VERSION: i32 = 2;
 
-/// The tables.
-const SCHEMA: &str = include_str!("../../schemas/archive.cql");
+/// The tables: every keyspace has all, whatever is kept there.
+const SCHEMA: [&str; 2] = [include_str!("../../schemas/archive.cql"), include_str!("../../schemas/objects.cql")];
 
 /// Versions by part of the keyspace; the part `lock` is the lock.
 const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_version (part text PRIMARY KEY, version int, retention_days int)";
@@ -57,7 +57,7 @@ pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, E
 impl Cluster {
     /// Whether the keyspace is as this build and these settings need it.
     pub(super) async fn check_schema(&self, keyspace: &str, settings: &Settings) -> Result<(), Error> {
-        let missing = || Error::Schema(format!("the keyspace {keyspace} has no archive yet: run `contrail migrate` first"));
+        let missing = || Error::Schema(format!("the keyspace {keyspace} has no tables yet: run `contrail migrate` first"));
         match self.use_keyspace(keyspace).await {
             Err(Error::Refused(_)) => return Err(missing()),
             used => used?,
@@ -77,7 +77,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Version and retention in days of the archive's tables.
+    /// Version and retention in days of the tables.
     async fn version(&self) -> Result<Option<(i32, i32)>, Error> {
         Ok(self.rows("SELECT version, retention_days FROM schema_version WHERE part = 'archive'", ()).await?.pop())
     }
@@ -174,7 +174,7 @@ fn statements(settings: &Settings) -> Vec<String> {
     let days = (u64::from(retention_days(settings).unsigned_abs()) + SLACK_DAYS).min(MOST_DAYS);
     let numbers = [("$TTL", days * DAY), ("$MARKERS", (days + MARKER_DAYS) * DAY), ("$WINDOW", window_days(days + MARKER_DAYS))]
         .map(|(name, n)| (name, n.to_string()));
-    let lines: Vec<&str> = SCHEMA.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+    let lines: Vec<&str> = SCHEMA.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with("--")).collect();
     let text = numbers.iter().fold(lines.join("\n"), |text, (name, number)| text.replace(name, number));
     text.split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
 }

@@ -12,6 +12,7 @@ mod error;
 mod limiter;
 mod migrate;
 mod settings;
+mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -45,6 +46,7 @@ use error::{Class, class_of};
 use limiter::Limiter;
 pub use migrate::migrate;
 pub use settings::{Address, Settings};
+pub use stamp::{STAMP_LOW_BITS, stamp};
 
 /// Time for one attempt, above the time that a node gives its replicas (2 s).
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -156,6 +158,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Writes rows and removals of one partition of one table: all of it is there or nothing, whoever reads, for they are one mutation.
+    ///
+    /// # Errors
+    /// As for [`Cluster::write`]; [`Error::Refused`] where it is too large, some MiB.
+    pub async fn write_whole(&self, writes: Vec<Write>) -> Result<(), Error> {
+        self.send(writes).await
+    }
+
     /// All rows that a statement finds, page by page.
     ///
     /// # Errors
@@ -164,20 +174,32 @@ impl Cluster {
     where
         R: for<'f> DeserializeRow<'f, 'f> + Send,
     {
+        Ok(self.paged(cql, values).await?.0)
+    }
+
+    /// The same, and in how many pages: of one partition a page shows one moment, several may show several.
+    ///
+    /// # Errors
+    /// As for writes, and [`Error::Form`].
+    pub async fn paged<R>(&self, cql: &'static str, values: impl SerializeRow + Send + Sync) -> Result<(Vec<R>, usize), Error>
+    where
+        R: for<'f> DeserializeRow<'f, 'f> + Send,
+    {
         let statement = self.prepare(cql).await?;
-        let mut found = Vec::new();
+        let (mut found, mut pages) = (Vec::new(), 0);
         let mut state = PagingState::start();
         loop {
             let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_single_page(&statement, &values, state.clone())) };
             let (page, next) = self.try_again(cql, attempt).await?;
             let page = page.into_rows_result().map_err(|error| form(cql, &error))?;
+            pages += 1;
             found.reserve(page.rows_num());
             for row in page.rows::<R>().map_err(|error| form(cql, &error))? {
                 found.push(row.map_err(|error| form(cql, &error))?);
             }
             match next.into_paging_control_flow() {
                 std::ops::ControlFlow::Continue(next) => state = next,
-                std::ops::ControlFlow::Break(()) => return Ok(found),
+                std::ops::ControlFlow::Break(()) => return Ok((found, pages)),
             }
         }
     }
@@ -193,16 +215,18 @@ impl Cluster {
     /// Sends rows of one partition.
     async fn send(&self, mut writes: Vec<Write>) -> Result<(), Error> {
         let Some(cql) = writes.first().map(|write| write.cql) else { return Ok(()) };
-        let statement = self.prepare(cql).await?;
         if writes.len() == 1
             && let Some(Write { values, .. }) = writes.pop()
         {
+            let statement = self.prepare(cql).await?;
             let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, &values)) };
             return self.try_until(Class::Cut, cql, attempt).await.map(drop);
         }
         let mut batch = Batch::new(BatchType::Unlogged);
         batch.set_is_idempotent(true);
-        writes.iter().for_each(|_| batch.append_statement(statement.clone()));
+        for write in &writes {
+            batch.append_statement(self.prepare(write.cql).await?);
+        }
         let values: Vec<_> = writes.into_iter().map(|write| write.values).collect();
         let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
         self.try_until(Class::Cut, cql, attempt).await.map(drop)

@@ -33,6 +33,9 @@ pub(crate) fn write(key: &ObjectKey, event_id: u64, rows: Vec<Row>) -> ObjectWri
     ObjectWrite { key: key.clone(), head, rows, purge: Vec::new(), clear: false }
 }
 
+/// All partitions: the suite owns each.
+const ALL: [u16; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
 fn at(mut write: ObjectWrite, updated_at: Timestamp) -> ObjectWrite {
     write.head.updated_at = updated_at;
     write
@@ -109,6 +112,8 @@ pub(crate) async fn all_survives_reopening(open: Open<'_>) {
     assert_eq!(store.checkpoint(4).await.unwrap(), Checkpoint::default());
     assert_eq!(store.router_next(2).await.unwrap(), 9);
     assert_eq!(store.router_next(3).await.unwrap(), 0);
+    let (events, changes) = store.offsets().await.unwrap();
+    assert_eq!((events.len(), events[2], events[3], changes[3], changes[4]), (16, 9, 0, 77, 0));
     assert_eq!(store.sighted(2, &[[7; 16], [8; 16]]).await.unwrap(), [[7; 16]]);
     assert_eq!(store.sighted(3, &[[7; 16]]).await.unwrap(), Vec::<[u8; 16]>::new());
     let (events, changes) = store.durable().await.unwrap();
@@ -162,21 +167,34 @@ pub(crate) async fn listing_is_in_name_order(open: Open<'_>) {
 pub(crate) async fn stale_objects_and_tombstones(open: Open<'_>) {
     let store = open();
     let put_at = |name: &str, updated_at| at(write(&map(name), 1, vec![row("x", 1, Some("1"))]), updated_at);
+    let put_again = |name: &str, updated_at| at(write(&map(name), 2, vec![row("x", 2, Some("2"))]), updated_at);
     put(&*store, vec![put_at("customer.b", day(5)), put_at("customer.a", day(6)), put_at("customer.c", day(1)), put_at("page.x", day(1))]).await;
-    assert_eq!(names(store.stale("customer.", day(6), 10).await).await, ["customer.c", "customer.b"], "before is exclusive");
-    assert_eq!(names(store.stale("customer.", day(9), 2).await).await, ["customer.c", "customer.b"]);
-    assert_eq!(names(store.stale("", day(2), 10).await).await.len(), 2);
-    put(&*store, vec![put_at("customer.c", day(8))]).await;
-    assert_eq!(names(store.stale("customer.", day(9), 10).await).await, ["customer.b", "customer.a", "customer.c"]);
+    assert_eq!(names(store.stale(&ALL, "customer.", day(6), 10).await).await, ["customer.c", "customer.b"], "before is exclusive");
+    assert_eq!(names(store.stale(&ALL, "customer.", day(9), 2).await).await, ["customer.c", "customer.b"]);
+    assert_eq!(names(store.stale(&ALL, "", day(2), 10).await).await.len(), 2);
+    put(&*store, vec![put_again("customer.c", day(8))]).await;
+    assert_eq!(names(store.stale(&ALL, "customer.", day(9), 10).await).await, ["customer.b", "customer.a", "customer.c"]);
 
-    put(&*store, vec![removed(put_at("customer.b", day(7)))]).await;
-    assert_eq!(names(store.stale("customer.", day(9), 10).await).await, ["customer.a", "customer.c"]);
-    assert_eq!(names(store.tombstones(day(8), 10).await).await, ["customer.b"]);
-    assert_eq!(names(store.tombstones(day(7), 10).await).await, Vec::<String>::new());
+    put(&*store, vec![removed(put_again("customer.b", day(7)))]).await;
+    assert_eq!(names(store.stale(&ALL, "customer.", day(9), 10).await).await, ["customer.a", "customer.c"]);
+    assert_eq!(names(store.tombstones(&ALL, day(8), 10).await).await, ["customer.b"]);
+    assert_eq!(names(store.tombstones(&ALL, day(7), 10).await).await, Vec::<String>::new());
+    // Of the partitions asked for, and no other counts for the limit.
+    for name in ["customer.a", "customer.c"] {
+        let own = [map(name).partition()];
+        assert_eq!(names(store.stale(&own, "customer.", day(9), 1).await).await, [name]);
+    }
+    assert_eq!(names(store.tombstones(&[map("customer.b").partition()], day(8), 10).await).await, ["customer.b"]);
+    assert_eq!(names(store.tombstones(&[(map("customer.b").partition() + 1) % 16], day(8), 10).await).await, Vec::<String>::new());
     store.purge(&[map("customer.a"), map("customer.b"), map("customer.none")]).await.unwrap();
     assert!(items(&*store, &map("customer.a")).await.is_some(), "a living object is not purged");
     assert_eq!(items(&*store, &map("customer.b")).await, None);
-    assert_eq!(names(store.tombstones(day(9), 10).await).await, Vec::<String>::new());
+    assert_eq!(names(store.tombstones(&ALL, day(9), 10).await).await, Vec::<String>::new());
+    // What comes again under a purged name is listed, and looked at, as any other.
+    put(&*store, vec![at(write(&map("customer.b"), 3, vec![row("x", 3, Some("3"))]), day(7))]).await;
+    assert_eq!(items(&*store, &map("customer.b")).await.unwrap().0, 3);
+    assert_eq!(names(store.stale(&ALL, "customer.", day(8), 10).await).await, ["customer.a", "customer.b"]);
+    assert!(names(store.list(&map("x").site, ObjectKind::Map, "customer.", None, 10).await).await.contains(&"customer.b".to_owned()));
     store.close().await.unwrap();
 }
 

@@ -14,8 +14,11 @@ pub mod object;
 pub mod reader;
 mod recent;
 pub mod router;
+#[cfg(feature = "scylla")]
+pub mod scylla;
 mod shown;
 pub mod status;
+mod stored;
 mod tail;
 pub mod tombstones;
 
@@ -123,7 +126,8 @@ pub struct StoredObject {
 /// long as they are lost in order; [`ObjectStore::durable`] says what can no longer be.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
-    /// The next offset of `events` a router reads of a partition; 0 where it never ran.
+    /// Where a router begins that takes a partition of `events` over; 0 where none ever ran. Not where the last one stopped, if the store may have lost what
+    /// it acknowledged then: called once by each router that takes it over, before it commits anything of it.
     async fn router_next(&self, partition: u16) -> Result<u64, Error>;
 
     /// The identity entries of a partition known under these keys.
@@ -136,26 +140,35 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// is read with knows the records it has seen by their offsets (`event::identity`, "Replay").
     async fn commit_router(&self, commits: Vec<RouterCommit>) -> Result<(), Error>;
 
-    /// A keeper's checkpoint of a `changes` partition; the default where it never ran.
+    /// Where a keeper begins that takes a partition of `changes` over, as [`ObjectStore::router_next`] says of routers; the default where none ever ran.
     async fn checkpoint(&self, partition: u16) -> Result<Checkpoint, Error>;
+
+    /// The offsets stored now: by `events` partition the router's next, by `changes` partition the keeper's. For display.
+    async fn offsets(&self) -> Result<(Vec<u64>, Vec<u64>), Error>;
 
     /// Objects by key, in the order asked for; None where none is (a tombstone is one). At most 10,000 keys a call.
     async fn load(&self, keys: &[ObjectKey]) -> Result<Vec<Option<StoredObject>>, Error>;
 
     /// Writes objects and the checkpoints that follow from them. No checkpoint is stored before the objects written in the same call.
-    /// Visible to [`ObjectStore::load`] when it returns.
-    async fn commit_objects(&self, objects: Vec<ObjectWrite>, checkpoints: Vec<(u16, Checkpoint)>) -> Result<(), Error>;
+    /// Visible to [`ObjectStore::load`] when it returns. `upto` grows from one write of an object to the next; of two that come late or at once, a store may let
+    /// the greater one hold.
+    ///
+    /// Gives the objects it refuses for good, too large ones say: nothing of such a write holds, and the object cannot be read from then on ([`Error::Corrupt`]),
+    /// as later changes would be folded into what lacks this one. All else is written.
+    async fn commit_objects(&self, objects: Vec<ObjectWrite>, checkpoints: Vec<(u16, Checkpoint)>) -> Result<Vec<(ObjectKey, Error)>, Error>;
 
     /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, heads only.
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Living objects last changed before `before`, oldest first, whose name starts with `prefix`: what expiry looks at.
-    async fn stale(&self, prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+    /// Living objects of these `changes` partitions last changed before `before`, oldest first, whose name starts with `prefix`: what expiry looks at. Asked by
+    /// the partitions' owner.
+    async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Tombstones last changed before `before`, oldest first: what [`ObjectStore::purge`] may be asked to delete.
-    async fn tombstones(&self, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+    /// Tombstones of these `changes` partitions last changed before `before`, oldest first: what [`ObjectStore::purge`] may be asked to delete. Asked by the
+    /// partitions' owner.
+    async fn tombstones(&self, partitions: &[u16], before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Deletes tombstones for good; objects that live are left alone.
+    /// Deletes tombstones for good; objects that live are left alone. Asked by their owner.
     async fn purge(&self, keys: &[ObjectKey]) -> Result<(), Error>;
 
     /// The offsets that survive power loss now: by `events` partition the router's next, by `changes` partition the keeper's. Makes

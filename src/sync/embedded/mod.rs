@@ -170,6 +170,10 @@ impl ObjectStore for EmbeddedStore {
         self.readers.read(move |conn| queries::checkpoint(conn, partition)).await
     }
 
+    async fn offsets(&self) -> Result<(Vec<u64>, Vec<u64>), Error> {
+        self.readers.read(queries::offsets).await
+    }
+
     async fn load(&self, keys: &[ObjectKey]) -> Result<Vec<Option<StoredObject>>, Error> {
         if keys.len() > MAX_KEYS {
             return Err(Error::Store(format!("{} keys in one load, at most {MAX_KEYS}", keys.len())));
@@ -178,8 +182,8 @@ impl ObjectStore for EmbeddedStore {
         self.readers.read(move |conn| queries::load(conn, &keys)).await
     }
 
-    async fn commit_objects(&self, objects: Vec<ObjectWrite>, checkpoints: Vec<(u16, Checkpoint)>) -> Result<(), Error> {
-        self.ask(|answer| What::Objects(objects, checkpoints, answer)).await
+    async fn commit_objects(&self, objects: Vec<ObjectWrite>, checkpoints: Vec<(u16, Checkpoint)>) -> Result<Vec<(ObjectKey, Error)>, Error> {
+        self.ask(|answer| What::Objects(objects, checkpoints, answer)).await.map(|()| Vec::new())
     }
 
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
@@ -187,13 +191,14 @@ impl ObjectStore for EmbeddedStore {
         self.readers.read(move |conn| queries::list(conn, &site, kind, &prefix, after.as_deref(), limit)).await
     }
 
-    async fn stale(&self, prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        let prefix = prefix.to_owned();
-        self.readers.read(move |conn| queries::stale(conn, &prefix, before, limit)).await
+    async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        let (partitions, prefix) = (partitions.to_vec(), prefix.to_owned());
+        self.readers.read(move |conn| queries::stale(conn, &partitions, &prefix, before, limit)).await
     }
 
-    async fn tombstones(&self, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        self.readers.read(move |conn| queries::tombstones(conn, before, limit)).await
+    async fn tombstones(&self, partitions: &[u16], before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        let partitions = partitions.to_vec();
+        self.readers.read(move |conn| queries::tombstones(conn, &partitions, before, limit)).await
     }
 
     async fn purge(&self, keys: &[ObjectKey]) -> Result<(), Error> {

@@ -4,11 +4,15 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows;
-use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
+use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
+use crate::sync::stored::{corrupt, head_from_bytes, hour_of, row_from_bytes};
 use crate::sync::{Checkpoint, Error, Head, StoredObject};
 
 /// What a listing gives: heads by key.
 pub(super) type Heads = Vec<(ObjectKey, Head)>;
+
+/// Next offsets by partition, of `events` and of `changes`.
+pub(super) type Offsets = (Vec<u64>, Vec<u64>);
 
 /// Turns what SQLite says into the room's error.
 pub(super) fn failed(error: rusqlite::Error) -> Error {
@@ -42,6 +46,28 @@ pub(super) fn checkpoint(conn: &Connection, partition: u16) -> Result<Checkpoint
     read.ok_or_else(|| Error::Store(format!("the checkpoint of changes partition {partition} is malformed")))
 }
 
+/// The offsets stored now.
+pub(super) fn stored_offsets(conn: &Connection) -> rusqlite::Result<Offsets> {
+    let of = |table: &str| -> rusqlite::Result<Vec<u64>> {
+        let mut all = vec![0; usize::from(PARTITIONS)];
+        let mut statement = conn.prepare_cached(table)?;
+        let mut cursor = statement.query([])?;
+        while let Some(row) = cursor.next()? {
+            let (partition, next): (usize, i64) = (row.get(0)?, row.get(1)?);
+            if let Some(slot) = all.get_mut(partition) {
+                *slot = next.cast_unsigned();
+            }
+        }
+        Ok(all)
+    };
+    Ok((of("SELECT partition, next FROM router")?, of("SELECT partition, next FROM keeper")?))
+}
+
+/// The same for readers.
+pub(super) fn offsets(conn: &Connection) -> Result<Offsets, Error> {
+    stored_offsets(conn).map_err(failed)
+}
+
 /// Which of these hashes a partition has sighted.
 pub(super) fn sighted(conn: &Connection, partition: u16, hashes: &[[u8; 16]]) -> Result<Vec<[u8; 16]>, Error> {
     let mut statement = conn.prepare_cached("SELECT 1 FROM sighted WHERE partition = ?1 AND hash = ?2").map_err(failed)?;
@@ -63,14 +89,14 @@ pub(super) fn load(conn: &Connection, keys: &[ObjectKey]) -> Result<Vec<Option<S
         let mut found: Option<StoredObject> = None;
         let mut cursor = statement.query([rows::key_bytes(key)]).map_err(failed)?;
         while let Some(row) = cursor.next().map_err(failed)? {
-            let item = row.get_ref(0).map_err(failed)?.as_blob().map_err(|_| rows::corrupt(key, "an item's name is no blob"))?;
-            let value = row.get_ref(1).map_err(failed)?.as_blob().map_err(|_| rows::corrupt(key, "a row is no blob"))?;
+            let item = row.get_ref(0).map_err(failed)?.as_blob().map_err(|_| corrupt(key, "an item's name is no blob"))?;
+            let value = row.get_ref(1).map_err(failed)?.as_blob().map_err(|_| corrupt(key, "a row is no blob"))?;
             match &mut found {
                 None if item == rows::HEAD => {
-                    found = Some(StoredObject { key: key.clone(), head: rows::head_from_bytes(key, value)?, rows: Vec::new() });
+                    found = Some(StoredObject { key: key.clone(), head: head_from_bytes(key, value)?, rows: Vec::new() });
                 }
-                None => return Err(rows::corrupt(key, "it has rows but no head")),
-                Some(object) => object.rows.push(rows::row_from_bytes(key, item, value)?),
+                None => return Err(corrupt(key, "it has rows but no head")),
+                Some(object) => object.rows.push(row_from_bytes(key, rows::item_of(key, item)?, value)?),
             }
         }
         out.push(found);
@@ -99,7 +125,7 @@ pub(super) fn list(conn: &Connection, site: &SiteId, kind: ObjectKind, prefix: &
         if after.is_some_and(|after| key.name.as_str() <= after) {
             continue;
         }
-        let head = rows::head_from_bytes(&key, row.get_ref(1).map_err(failed)?.as_blob().unwrap_or_default())?;
+        let head = head_from_bytes(&key, row.get_ref(1).map_err(failed)?.as_blob().unwrap_or_default())?;
         if head.removed_at.is_none() {
             out.push((key, head));
         }
@@ -107,27 +133,27 @@ pub(super) fn list(conn: &Connection, site: &SiteId, kind: ObjectKind, prefix: &
     Ok(out)
 }
 
-/// Living objects last changed before `before`, oldest first.
-pub(super) fn stale(conn: &Connection, prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
+/// Living objects of these partitions last changed before `before`, oldest first.
+pub(super) fn stale(conn: &Connection, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
     // A prefix without a dot may stand for several families.
     let (least, greatest) = match prefix.split_once('.') {
         Some(_) => (rows::family_of(prefix), rows::family_of(prefix)),
         None => (rows::family_of(""), char::MAX.to_string()),
     };
-    filed(conn, (&least, &greatest), prefix, before, limit)
+    filed(conn, partitions, (&least, &greatest), prefix, before, limit)
 }
 
-/// Tombstones last changed before `before`, oldest first.
-pub(super) fn tombstones(conn: &Connection, before: Timestamp, limit: usize) -> Result<Heads, Error> {
-    filed(conn, (rows::REMOVED, rows::REMOVED), "", before, limit)
+/// Tombstones of these partitions last changed before `before`, oldest first.
+pub(super) fn tombstones(conn: &Connection, partitions: &[u16], before: Timestamp, limit: usize) -> Result<Heads, Error> {
+    filed(conn, partitions, (rows::REMOVED, rows::REMOVED), "", before, limit)
 }
 
 /// What is filed under the families `least..=greatest`, hour by hour, sorted within the hour. An object whose head cannot be read is passed over.
-fn filed(conn: &Connection, families: (&str, &str), prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
+fn filed(conn: &Connection, partitions: &[u16], families: (&str, &str), prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
     let snapshot = conn.unchecked_transaction().map_err(failed)?;
     let hours: Vec<i64> = snapshot
         .prepare_cached("SELECT DISTINCT hour FROM expiry WHERE family BETWEEN ?1 AND ?2 AND hour <= ?3 ORDER BY hour")
-        .and_then(|mut statement| statement.query_map(params![families.0, families.1, rows::hour_of(before)], |row| row.get(0))?.collect())
+        .and_then(|mut statement| statement.query_map(params![families.0, families.1, hour_of(before)], |row| row.get(0))?.collect())
         .map_err(failed)?;
     let mut out: Heads = Vec::new();
     for hour in hours {
@@ -135,6 +161,7 @@ fn filed(conn: &Connection, families: (&str, &str), prefix: &str, before: Timest
             break;
         }
         let mut within = filed_in_hour(&snapshot, families, hour, prefix, before)?;
+        within.retain(|(key, _)| partitions.contains(&key.partition()));
         within.sort_by_key(|(_, head)| head.updated_at);
         within.truncate(limit - out.len());
         out.append(&mut within);
@@ -153,7 +180,7 @@ fn filed_in_hour(conn: &Connection, families: (&str, &str), hour: i64, prefix: &
     let mut out = Vec::new();
     while let Some(row) = cursor.next().map_err(failed)? {
         let Some(key) = rows::key_of(row.get_ref(0).map_err(failed)?.as_blob().unwrap_or_default()) else { continue };
-        let Ok(head) = rows::head_from_bytes(&key, row.get_ref(1).map_err(failed)?.as_blob().unwrap_or_default()) else { continue };
+        let Ok(head) = head_from_bytes(&key, row.get_ref(1).map_err(failed)?.as_blob().unwrap_or_default()) else { continue };
         if key.name.starts_with(prefix) && head.updated_at < before {
             out.push((key, head));
         }

@@ -11,12 +11,13 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::checkpointer::Checkpointer;
-use super::queries::failed;
-use super::rows::{self, Filing};
+use super::queries::{Offsets, failed, stored_offsets};
+use super::rows;
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
-use crate::event::{ObjectKey, PARTITIONS, Timestamp};
+use crate::event::{ObjectKey, Timestamp};
 use crate::sqlite::IdentityTables;
 use crate::sync::recent::Recent;
+use crate::sync::stored::{Filing, filing_of, head_from_bytes, head_to_bytes, hour_of, row_to_bytes};
 use crate::sync::{Checkpoint, Error, ObjectWrite, RouterCommit};
 
 /// Most jobs joined in one transaction.
@@ -33,9 +34,6 @@ const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
 /// How long one transaction saves router state, and how many entries it puts between two looks at the clock.
 const SAVE_FOR: Duration = Duration::from_millis(5);
 const SAVE_AT_ONCE: usize = 64;
-
-/// What durable() tells: next offsets of `events` and of `changes` by partition.
-pub(super) type Offsets = (Vec<u64>, Vec<u64>);
 
 /// A job with its place in the queue, which is free again once the job is done.
 pub(super) struct Job {
@@ -208,7 +206,7 @@ impl Writer {
     /// work, the checkpoint is incomplete; then what the last complete one covered is all that is sure.
     fn make_durable(&mut self) -> rusqlite::Result<Offsets> {
         for _ in 0..CHECKPOINT_TRIES {
-            let offsets = offsets(&self.conn)?;
+            let offsets = stored_offsets(&self.conn)?;
             let (busy, wal, done): (i64, i64, i64) =
                 self.conn.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
             if busy == 0 && wal == done {
@@ -244,7 +242,7 @@ impl Saving {
     fn of(mut commits: Vec<RouterCommit>, answer: oneshot::Sender<Result<(), Error>>, permit: OwnedSemaphorePermit) -> Self {
         let mut by_hour: BTreeMap<i64, (Timestamp, BTreeMap<IdentityKey, Entry>)> = BTreeMap::new();
         for commit in &mut commits {
-            let (_, entries) = by_hour.entry(rows::hour_of(commit.received_at)).or_insert((commit.received_at, BTreeMap::new()));
+            let (_, entries) = by_hour.entry(hour_of(commit.received_at)).or_insert((commit.received_at, BTreeMap::new()));
             entries.extend(std::mem::take(&mut commit.entries));
         }
         let of_hour = |(at, entries): (Timestamp, BTreeMap<IdentityKey, Entry>)| entries.into_iter().map(move |(key, entry)| (at, key, entry));
@@ -283,15 +281,15 @@ fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, object
     let mut delete = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item = ?2")?;
     let mut clear = tx.prepare_cached("DELETE FROM rows WHERE object = ?1 AND item > x''")?;
     for (object, write) in &mut keyed {
-        let to = rows::filing_of(&write.head);
+        let to = filing_of(&write.head);
         if filed.get(object) != Some(&to) {
             let before: Option<Vec<u8>> = head_of.query_row([&*object], |row| row.get(0)).optional()?;
-            let from = before.and_then(|bytes| rows::head_from_bytes(&write.key, &bytes).ok()).map(|head| rows::filing_of(&head));
+            let from = before.and_then(|bytes| head_from_bytes(&write.key, &bytes).ok()).map(|head| filing_of(&head));
             refile(tx, &write.key.name, object, from, Some(to))?;
             filed.take(object);
             filed.insert(object.clone(), to);
         }
-        put.execute(params![&*object, rows::HEAD, rows::head_to_bytes(&write.head)])?;
+        put.execute(params![&*object, rows::HEAD, head_to_bytes(&write.head)])?;
         if write.clear {
             clear.execute([&*object])?;
         }
@@ -300,7 +298,7 @@ fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, object
         }
         write.rows.sort_by(|a, b| a.item.cmp(&b.item));
         for row in &write.rows {
-            put.execute(params![&*object, rows::item_bytes(&row.item), rows::row_to_bytes(row)])?;
+            put.execute(params![&*object, rows::item_bytes(&row.item), row_to_bytes(row)])?;
         }
     }
     Ok(())
@@ -338,11 +336,11 @@ fn purge(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, keys: &[Obje
     for key in keys {
         let object = rows::key_bytes(key);
         let before: Option<Vec<u8>> = head_of.query_row([&object], |row| row.get(0)).optional()?;
-        let Some(head) = before.and_then(|bytes| rows::head_from_bytes(key, &bytes).ok()) else { continue };
+        let Some(head) = before.and_then(|bytes| head_from_bytes(key, &bytes).ok()) else { continue };
         if head.removed_at.is_some() {
             delete.execute([&object])?;
             filed.take(&object);
-            refile(tx, &key.name, &object, Some(rows::filing_of(&head)), None)?;
+            refile(tx, &key.name, &object, Some(filing_of(&head)), None)?;
         }
     }
     Ok(())
@@ -373,26 +371,9 @@ fn put_sights(tx: &Transaction<'_>, commits: &mut [RouterCommit]) -> rusqlite::R
 fn expire_identity(tx: &Transaction<'_>, identity: &IdentityTables, expired_to: &mut i64) -> rusqlite::Result<()> {
     let slowest: Option<i64> = tx.prepare_cached("SELECT min(received_at) FROM router WHERE received_at > 0")?.query_row([], |row| row.get(0))?;
     let Some(slowest) = slowest.map(Timestamp::from_micros) else { return Ok(()) };
-    if rows::hour_of(slowest) > *expired_to {
+    if hour_of(slowest) > *expired_to {
         identity.expire(tx, slowest.plus_seconds(-EVENT_MEMORY_SECONDS))?;
-        *expired_to = rows::hour_of(slowest);
+        *expired_to = hour_of(slowest);
     }
     Ok(())
-}
-
-/// The offsets stored now.
-fn offsets(conn: &Connection) -> rusqlite::Result<Offsets> {
-    let of = |table: &str| -> rusqlite::Result<Vec<u64>> {
-        let mut all = vec![0; usize::from(PARTITIONS)];
-        let mut statement = conn.prepare_cached(table)?;
-        let mut cursor = statement.query([])?;
-        while let Some(row) = cursor.next()? {
-            let (partition, next): (usize, i64) = (row.get(0)?, row.get(1)?);
-            if let Some(slot) = all.get_mut(partition) {
-                *slot = next.cast_unsigned();
-            }
-        }
-        Ok(all)
-    };
-    Ok((of("SELECT partition, next FROM router")?, of("SELECT partition, next FROM keeper")?))
 }

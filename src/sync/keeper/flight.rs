@@ -30,10 +30,12 @@ pub(super) async fn load(store: &dyn ObjectStore, keys: &[ObjectKey]) -> Result<
     }
 }
 
-/// Commits a flight.
+/// Commits a flight. What the store refuses for good of it is not told to subscribers.
 pub(super) async fn commit(store: Arc<dyn ObjectStore>, mut flight: Flight) -> Result<Flight, Error> {
     let began = Instant::now();
-    store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
+    let refused = store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
+    flight.applied.retain(|(applied, _)| !refused.iter().any(|(key, _)| *key == applied.key));
+    flight.refused = refused;
     metrics::histogram!("contrail_keeper_write_seconds").record(began.elapsed().as_secs_f64());
     Ok(flight)
 }

@@ -319,7 +319,7 @@ impl Run<'_> {
     }
 
     fn freeze(&mut self, key: ObjectKey, error: &Error) {
-        tracing::error!(%error, site.id = %key.site, "keeper freezes an object that cannot be read; rebuild it");
+        tracing::error!(%error, site.id = %key.site, "keeper freezes an object that cannot be read or written; rebuild it");
         self.keeper.status.froze();
         self.state.freeze(key);
     }
@@ -366,7 +366,10 @@ impl Run<'_> {
     }
 
     fn published(&mut self, flights: &[Flight]) {
-        flights.iter().for_each(|flight| self.state.written(flight));
+        for flight in flights {
+            self.state.written(flight);
+            flight.refused.iter().for_each(|(key, error)| self.freeze(key.clone(), error));
+        }
         for (partition, next) in self.state.lowest() {
             self.keeper.status.set_kept(partition, next);
         }
@@ -395,7 +398,7 @@ impl Run<'_> {
         let flight = self.state.due(last, usize::MAX, |key| feed.wanted(key));
         self.fly(flight);
         self.land().await?;
-        self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await
+        self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await.map(drop)
     }
 }
 

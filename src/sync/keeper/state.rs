@@ -11,7 +11,7 @@ use crate::eventlog::Stored;
 use crate::sync::batch::{Due, Scheduler};
 use crate::sync::expiry::Expiry;
 use crate::sync::object::{Fold, Object};
-use crate::sync::{Applied, Checkpoint, ObjectWrite};
+use crate::sync::{Applied, Checkpoint, Error, ObjectWrite};
 
 /// Bytes an object in memory is reckoned to take beside its rows.
 const OBJECT_OVERHEAD: usize = 512;
@@ -46,6 +46,8 @@ pub struct Flight {
     pub checkpoints: Vec<(u16, Checkpoint)>,
     /// What subscribers are told afterwards, and whether it carries data.
     pub applied: Vec<(Applied, bool)>,
+    /// Objects that the store refused for good when this was committed: to be frozen.
+    pub refused: Vec<(ObjectKey, Error)>,
     objects: Vec<(Due, u16, u64)>,
 }
 
@@ -236,8 +238,14 @@ impl KeeperState {
         }
     }
 
-    /// Leaves an object alone from now on: its changes are passed over, so that C moves.
+    /// Leaves an object alone from now on: its changes are passed over, those in no write yet too, so that C moves.
     pub fn freeze(&mut self, key: ObjectKey) {
+        if let Some(slot) = self.objects.remove(&key) {
+            self.cached = self.cached.saturating_sub(slot.bytes);
+            if let Some((place, first)) = self.partitions.get_mut(&slot.partition).zip(slot.first) {
+                place.pending.remove(&first);
+            }
+        }
         self.frozen.insert(key);
     }
 

@@ -22,27 +22,21 @@ pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Res
         let mut removals = Vec::new();
         for prefix in EXPIRING {
             let Some(ttl) = settings.expiry.ttl_of(prefix) else { continue };
-            let stale = store.stale(prefix, before(now, ttl), LIMIT).await?;
-            let expired = stale.into_iter().filter(|(key, _)| owned.contains(&key.partition()));
-            removals.extend(expired.map(|(key, head)| removal(key, &head, now)));
+            let expired = store.stale(&owned, prefix, before(now, ttl), LIMIT).await?;
+            removals.extend(expired.into_iter().map(|(key, head)| removal(key, &head, now)));
         }
         if !removals.is_empty() {
             metrics::counter!("contrail_keeper_expired_total").increment(removals.len() as u64);
             log.append(Topic::Changes, removals).await?;
         }
         let starts: Vec<u64> = log.bounds(Topic::Changes).await?.into_iter().map(|bounds| bounds.start).collect();
-        let mut gone = Vec::new();
-        for (key, head) in store.tombstones(before(now, settings.tombstones), LIMIT).await? {
-            let partition = key.partition();
-            if !owned.contains(&partition) {
-                continue;
-            }
-            let kept = store.checkpoint(partition).await?.next;
-            let start = starts.get(usize::from(partition)).copied().unwrap_or(0);
-            if head.upto < kept.min(start) {
-                gone.push(key);
-            }
-        }
+        let (_, kept) = store.offsets().await?;
+        let passed = |key: &ObjectKey, head: &Head| {
+            let at = |offsets: &[u64]| offsets.get(usize::from(key.partition())).copied().unwrap_or(0);
+            head.upto < at(&kept).min(at(&starts))
+        };
+        let tombstones = store.tombstones(&owned, before(now, settings.tombstones), LIMIT).await?;
+        let gone: Vec<ObjectKey> = tombstones.into_iter().filter(|(key, head)| passed(key, head)).map(|(key, _)| key).collect();
         if gone.is_empty() { Ok(()) } else { store.purge(&gone).await }
     }
 }

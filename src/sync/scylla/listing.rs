@@ -1,0 +1,86 @@
+//! Which names there are of a site and kind, spread over a fixed number of partitions by a hash. A name stands here from before its object is first written until
+//! the object is purged. Used by the ObjectStore of this folder alone.
+
+use super::Scylla;
+use crate::cql::{Cluster, Write};
+use crate::event::{ObjectKey, ObjectKind, SiteId};
+use crate::sync::{Error, Head};
+
+const PUT: &str = "INSERT INTO object_name (site, kind, bucket, name) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
+const TAKE: &str = "DELETE FROM object_name USING TIMESTAMP ? WHERE site = ? AND kind = ? AND bucket = ? AND name = ?";
+const GET: &str = "SELECT name FROM object_name WHERE site = ? AND kind = ? AND bucket = ? AND name >= ? LIMIT ?";
+
+/// Partitions of one site and kind. Never another number.
+const BUCKETS: u32 = 64;
+/// Heads read at once.
+const HEADS: usize = 512;
+
+fn bucket(name: &str) -> i8 {
+    (crc32c::crc32c(name.as_bytes()) % BUCKETS) as i8
+}
+
+/// What lists an object.
+pub(super) fn put(key: &ObjectKey, at: i64) -> Write {
+    let (site, kind, bucket) = (key.site.as_str().to_owned(), key.kind as i8, bucket(&key.name));
+    Write::new(PUT, (site, kind, bucket, key.name.clone(), at)).beside((&key.site, kind, bucket), 40 + key.name.len())
+}
+
+/// What takes it from the list.
+pub(super) fn take(key: &ObjectKey, at: i64) -> Write {
+    Write::new(TAKE, (at, key.site.as_str().to_owned(), key.kind as i8, bucket(&key.name), key.name.clone()))
+}
+
+/// The least text after this one.
+fn next_after(text: &str) -> String {
+    format!("{text}\0")
+}
+
+impl Scylla {
+    /// Living objects in name order.
+    pub(super) async fn listed(
+        &self,
+        site: &SiteId,
+        kind: ObjectKind,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        let mut from = after.map(next_after).unwrap_or_default().max(prefix.to_owned());
+        let mut out = Vec::new();
+        while out.len() < limit {
+            let (names, whole_to) = self.names_from(site, kind, &from, limit - out.len()).await?;
+            let mut keys: Vec<ObjectKey> = names.into_iter().map(|name| ObjectKey { site: site.clone(), kind, name }).collect();
+            let end = keys.partition_point(|key| key.name.starts_with(prefix));
+            let ended = end < keys.len() || whole_to.is_none();
+            keys.truncate(end);
+            for keys in keys.chunks(HEADS) {
+                let heads = Cluster::gather(keys.iter().map(|key| self.head(key)).collect()).await?;
+                let living = keys.iter().zip(heads).filter_map(|(key, head)| Some((key.clone(), head.filter(|head| head.removed_at.is_none())?)));
+                out.extend(living);
+                if out.len() >= limit {
+                    break;
+                }
+            }
+            match whole_to {
+                Some(last) if !ended => from = next_after(&last),
+                _ => break,
+            }
+        }
+        out.truncate(limit);
+        Ok(out)
+    }
+
+    /// About `wanted` names from `from` on, all that there are up to the last of them; that one, where there may be more.
+    async fn names_from(&self, site: &SiteId, kind: ObjectKind, from: &str, wanted: usize) -> Result<(Vec<String>, Option<String>), Error> {
+        // Twice what comes to one bucket.
+        let each = (wanted / (BUCKETS as usize / 2) + 8).min(10_000);
+        let ask = |bucket: u32| self.cluster.rows::<(String,)>(GET, (site.as_str(), kind as i8, bucket as i8, from, each as i32));
+        let buckets = Cluster::gather((0..BUCKETS).map(ask).collect()).await?;
+        // A bucket that gave all that was asked for may have more after its last.
+        let whole_to = buckets.iter().filter(|names| names.len() >= each).filter_map(|names| names.last()).map(|(name,)| name.clone()).min();
+        let mut names: Vec<String> = buckets.into_iter().flatten().map(|(name,)| name).collect();
+        names.retain(|name| whole_to.as_ref().is_none_or(|last| name <= last));
+        names.sort_unstable();
+        Ok((names, whole_to))
+    }
+}

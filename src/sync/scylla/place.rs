@@ -1,0 +1,301 @@
+//! Where the readers of a partition of the log are: routers in `events`, keepers in `changes`. Used by the ObjectStore of this folder alone.
+//!
+//! A place is acknowledged after all that it stands for is. A node that is killed loses what it acknowledged last, within the safety window, and may keep the place
+//! beside it. So each place is stored twice: the latest, with when the nodes' processes began; and the base, one that is older than the safety window. Who takes a
+//! partition over begins at the latest where no node began anew since, else at the base, as a new life of the partition: what was stored in the former one is no
+//! longer looked at, for the base of this one moves only by what is written in it. What is told to be durable has been the base for a safety window itself.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Scylla, stamp};
+use crate::cql::{Cluster, Write};
+use crate::event::PARTITIONS;
+use crate::sync::Error;
+
+const GET: &str = "SELECT life, latest, base FROM place WHERE reader = ? AND part = ?";
+const PUT_LATEST: &str = "UPDATE place USING TIMESTAMP ? SET latest = ? WHERE reader = ? AND part = ? AND life = ?";
+const PUT_BASE: &str = "UPDATE place USING TIMESTAMP ? SET base = ? WHERE reader = ? AND part = ? AND life = ?";
+const TAKE_BELOW: &str = "DELETE FROM place USING TIMESTAMP ? WHERE reader = ? AND part = ? AND life < ?";
+
+/// Of the safety window, how long after a place was noted the next one is.
+const NOTES: u32 = 32;
+
+/// Version byte of stored places.
+const VERSION: u8 = 1;
+
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Reader {
+    /// Of `events`.
+    Router = 0,
+    /// Of `changes`.
+    Keeper = 1,
+}
+
+/// A place in a partition of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    /// The next offset.
+    pub(super) next: u64,
+    /// What else the reader begins with.
+    pub(super) value: Vec<u8>,
+}
+
+/// The latest place, with when the process of each node began.
+#[derive(Debug, Serialize, Deserialize)]
+struct Latest {
+    place: Place,
+    boots: Vec<([u8; 16], i32)>,
+}
+
+/// What is stored of a partition's greatest life.
+#[derive(Debug)]
+struct Stored {
+    life: i64,
+    latest: Option<Latest>,
+    base: Option<Place>,
+}
+
+impl Stored {
+    /// The latest place, where no node began anew since it was stored.
+    fn sure(&self, boots: &BTreeMap<Uuid, i32>) -> Option<&Place> {
+        let latest = self.latest.as_ref()?;
+        let same = latest.boots.iter().all(|(host, generation)| boots.get(&Uuid::from_bytes(*host)) == Some(generation));
+        same.then_some(&latest.place)
+    }
+}
+
+/// What this process knows of all partitions.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    known: Mutex<HashMap<(Reader, u16), Known>>,
+}
+
+/// What it knows of one.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    life: i64,
+    /// The count of nodes that began anew when it was taken over.
+    taken: Option<u64>,
+    /// Places by when they were acknowledged, or found so; the first is the latest that is older than the safety window, once there is such.
+    noted: VecDeque<(Instant, Place)>,
+    /// The same of bases.
+    based: VecDeque<(Instant, u64)>,
+}
+
+/// The last entry that is older than the window.
+fn old<T>(entries: &VecDeque<(Instant, T)>, window: Duration) -> Option<&T> {
+    let now = Instant::now();
+    entries.iter().rev().find(|(at, _)| now.duration_since(*at) >= window).map(|(_, entry)| entry)
+}
+
+/// Only the latest of those that are old enough is ever asked for.
+fn trim<T>(entries: &mut VecDeque<(Instant, T)>, window: Duration) {
+    let now = Instant::now();
+    while entries.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= window) {
+        entries.pop_front();
+    }
+}
+
+impl Known {
+    fn note(&mut self, place: &Place, window: Duration) {
+        let now = Instant::now();
+        let news = self.noted.back().is_none_or(|(at, last)| last.next < place.next && now.duration_since(*at) >= window / NOTES);
+        if news {
+            self.noted.push_back((now, place.clone()));
+        }
+        trim(&mut self.noted, window);
+    }
+
+    fn note_base(&mut self, next: u64, window: Duration) {
+        if self.based.back().is_none_or(|(_, last)| *last < next) {
+            self.based.push_back((Instant::now(), next));
+        }
+        trim(&mut self.based, window);
+    }
+
+    /// The base that is to be stored, where it is beyond the one that is.
+    fn next_base(&self, window: Duration) -> Option<&Place> {
+        let base = old(&self.noted, window)?;
+        self.based.back().is_none_or(|(_, last)| *last < base.next).then_some(base)
+    }
+
+    fn live(&mut self, life: i64) {
+        if self.life != life {
+            (self.life, self.noted) = (life, VecDeque::new());
+        }
+    }
+}
+
+impl Places {
+    fn known(&self) -> MutexGuard<'_, HashMap<(Reader, u16), Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what may be lost.
+    pub(super) fn doubt(&self, window: Duration) {
+        let now = Instant::now();
+        for known in self.known().values_mut() {
+            known.noted.retain(|(at, _)| now.duration_since(*at) >= window);
+            known.based.retain(|(at, _)| now.duration_since(*at) >= window);
+        }
+    }
+}
+
+fn pack<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![VERSION]).unwrap_or_default()
+}
+
+fn unpack<T: for<'d> Deserialize<'d>>(part: u16, bytes: &[u8]) -> Result<T, Error> {
+    let read = match bytes.split_first() {
+        Some((&VERSION, rest)) => postcard::from_bytes(rest).ok(),
+        _ => None,
+    };
+    read.ok_or_else(|| Error::Store(format!("the place of partition {part} is malformed, or of a later version")))
+}
+
+impl Scylla {
+    async fn stored_place(&self, reader: Reader, part: u16) -> Result<Option<Stored>, Error> {
+        type Row = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+        let rows: Vec<Row> = self.cluster.rows(GET, (reader as i8, part as i16)).await?;
+        let Some((life, latest, base)) = rows.into_iter().max_by_key(|(life, ..)| *life) else { return Ok(None) };
+        let latest = latest.map(|bytes| unpack(part, &bytes)).transpose()?;
+        Ok(Some(Stored { life, latest, base: base.map(|bytes| unpack(part, &bytes)).transpose()? }))
+    }
+
+    /// Where a reader begins that takes a partition over.
+    pub(super) async fn take_over(&self, reader: Reader, part: u16) -> Result<Place, Error> {
+        let restarts = self.watch().await;
+        let boots = self.cluster.boots();
+        let stored = self.stored_place(reader, part).await?;
+        let (life, place) = match &stored {
+            None => (0, Place::default()),
+            Some(stored) => match stored.sure(&boots) {
+                Some(place) => (stored.life, place.clone()),
+                None => (stored.life + 1, stored.base.clone().unwrap_or_default()),
+            },
+        };
+        if stored.as_ref().is_some_and(|stored| stored.life < life) {
+            let left = stored.and_then(|stored| stored.latest).map_or(0, |latest| latest.place.next);
+            tracing::warn!(?reader, part, from = place.next, left, "a node of the cluster began anew: what it may have lost is read again from the log");
+            metrics::counter!("contrail_objects_rewinds_total").increment(1);
+            self.relist.store(true, Ordering::SeqCst);
+            self.begin_life(reader, part, life, &place, &boots).await?;
+        }
+        let mut known = self.places.known();
+        let known = known.entry((reader, part)).or_default();
+        known.live(life);
+        known.taken = Some(restarts);
+        known.note(&place, self.safety_window);
+        Ok(place)
+    }
+
+    async fn begin_life(&self, reader: Reader, part: u16, life: i64, base: &Place, boots: &BTreeMap<Uuid, i32>) -> Result<(), Error> {
+        let (of, number) = (reader as i8, part as i16);
+        let at = stamp::at(base.next)?;
+        let latest = Write::new(PUT_LATEST, (at, pack(&latest(base.clone(), boots)), of, number, life));
+        let put_base = Write::new(PUT_BASE, (at, pack(base), of, number, life));
+        self.cluster.write_whole(vec![latest, put_base]).await?;
+        // Whatever is written of them late stays unseen, as their lives are over.
+        Ok(self.cluster.write_whole(vec![Write::new(TAKE_BELOW, (self.clock.now().micros(), of, number, life))]).await?)
+    }
+
+    /// How often nodes began anew. What they acknowledged last is then forgotten here.
+    async fn watch(&self) -> u64 {
+        let restarts = self.cluster.restarts().await;
+        if self.restarts.swap(restarts, Ordering::SeqCst) != restarts {
+            self.places.doubt(self.safety_window);
+            self.filed().clear();
+        }
+        restarts
+    }
+
+    /// Refuses to build on what may be lost: a reader that took these partitions over before a node began anew has to do so again. Gives when the nodes' processes
+    /// began.
+    pub(super) async fn check_nodes(&self, reader: Reader, parts: impl Iterator<Item = u16> + Send) -> Result<BTreeMap<Uuid, i32>, Error> {
+        let restarts = self.watch().await;
+        let boots = self.cluster.boots();
+        for part in parts {
+            let taken = self.places.known().get(&(reader, part)).and_then(|known| known.taken);
+            match taken {
+                Some(taken) if taken == restarts => {}
+                Some(_) => return Err(Error::Store("a node of the cluster began anew: what it acknowledged last may be lost".into())),
+                None => drop(self.take_over(reader, part).await?),
+            }
+        }
+        Ok(boots)
+    }
+
+    /// Stores places. All that they stand for is acknowledged, and was begun when the nodes' processes were these.
+    pub(super) async fn put_places(&self, reader: Reader, places: Vec<(u16, Place)>, boots: &BTreeMap<Uuid, i32>) -> Result<(), Error> {
+        let window = self.safety_window;
+        let puts = places.into_iter().map(|(part, place)| async move {
+            let (life, base) = {
+                let mut known = self.places.known();
+                let known = known.entry((reader, part)).or_default();
+                (known.life, known.next_base(window).cloned())
+            };
+            let (of, number) = (reader as i8, part as i16);
+            let mut writes = vec![Write::new(PUT_LATEST, (stamp::at(place.next)?, pack(&latest(place.clone(), boots)), of, number, life))];
+            if let Some(base) = &base {
+                writes.push(Write::new(PUT_BASE, (stamp::at(base.next)?, pack(base), of, number, life)));
+            }
+            self.cluster.write_whole(writes).await?;
+            let mut known = self.places.known();
+            let known = known.entry((reader, part)).or_default();
+            known.note(&place, window);
+            base.iter().for_each(|base| known.note_base(base.next, window));
+            Ok::<_, Error>(())
+        });
+        Cluster::gather(puts.collect()).await.map(drop)
+    }
+
+    /// The next offsets stored, by partition.
+    pub(super) async fn stored_offsets(&self, reader: Reader) -> Result<Vec<u64>, Error> {
+        let asked = (0..PARTITIONS).map(|part| async move {
+            let stored = self.stored_place(reader, part).await?;
+            Ok::<_, Error>(stored.and_then(|stored| stored.latest).map_or(0, |latest| latest.place.next))
+        });
+        Cluster::gather(asked.collect()).await
+    }
+
+    /// The next offsets that no failure within the safety window can take back, by partition; moves the bases of those that stand still.
+    pub(super) async fn durable_offsets(&self, reader: Reader) -> Result<Vec<u64>, Error> {
+        self.watch().await;
+        Cluster::gather((0..PARTITIONS).map(|part| self.durable_offset(reader, part)).collect()).await
+    }
+
+    async fn durable_offset(&self, reader: Reader, part: u16) -> Result<u64, Error> {
+        let Some(stored) = self.stored_place(reader, part).await? else { return Ok(0) };
+        let window = self.safety_window;
+        let base = {
+            let mut known = self.places.known();
+            let known = known.entry((reader, part)).or_default();
+            known.live(stored.life);
+            if let Some(place) = stored.sure(&self.cluster.boots()) {
+                known.note(place, window);
+            }
+            stored.base.iter().for_each(|base| known.note_base(base.next, window));
+            known.next_base(window).cloned()
+        };
+        if let Some(base) = &base {
+            let put = Write::new(PUT_BASE, (stamp::at(base.next)?, pack(base), reader as i8, part as i16, stored.life));
+            self.cluster.write_whole(vec![put]).await?;
+        }
+        let mut known = self.places.known();
+        let known = known.entry((reader, part)).or_default();
+        base.iter().for_each(|base| known.note_base(base.next, window));
+        Ok(old(&known.based, window).copied().unwrap_or(0))
+    }
+}
+
+fn latest(place: Place, boots: &BTreeMap<Uuid, i32>) -> Latest {
+    Latest { place, boots: boots.iter().map(|(host, generation)| (host.into_bytes(), *generation)).collect() }
+}
