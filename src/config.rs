@@ -130,6 +130,8 @@ pub struct Config {
     pub store: String,
     pub archive: String,
     pub public_url: String,
+    pub region: String,
+    pub region_urls: Vec<String>,
     pub server: Server,
     pub eventlog: Eventlog,
     pub kafka: Kafka,
@@ -181,6 +183,8 @@ pub struct Kafka {
 pub struct Scylla {
     pub replication: String,
     pub datacenter: String,
+    pub sites_keyspace: String,
+    pub sites_replication: String,
     pub tls: bool,
     pub ca_file: String,
     pub username: String,
