@@ -216,6 +216,12 @@ impl Sites {
         let fixed = [(Kind::Server, &given.ingest_key), (Kind::Read, &given.read_token)];
         let fixed = fixed.into_iter().filter_map(|(kind, plain)| Some(Credential::given(kind, plain.as_ref()?)));
         let fixed: Vec<KeyRow> = fixed.map(|credential| Ok(credential?.of(&demo))).collect::<Result<_, Error>>()?;
+        let present = self.snapshot();
+        let is_there = |key: &KeyRow| present.grants.get(&key.hash).is_some_and(|known| known.site.id == key.site && known.kind == key.kind);
+        if !present.sites.is_empty() && (!present.sites.contains_key(&demo) || fixed.iter().all(is_there)) {
+            // Nothing is to be changed: a store that can be read but not changed at present is no reason not to start.
+            return Ok(None);
+        }
         let plan = |state: &Rows| {
             if state.sites.is_empty() {
                 return Ok(Rows { sites: vec![site.clone()], keys: keys.clone() });

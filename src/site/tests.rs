@@ -308,6 +308,20 @@ async fn without_its_store_a_node_goes_on_with_what_it_knows_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_start_that_has_nothing_to_change_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Scripted::over(dir.path()).await;
+    let given = Bootstrap { ingest_key: Some("ingest-key".into()), read_token: Some("read-token".into()) };
+    node(&(Arc::clone(&store) as Arc<dyn Store>)).await.bootstrap(&given).await.unwrap();
+    let again = node(&(Arc::clone(&store) as Arc<dyn Store>)).await;
+    // It can be read, and not changed: a datacenter is away.
+    store.silent.store(true, Ordering::SeqCst);
+    assert_eq!(again.bootstrap(&given).await.unwrap(), None);
+    let other = Bootstrap { ingest_key: Some("other-key".into()), ..given };
+    assert!(matches!(again.bootstrap(&other).await, Err(Error::Unavailable(_))));
+}
+
+#[tokio::test]
 async fn a_given_key_that_was_rotated_away_stays_so() {
     let dir = tempfile::tempdir().unwrap();
     let (sites, clock) = open(dir.path()).await;
