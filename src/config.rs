@@ -133,6 +133,8 @@ pub struct Config {
     pub store: String,
     pub archive: String,
     pub public_url: String,
+    pub region: String,
+    pub region_urls: Vec<String>,
     pub server: Server,
     pub eventlog: Eventlog,
     pub kafka: Kafka,
@@ -184,6 +186,8 @@ pub struct Kafka {
 pub struct Scylla {
     pub replication: String,
     pub datacenter: String,
+    pub sites_keyspace: String,
+    pub sites_replication: String,
     pub tls: bool,
     pub ca_file: String,
     pub username: String,

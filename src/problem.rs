@@ -27,6 +27,12 @@ pub struct Problem {
     /// Byte offset into the (decoded) request body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<usize>,
+    /// The region that would have done what was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Where that region is reached, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region_url: Option<String>,
 }
 
 impl Problem {
@@ -40,7 +46,18 @@ impl Problem {
             detail: detail.into(),
             pointer: None,
             offset: None,
+            region: None,
+            region_url: None,
         }
+    }
+
+    /// A site is of another region than this node: nothing of it is taken or served here.
+    pub fn elsewhere(region: &str, url: Option<&str>) -> Self {
+        let place = url.map(|url| format!(": {url}")).unwrap_or_default();
+        let detail = format!("The site is pinned to region {region}. Ask there{place}; nothing was stored here.");
+        let title = "The site is of another region.";
+        let problem = Self::new(StatusCode::MISDIRECTED_REQUEST, "region_elsewhere", title, detail);
+        Self { region: Some(region.to_owned()), region_url: url.map(str::to_owned), ..problem }
     }
 
     /// The answer that says this.

@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cql", &[]),
     ("simulate", &["event"]),
     ("import", &["event"]),
-    ("site", &["event"]),
+    ("site", &["event", "cql"]),
     ("eventlog", &["event"]),
     ("ingest", &["event", "problem", "site", "eventlog"]),
     ("sync", &["event", "eventlog", "sqlite", "background", "cql"]),

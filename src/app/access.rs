@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 
 use crate::event::SiteId;
 use crate::problem::Problem;
-use crate::site::Sites;
+use crate::site::{Elsewhere, Sites};
 
 /// Tells readers apart. Clones share everything.
 #[derive(Clone)]
@@ -21,14 +21,13 @@ impl Access {
         Self { sites }
     }
 
-    /// A reader of a whole site: a read token, or the admin token with the site in `X-Contrail-Site`.
+    /// A reader of a whole site: a read token, or the admin token with the site in `X-Contrail-Site`. Of a site that is served here.
     pub(super) fn reader(&self, parts: &Parts) -> Result<SiteId, Box<Problem>> {
         let token = bearer(parts).ok_or_else(unauthorized)?;
-        if let Some(grant) = self.sites.authenticate_read(token) {
-            return Ok(grant.site.id.clone());
-        }
-        let named = parts.headers.get("x-contrail-site").and_then(|site| site.to_str().ok());
-        self.sites.authenticate_admin(token, named).map(|grant| grant.site.id.clone()).ok_or_else(unauthorized)
+        let named = || parts.headers.get("x-contrail-site").and_then(|site| site.to_str().ok());
+        let grant = self.sites.authenticate_read(token).or_else(|| self.sites.authenticate_admin(token, named()));
+        let site = &grant.ok_or_else(unauthorized)?.site;
+        self.sites.elsewhere(site).map_or_else(|| Ok(site.id.clone()), |elsewhere| Err(misdirected(&elsewhere)))
     }
 
     /// A reader of one object: who reads the whole site, or an object token in `?token=` or as bearer.
@@ -47,7 +46,7 @@ impl Access {
                 "mint a token for this object",
             )));
         }
-        Ok(grant.site)
+        self.sites.elsewhere_of(&grant.site).map_or_else(|| Ok(grant.site), |elsewhere| Err(misdirected(&elsewhere)))
     }
 
     /// Whether a request comes from this machine's administrator.
@@ -62,6 +61,10 @@ fn bearer(parts: &Parts) -> Option<&str> {
     let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.trim().split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn misdirected(elsewhere: &Elsewhere) -> Box<Problem> {
+    Box::new(Problem::elsewhere(elsewhere.region.as_str(), elsewhere.url.as_deref()))
 }
 
 fn unauthorized() -> Box<Problem> {

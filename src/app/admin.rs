@@ -18,7 +18,7 @@ use crate::archive::{Archive, audit};
 use crate::event::{Clock, RulesOf, SiteId, SiteRules};
 use crate::eventlog::{Bounds, EventLog, Topic};
 use crate::problem::Problem;
-use crate::site::{self, Kind, Site, Sites};
+use crate::site::{self, Kind, Region, Site, Sites};
 use crate::sync::ObjectStore;
 
 /// Seconds that an object token works for at most.
@@ -86,17 +86,22 @@ fn of_site(error: site::Error) -> Refused {
         site::Error::Unknown(_) => refuse(StatusCode::NOT_FOUND, "site_unknown", "There is no such site", error),
         site::Error::ObjectName => refuse(StatusCode::BAD_REQUEST, "object_name_invalid", "No object can have that name", error),
         site::Error::Origin(_) => refuse(StatusCode::BAD_REQUEST, "origin_invalid", "No page has that origin", error),
-        other => failed(other),
+        site::Error::RegionName(_) | site::Error::RegionUnknown(_) => {
+            refuse(StatusCode::BAD_REQUEST, "region_unknown", "There is no such region", error)
+        }
+        site::Error::NoRegions => refuse(StatusCode::CONFLICT, "regions_unset", "There are no regions", error),
+        site::Error::LeavesData(_) => refuse(StatusCode::CONFLICT, "region_has_data", "A site's data does not move with it", error),
+        site::Error::Unavailable(_) => {
+            tracing::warn!(%error, "a change of the sites came to no known end");
+            refuse(StatusCode::SERVICE_UNAVAILABLE, "sites_unavailable", "The sites' store does not answer", error)
+        }
+        other @ (site::Error::Store(_) | site::Error::File(_) | site::Error::Refused(_) | site::Error::Malformed(_)) => failed(other),
+        other @ (site::Error::Weak | site::Error::RegionUrl(_)) => failed(other),
     }
 }
 
 fn named(site: &str) -> Result<SiteId, Refused> {
     SiteId::parse(site).map_err(|error| refuse(StatusCode::BAD_REQUEST, "site_name_invalid", "No site can have that name", error))
-}
-
-/// Runs what changes the sites' file off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, site::Error> + Send + 'static) -> Result<T, Refused> {
-    tokio::task::spawn_blocking(work).await.map_err(failed)?.map_err(of_site)
 }
 
 async fn list(State(admin): State<Admin>) -> Json<Value> {
@@ -106,7 +111,7 @@ async fn list(State(admin): State<Admin>) -> Json<Value> {
 
 /// A site as commands are shown it.
 fn told(site: &Site) -> Value {
-    json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone})
+    json!({"site": site.id, "origins": site.origins, "time_zone": site.rules.time_zone, "region": site.region.as_ref().map(Region::as_str)})
 }
 
 #[derive(Deserialize)]
@@ -117,6 +122,7 @@ struct NewSite {
     time_zone: String,
     #[serde(default)]
     origins: Vec<String>,
+    region: Option<String>,
 }
 
 fn utc() -> String {
@@ -127,7 +133,8 @@ async fn add(State(admin): State<Admin>, Json(asked): Json<NewSite>) -> Answer {
     let id = named(&asked.site)?;
     known_zone(&asked.time_zone)?;
     let rules = SiteRules { time_zone: asked.time_zone, ..SiteRules::default() };
-    let keys = blocking(move || admin.sites.add(&id, asked.origins, rules)).await?;
+    let region = asked.region.as_deref().map(Region::parse).transpose().map_err(of_site)?;
+    let keys = admin.sites.add(&id, site::NewSite { origins: asked.origins, rules, region }).await.map_err(of_site)?;
     Ok(Json(json!({"site": keys.site, "ingest_key": keys.ingest, "browser_key": keys.browser, "read_token": keys.read})))
 }
 
@@ -142,13 +149,18 @@ fn known_zone(name: &str) -> Result<(), Refused> {
 struct Changed {
     origins: Option<Vec<String>>,
     time_zone: Option<String>,
+    /// Empty: of every region.
+    region: Option<String>,
+    #[serde(default)]
+    leave_data: bool,
 }
 
 async fn set(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<Changed>) -> Answer {
     let id = named(&site)?;
     asked.time_zone.as_deref().map_or(Ok(()), known_zone)?;
-    let change = site::Change { origins: asked.origins, time_zone: asked.time_zone };
-    let site = blocking(move || admin.sites.set(&id, change)).await?;
+    let region = asked.region.map(|name| if name.is_empty() { Ok(None) } else { Region::parse(&name).map(Some) }).transpose().map_err(of_site)?;
+    let change = site::Change { origins: asked.origins, time_zone: asked.time_zone, region, leave_data: asked.leave_data };
+    let site = admin.sites.set(&id, change).await.map_err(of_site)?;
     Ok(Json(told(&site)))
 }
 
@@ -174,7 +186,7 @@ async fn rotate(State(admin): State<Admin>, Path(site): Path<String>, Json(asked
         Key::Read => Kind::Read,
     };
     let now = admin.clock.now();
-    let key = blocking(move || admin.sites.rotate(&id, kind, now)).await?;
+    let key = admin.sites.rotate(&id, kind, now).await.map_err(of_site)?;
     Ok(Json(json!({"site": site, "key": key})))
 }
 
@@ -192,7 +204,7 @@ async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked)
         return Err(refuse(StatusCode::BAD_REQUEST, "ttl_invalid", "No token can work for that long", detail));
     }
     let until = admin.clock.now().plus_seconds(asked.ttl_seconds as i64);
-    let token = blocking(move || admin.sites.object_token(&id, &asked.object, until)).await?;
+    let token = admin.sites.object_token(&id, &asked.object, until).map_err(of_site)?;
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }
 

@@ -13,6 +13,7 @@ use crate::config::Role;
 use crate::cql;
 use crate::event::Clock;
 use crate::eventlog::{self, EventLog};
+use crate::site::{self, Regions, Sites};
 use crate::sync::embedded::EmbeddedStore;
 #[cfg(feature = "kafka")]
 use crate::sync::feed::kafka::KafkaFeed;
@@ -94,6 +95,25 @@ pub(super) async fn feed(config: &Config) -> Result<Arc<dyn Feed>, Error> {
     Ok(Arc::new(feed::LocalFeed::new(feed::Settings::default())))
 }
 
+/// Opens the sites, which are kept beside the objects.
+pub(super) async fn sites(config: &Config, clock: Clock) -> Result<Sites, Error> {
+    let regions = Regions::new(&config.region, &config.region_urls).at("reading the regions")?;
+    let store = site::open(&config.store, &config.data, &site_settings(config)?).await.at("opening the sites")?;
+    Sites::new(store, regions, clock).await.at("reading the sites")
+}
+
+fn site_settings(config: &Config) -> Result<site::Settings, Error> {
+    Ok(site::Settings {
+        #[cfg(feature = "scylla")]
+        scylla: {
+            let settings = scylla_settings(config)?;
+            let own = &config.scylla.sites_replication;
+            if own.is_empty() { settings } else { cql::Settings { replication: own.clone(), ..settings } }
+        },
+        keyspace: config.scylla.sites_keyspace.clone(),
+    })
+}
+
 /// Opens the archive that the settings name.
 pub(super) async fn archive(config: &Config, clock: Clock) -> Result<Arc<dyn Archive>, Error> {
     let settings = archive::Settings {
@@ -124,6 +144,7 @@ fn scylla_settings(config: &Config) -> Result<cql::Settings, Error> {
 /// # Errors
 /// Where nothing that the settings name has tables, and what the cluster says.
 pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
+    #[cfg_attr(not(feature = "scylla"), expect(unused_mut, reason = "nothing else has tables"))]
     let mut done = Vec::new();
     #[cfg(feature = "scylla")]
     {
@@ -134,9 +155,10 @@ pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
             let address = cql::Address::parse(url).at("reading a cluster's address")?;
             done.push(cql::migrate(&address, &scylla_settings(config)?).await.at("migrating")?);
         }
+        done.extend(site::migrate(&config.store, &site_settings(config)?).await.at("migrating the sites")?);
     }
     if done.is_empty() {
-        let told = format!("`store` is `{}`, `archive` is `{}`: only scylla://... has tables to be made", config.store, config.archive);
+        let told = format!("`store` is `{}` and `archive` is `{}`: only scylla://... has tables to be made", config.store, config.archive);
         return Err(Error { stage: "migrating", source: told.into() });
     }
     Ok(done)

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::archive::progress::Progress;
 use crate::event::PARTITIONS;
 use crate::eventlog::{EventLog, Topic};
+use crate::site::Sites;
 use crate::sync::status::Status;
 
 /// Whether this process takes requests: false before everything is open and from the first moment of a drain.
@@ -31,8 +32,11 @@ pub(super) struct Health {
     pub(super) ready: Readiness,
     pub(super) metrics: PrometheusHandle,
     pub(super) log: Arc<dyn EventLog>,
+    pub(super) sites: Arc<Sites>,
     pub(super) status: Arc<Status>,
     pub(super) progress: Arc<Progress>,
+    /// Whether the log is on Kafka and taken even where losing a broker can lose what was acknowledged.
+    pub(super) single_replica: bool,
 }
 
 impl Health {
@@ -44,7 +48,7 @@ impl Health {
             .route("/metrics", get(move || async move { scraped.scrape().await }))
     }
 
-    /// Ready while it takes requests. Partitions that stand still are shown, and are no reason to send a load balancer away: the others serve.
+    /// Ready while it takes requests. Partitions that stand still are shown, and a sites' store that does not answer, and are no reason to send a load balancer away: the others serve.
     fn readyz(&self) -> (StatusCode, Json<Value>) {
         let ready = self.ready.0.load(Ordering::SeqCst);
         let stopped: Vec<Value> = self
@@ -60,7 +64,14 @@ impl Health {
             )
             .collect();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (status, Json(json!({"ready": ready, "frozen_objects": self.status.frozen(), "stopped_partitions": stopped})))
+        let told = json!({
+            "ready": ready,
+            "frozen_objects": self.status.frozen(),
+            "stopped_partitions": stopped,
+            "sites_unanswered_seconds": self.sites.unanswered_for().map(|time| time.as_secs()),
+            "allow_single_replica": self.single_replica,
+        });
+        (status, Json(told))
     }
 
     /// Lags are those of the partitions this process owns: over all processes they add up.
@@ -74,6 +85,8 @@ impl Health {
             let archived: Vec<u64> = (0..PARTITIONS).map(|partition| owned.get(&partition).map_or(u64::MAX, |at| at.cursor.next)).collect();
             metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
         }
+        let unanswered = self.sites.unanswered_for().unwrap_or_default();
+        metrics::gauge!("contrail_sites_unanswered_seconds").set(unanswered.as_secs_f64());
         ([("content-type", "text/plain; version=0.0.4")], self.metrics.render())
     }
 }

@@ -142,7 +142,7 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
         NO_INSTANCE => config.kafka.instance.clear(),
         _ => {}
     }
-    let sites = Arc::new(Sites::open(&config.data, options.clock.clone()).at("opening the sites")?);
+    let sites = Arc::new(backends::sites(&config, options.clock.clone()).await?);
     check_given(&options.bootstrap, &sites, listen)?;
     let listener = TcpListener::bind(listen).await.at("listening")?;
     let address = listener.local_addr().at("listening")?;
@@ -151,7 +151,7 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
     // After everything that can fail: the keys of a site made by a start that fails would be shown to nobody.
     // Keys that were given are known already, and standard output may be somebody's log.
     let given = options.bootstrap.ingest_key.is_some();
-    let first_keys = parts.sites.bootstrap(&options.bootstrap).at("making the first site")?.filter(|_| !given);
+    let first_keys = parts.sites.bootstrap(&options.bootstrap).await.at("making the first site")?.filter(|_| !given);
     let public_url = if parts.config.public_url.is_empty() { format!("http://{address}") } else { parts.config.public_url.clone() };
 
     let (mut http, mut rooms) = (Tasks::default(), Tasks::default());
@@ -199,8 +199,12 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.
 fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metrics: PrometheusHandle, rooms: &mut Tasks) -> Router {
     let has = |role| parts.config.roles.contains(&role);
-    let health =
-        health::Health { ready, metrics, log: Arc::clone(&parts.log), status: Arc::clone(&parts.status), progress: Arc::clone(&parts.progress) };
+    let health = parts.health(ready, metrics);
+    let (following, stop) = (Arc::clone(&parts.sites), rooms.stop_token());
+    rooms.spawn("sites", async move {
+        following.follow(stop).await;
+        Ok(())
+    });
     let mut router = health.router().merge(parts.admin(access.clone()).router());
     if has(Role::Ingest) {
         let ingest = parts.ingest();
@@ -270,6 +274,19 @@ fn touched(touching: &Touching<'_>) -> Vec<(ObjectKind, String)> {
 }
 
 impl Parts {
+    fn health(&self, ready: health::Readiness, metrics: PrometheusHandle) -> health::Health {
+        let single_replica = self.config.log != "embedded" && self.config.kafka.allow_single_replica;
+        health::Health {
+            ready,
+            metrics,
+            log: Arc::clone(&self.log),
+            sites: Arc::clone(&self.sites),
+            status: Arc::clone(&self.status),
+            progress: Arc::clone(&self.progress),
+            single_replica,
+        }
+    }
+
     fn expiry(&self) -> Expiry {
         let sync = &self.config.sync;
         Expiry { people: sync.expire_customers.0, trails: sync.expire_trails.0, pages: sync.expire_pages.0 }

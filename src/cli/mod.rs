@@ -61,7 +61,7 @@ enum Command {
     Export(query::ExportArguments),
     /// Recount everything and compare; exits with 1 where anything differs.
     Audit,
-    /// Make or change the tables of the cluster that `archive` names; safe to repeat.
+    /// Make or change the tables of the clusters that `store` and `archive` name; safe to repeat.
     Migrate,
     /// Sites, their keys and tokens.
     #[command(subcommand)]

@@ -13,7 +13,7 @@ use crate::config::Config;
 pub(super) enum SiteCommand {
     /// Make a site; prints its keys once.
     Add(AddArguments),
-    /// Change a site's origins or time zone, at once; what is not given stays.
+    /// Change a site's origins, time zone or region, at once; what is not given stays.
     Set(SetArguments),
     /// List the sites.
     List,
@@ -33,6 +33,9 @@ pub(super) struct AddArguments {
     /// Origin of a browser page that may send and watch, such as `https://shop.example`, or `*` for every one; repeatable.
     #[arg(long = "origin")]
     origins: Vec<String>,
+    /// The one region that takes and serves the site, where its data then is; without, every region does.
+    #[arg(long)]
+    region: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -43,11 +46,20 @@ pub(super) struct SetArguments {
     #[arg(long)]
     time_zone: Option<String>,
     /// Origin of a browser page that may send and watch, in place of all before; repeatable.
-    #[arg(long = "origin", required_unless_present_any = ["time_zone", "no_origins"])]
+    #[arg(long = "origin", required_unless_present_any = ["time_zone", "no_origins", "region", "no_region"])]
     origins: Vec<String>,
     /// No page of another origin may send and watch any more.
     #[arg(long, conflicts_with = "origins")]
     no_origins: bool,
+    /// The one region that takes and serves the site from now on. What is kept of it elsewhere stays there.
+    #[arg(long)]
+    region: Option<String>,
+    /// Every region takes and serves the site from now on.
+    #[arg(long, conflicts_with = "region")]
+    no_region: bool,
+    /// With --region and --no-region: it is meant that no data is carried over.
+    #[arg(long)]
+    leave_data: bool,
 }
 
 impl SetArguments {
@@ -59,6 +71,10 @@ impl SetArguments {
         }
         if let Some(zone) = &self.time_zone {
             asked.insert("time_zone".into(), json!(zone));
+        }
+        if self.no_region || self.region.is_some() {
+            asked.insert("region".into(), json!(self.region.as_deref().unwrap_or_default()));
+            asked.insert("leave_data".into(), json!(self.leave_data));
         }
         asked.into()
     }
@@ -107,7 +123,7 @@ pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<
     let client = Client::connect(&config, None, alone).await?;
     let answer = match command {
         SiteCommand::Add(a) => {
-            let asked = json!({"site": a.site, "time_zone": a.time_zone, "origins": a.origins});
+            let asked = json!({"site": a.site, "time_zone": a.time_zone, "origins": a.origins, "region": a.region});
             client.post("/admin/sites", asked.to_string()).await?
         }
         SiteCommand::Set(a) => client.patch(&format!("/admin/sites/{}", a.site), a.asked().to_string()).await?,

@@ -1,12 +1,12 @@
 //! The tables of a keyspace: made and changed by `contrail migrate`, checked by whoever connects. Must never take anything away.
 //!
-//! Safe with several at once: one of them holds a lock (a light-weight transaction, the only ones there are), the others wait for it. The table of
+//! Safe with several at once: one of them holds a lock (a light-weight transaction), the others wait for it. The table of
 //! the lock itself is made without one, so on an empty Cassandra cluster of several nodes start one migration first.
 
 use std::time::Duration;
 
-use scylla::statement::Consistency;
 use scylla::statement::unprepared::Statement;
+use scylla::statement::{Consistency, SerialConsistency};
 
 use super::settings::check_replication;
 use super::{Address, Attempt, Cluster, Error, Settings};
@@ -40,31 +40,36 @@ const DAY: u64 = 86_400;
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, Error> {
-    check_replication(&settings.replication)?;
-    let cluster = Cluster::reach(address, settings).await?;
-    let keyspace = &address.keyspace;
-    cluster.change(&format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {}", settings.replication)).await?;
-    cluster.use_keyspace(keyspace).await?;
-    cluster.change(VERSIONS).await?;
-    cluster.lock().await?;
-    let migrated = cluster.bring_up(keyspace, settings).await;
-    let unlocked = cluster.transact("DELETE FROM schema_version WHERE part = 'lock' IF EXISTS").await;
+    let cluster = Cluster::begin_migration(address, settings).await?;
+    let migrated = cluster.bring_up(&address.keyspace, settings).await;
+    let ended = cluster.end_migration().await;
     let done = migrated?;
-    unlocked?;
+    ended?;
     Ok(done)
 }
 
 impl Cluster {
+    /// Connects, makes the keyspace where it is missing, and takes its lock.
+    pub(super) async fn begin_migration(address: &Address, settings: &Settings) -> Result<Self, Error> {
+        check_replication(&settings.replication)?;
+        let cluster = Self::reach(address, settings).await?;
+        let keyspace = &address.keyspace;
+        cluster.change(&format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {}", settings.replication)).await?;
+        cluster.use_keyspace(keyspace).await?;
+        cluster.change(VERSIONS).await?;
+        cluster.lock().await?;
+        Ok(cluster)
+    }
+
+    /// Gives the lock back.
+    pub(super) async fn end_migration(&self) -> Result<(), Error> {
+        self.transact("DELETE FROM schema_version WHERE part = 'lock' IF EXISTS").await.map(drop)
+    }
+
     /// Whether the keyspace is as this build and these settings need it.
     pub(super) async fn check_schema(&self, keyspace: &str, settings: &Settings) -> Result<(), Error> {
         let missing = || Error::Schema(format!("the keyspace {keyspace} has no tables yet: run `contrail migrate` first"));
-        match self.use_keyspace(keyspace).await {
-            Err(Error::Refused(_)) => return Err(missing()),
-            used => used?,
-        }
-        let tables: Vec<(String,)> =
-            self.rows("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'schema_version'", (keyspace,)).await?;
-        let known = if tables.is_empty() { None } else { self.version().await? };
+        let known = if self.has_versions(keyspace).await? { self.version().await? } else { None };
         let (version, days) = known.ok_or_else(missing)?;
         later(keyspace, version)?;
         if version < VERSION || days != retention_days(settings) {
@@ -75,6 +80,17 @@ impl Cluster {
             )));
         }
         Ok(())
+    }
+
+    /// Makes the keyspace the one that statements are about; whether it exists and has a table of versions.
+    pub(super) async fn has_versions(&self, keyspace: &str) -> Result<bool, Error> {
+        match self.use_keyspace(keyspace).await {
+            Err(Error::Refused(_)) => return Ok(false),
+            used => used?,
+        }
+        let tables: Vec<(String,)> =
+            self.rows("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'schema_version'", (keyspace,)).await?;
+        Ok(!tables.is_empty())
     }
 
     /// Version and retention in days of the tables.
@@ -119,8 +135,10 @@ impl Cluster {
     }
 
     /// A light-weight transaction; whether it was applied.
-    async fn transact(&self, cql: &str) -> Result<bool, Error> {
+    pub(super) async fn transact(&self, cql: &str) -> Result<bool, Error> {
         let mut statement = Statement::new(cql);
+        // Among all replicas: somebody may ask another datacenter's at the same time.
+        statement.set_serial_consistency(Some(SerialConsistency::Serial));
         statement.set_request_timeout(Some(CHANGE));
         let attempt = || -> Attempt<'_, _> { Box::pin(self.session.query_unpaged(statement.clone(), ())) };
         let answer = self.try_again(cql, attempt).await?.into_rows_result().map_err(|error| Error::Form(format!("{error} ({cql})")))?;
@@ -174,9 +192,13 @@ fn statements(settings: &Settings) -> Vec<String> {
     let days = (u64::from(retention_days(settings).unsigned_abs()) + SLACK_DAYS).min(MOST_DAYS);
     let numbers = [("$TTL", days * DAY), ("$MARKERS", (days + MARKER_DAYS) * DAY), ("$WINDOW", window_days(days + MARKER_DAYS))]
         .map(|(name, n)| (name, n.to_string()));
-    let lines: Vec<&str> = SCHEMA.iter().flat_map(|text| text.lines()).filter(|line| !line.trim_start().starts_with("--")).collect();
-    let text = numbers.iter().fold(lines.join("\n"), |text, (name, number)| text.replace(name, number));
-    text.split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+    SCHEMA.iter().flat_map(|text| statements_of(&numbers.iter().fold((*text).to_owned(), |text, (name, number)| text.replace(name, number)))).collect()
+}
+
+/// The statements of a schema's file.
+pub(super) fn statements_of(schema: &str) -> Vec<String> {
+    let lines: Vec<&str> = schema.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+    lines.join("\n").split(';').map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
 }
 
 /// The change of a table that exists to the times it is to be made with; None for tables without.

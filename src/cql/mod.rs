@@ -8,9 +8,11 @@
 //! * The driver repeats nothing by itself: it would not a write that timed out, and knows nothing of the whole call's time.
 
 mod boots;
+mod conditional;
 mod error;
 mod limiter;
 mod migrate;
+mod part;
 mod settings;
 mod stamp;
 #[cfg(test)]
@@ -41,10 +43,12 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::unprepared::Statement;
 use tokio::time::Instant;
 
+pub use conditional::Outcome;
 pub use error::Error;
 use error::{Class, class_of};
 use limiter::Limiter;
 pub use migrate::migrate;
+pub use part::{Part, migrate_part};
 pub use settings::{Address, Settings};
 pub use stamp::{STAMP_LOW_BITS, stamp};
 
@@ -186,10 +190,18 @@ impl Cluster {
         R: for<'f> DeserializeRow<'f, 'f> + Send,
     {
         let statement = self.prepare(cql).await?;
+        self.pages(cql, &statement, values).await
+    }
+
+    /// All pages of a prepared statement's rows.
+    async fn pages<R>(&self, cql: &'static str, statement: &PreparedStatement, values: impl SerializeRow + Send + Sync) -> Result<Vec<R>, Error>
+    where
+        R: for<'f> DeserializeRow<'f, 'f> + Send,
+    {
         let (mut found, mut pages) = (Vec::new(), 0);
         let mut state = PagingState::start();
         loop {
-            let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_single_page(&statement, &values, state.clone())) };
+            let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_single_page(statement, &values, state.clone())) };
             let (page, next) = self.try_again(cql, attempt).await?;
             let page = page.into_rows_result().map_err(|error| form(cql, &error))?;
             pages += 1;

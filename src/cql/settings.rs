@@ -78,16 +78,30 @@ impl Address {
         if rest.contains(['?', '@', '#']) {
             return Err(wrong("it names nodes and keyspace only; all else is set under [scylla]"));
         }
-        let first = keyspace.chars().next();
-        let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if !first.is_some_and(|c| c.is_ascii_lowercase()) || keyspace.len() > 48 || !keyspace.chars().all(letters) {
-            return Err(wrong(&format!("`{keyspace}` is no keyspace (a letter, then at most 47 of a-z, 0-9, _)")));
-        }
+        check_keyspace(keyspace).map_err(|told| wrong(&told))?;
         Ok(Self {
             nodes: nodes.split(',').map(|node| node_of(node).ok_or_else(|| wrong(&format!("`{node}` is no host:port")))).collect::<Result<_, _>>()?,
             keyspace: keyspace.to_owned(),
         })
     }
+
+    /// Another keyspace of the same cluster.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] where no keyspace can have that name.
+    pub fn with_keyspace(self, keyspace: &str) -> Result<Self, Error> {
+        check_keyspace(keyspace).map_err(Error::Settings)?;
+        Ok(Self { keyspace: keyspace.to_owned(), ..self })
+    }
+}
+
+/// A name that stands in statements as it is.
+fn check_keyspace(name: &str) -> Result<(), String> {
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 48 && name.chars().all(letters) {
+        return Ok(());
+    }
+    Err(format!("`{name}` is no keyspace (a letter, then at most 47 of a-z, 0-9, _)"))
 }
 
 /// A node with its port.

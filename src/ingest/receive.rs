@@ -2,6 +2,7 @@
 //! Called by the router. Must never log bodies, keys or ids.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use super::{Ingest, MAX_BODY_BYTES, PeerAddress, Room, sender};
 use crate::event::{Record, SiteId};
 use crate::eventlog::{Error as LogError, Topic};
 use crate::problem::{self, Problem};
-use crate::site::Sites;
+use crate::site::{Elsewhere, Grant, Sites};
 
 /// Bytes of a body over the limit that are still read, so that its sender gets the answer.
 const DISCARD_BYTES: usize = 4 * MAX_BODY_BYTES;
@@ -78,11 +79,13 @@ pub struct Refused {
     pub offset: Option<usize>,
     /// Ids its events got before it failed; to be sent with the repetition.
     pub assigned: Vec<Assigned>,
+    /// The region to ask instead.
+    pub elsewhere: Option<Elsewhere>,
 }
 
 impl From<Code> for Refused {
     fn from(code: Code) -> Self {
-        Self { code, detail: code.row().title.into(), offset: None, assigned: Vec::new() }
+        Self { code, detail: code.row().title.into(), offset: None, assigned: Vec::new(), elsewhere: None }
     }
 }
 
@@ -172,7 +175,10 @@ fn ok(answer: &Answer) -> Response<Body> {
 impl Refused {
     pub(crate) fn into_response(self) -> Response<Body> {
         let row = self.code.row();
-        let mut problem = Problem::new(row.status, row.code, row.title, self.detail);
+        let mut problem = match &self.elsewhere {
+            Some(Elsewhere { region, url }) => Problem::elsewhere(region.as_str(), url.as_deref()),
+            None => Problem::new(row.status, row.code, row.title, self.detail),
+        };
         problem.offset = self.offset;
         let mut response = problem::respond(row.status.as_u16(), &ProblemWithIds { problem, assigned: self.assigned });
         if let Some(seconds) = row.retry_after {
@@ -221,13 +227,9 @@ impl Room {
             Some(PeerAddress(address)) => self.rates.request(*address),
             None => Ok(()),
         };
-        let grant = match verified.and_then(|()| sender::authenticate(&head.headers, &self.deps.sites)) {
-            Ok(grant) => grant,
-            Err(code) => {
-                count_refused(code);
-                return Err(code.into());
-            }
-        };
+        let grant = verified.and_then(|()| sender::authenticate(&head.headers, &self.deps.sites)).map_err(Refused::from);
+        // A site of another region is not this one's to count refusals of: that would be stored.
+        let grant = grant.and_then(|grant| self.of_this_region(grant)).inspect_err(|refused| count_refused(refused.code))?;
         let site = &grant.site.id;
         let taken = async {
             let sender = sender::of_request(&head.headers, &grant, self.deps.clock.now())?;
@@ -242,6 +244,14 @@ impl Room {
             count_refused(refused.code);
             self.refusals.count(site, refused.code);
         })
+    }
+
+    /// Lets through who sends for a site that is taken here.
+    fn of_this_region(&self, grant: Arc<Grant>) -> Result<Arc<Grant>, Refused> {
+        match self.deps.sites.elsewhere(&grant.site) {
+            None => Ok(grant),
+            elsewhere => Err(Refused { elsewhere, ..Code::RegionElsewhere.into() }),
+        }
     }
 
     /// Reads and decodes the body, holding a share of the budget for it, its decoded form and the records made of that.
@@ -321,7 +331,7 @@ async fn read_batch(ingest: &Ingest, body: Bytes, sender: Sender) -> Result<Batc
     let read = if body.len() <= OFFLOAD_BYTES {
         Batch::read(&body, &sender, &ingest.0.crawlers)
     } else {
-        let crawlers = std::sync::Arc::clone(&ingest.0.crawlers);
+        let crawlers = Arc::clone(&ingest.0.crawlers);
         // The closure owns all it needs; it fails only by a panic, or when the runtime stops.
         let read = tokio::task::spawn_blocking(move || Batch::read(&body, &sender, &crawlers)).await;
         read.map_err(|_| Code::Overloaded)?

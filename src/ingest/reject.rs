@@ -60,6 +60,8 @@ codes! {
     KeyMissing,
     /// The key is not a valid ingest key of any site.
     KeyUnknown,
+    /// The site is of another region.
+    RegionElsewhere,
     /// The page's origin is not among the site's allowed origins.
     OriginNotAllowed,
     /// A query parameter has no legal value.
@@ -139,6 +141,7 @@ impl Code {
             self,
             Self::KeyMissing
                 | Self::KeyUnknown
+                | Self::RegionElsewhere
                 | Self::OriginNotAllowed
                 | Self::ParameterInvalid
                 | Self::DeliveryIdInvalid
@@ -164,6 +167,9 @@ impl Code {
                 "The request carries no key; give one as Bearer token, Basic user name or X-Write-Key.",
             ),
             Self::KeyUnknown => row("key_unknown", Request, StatusCode::UNAUTHORIZED, 0, Debug, "The key is not a valid ingest key of any site."),
+            Self::RegionElsewhere => {
+                row("region_elsewhere", Request, StatusCode::MISDIRECTED_REQUEST, 0, Debug, "The site is of another region; nothing was stored.")
+            }
             Self::OriginNotAllowed => {
                 row("origin_not_allowed", Request, StatusCode::FORBIDDEN, 0, Debug, "The page's origin is not among the site's allowed origins.")
             }

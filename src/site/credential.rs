@@ -7,6 +7,7 @@ use rand::rngs::OsRng;
 use ring::{digest, hmac};
 
 use super::Error;
+use super::store::KeyRow;
 use crate::event::{SiteId, Timestamp};
 
 /// Fewest characters of a key given from outside.
@@ -71,6 +72,11 @@ impl Credential {
             return Err(Error::Weak);
         }
         Ok(Self { kind, hash: hash(plain) })
+    }
+
+    /// The key as a site's, without an end.
+    pub(super) fn of(&self, site: &SiteId) -> KeyRow {
+        KeyRow { hash: self.hash, site: site.clone(), kind: self.kind, expires_at: None }
     }
 }
 

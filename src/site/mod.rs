@@ -1,21 +1,41 @@
 //! Sites: shops, their rules, keys and tokens; who may do what. Opened by the composition root; asked by ingest and web on every request, changed by
-//! the `site` commands. Stored in a file of its own, each change durable before it is answered; read from memory. Must never hold, log or
-//! give out a key after the one answer that made it.
+//! the `site` commands. Kept by a [`Store`], each change durable before it is answered; read from memory, which follows what other nodes change. Must never
+//! hold, log or give out a key after the one answer that made it.
 
+#[cfg(test)]
+mod contract;
 mod credential;
+mod embedded;
+mod follow;
 mod origin;
+mod region;
+#[cfg(feature = "scylla")]
+mod scylla;
+mod snapshot;
 mod store;
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use rand::Rng;
 
 use crate::event::{Clock, RulesOf, SiteId, SiteRules, Timestamp};
 
 use credential::{Credential, hash};
 pub use credential::{Kind, ObjectGrant};
+pub use region::{Elsewhere, Region, Regions};
+use snapshot::Snapshot;
+#[cfg(feature = "scylla")]
+pub use store::migrate;
+use store::{KeyRow, SiteRow};
+pub use store::{Rows, Settings, State, Store, Version, open};
 
-/// What can go wrong with the sites' store.
+/// How long a change may take, in contention with others and with a store that does not answer at once.
+const CHANGE: Duration = Duration::from_secs(15);
+/// Longest pause before a change is made again that another one came before.
+const CONTENTION: Duration = Duration::from_millis(100);
+
+/// What can go wrong with sites.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read or written.
@@ -24,8 +44,14 @@ pub enum Error {
     /// The directory or file cannot be made.
     #[error("the sites' file: {0}")]
     File(#[from] std::io::Error),
+    /// The store does not answer. What was asked may have been done, or be done yet.
+    #[error("the sites' store: {0}")]
+    Unavailable(String),
+    /// The store refuses, and would again.
+    #[error("the sites' store: {0}")]
+    Refused(String),
     /// What it holds cannot be read.
-    #[error("the sites' file holds something else than a {0}")]
+    #[error("the sites' store holds something else than a {0}")]
     Malformed(&'static str),
     /// A site of this name exists.
     #[error("site {0} exists already")]
@@ -42,6 +68,31 @@ pub enum Error {
     /// Given as a page's origin, but no browser sends it as one.
     #[error("`{0}` is no origin: give scheme and host (and port), such as https://shop.example, or * for every origin")]
     Origin(String),
+    /// A text that cannot name a region.
+    #[error("`{0}` names no region: a region's name is 1 to 32 of a-z, 0-9 and -")]
+    RegionName(String),
+    /// A setting that says of no region where it is.
+    #[error("`{0}` says of no region where it is: give name=URL, such as eu=https://eu.contrail.example")]
+    RegionUrl(String),
+    /// A pin where there are no regions.
+    #[error("this installation has no regions: set `region` on its nodes first")]
+    NoRegions,
+    /// A pin to a region that is not listed.
+    #[error("there is no region {0}: it is neither this node's nor among `region_urls`")]
+    RegionUnknown(Region),
+    /// A site's region is changed, which leaves its data behind.
+    #[error(
+        "site {0} would be taken and served elsewhere from then on, and what is kept of it stays where it is, read by nobody: nothing is carried over. \
+         Say that this is meant (--leave-data)"
+    )]
+    LeavesData(SiteId),
+}
+
+#[cfg(feature = "scylla")]
+impl From<crate::cql::Error> for Error {
+    fn from(error: crate::cql::Error) -> Self {
+        if error.is_retryable() { Self::Unavailable(error.to_string()) } else { Self::Refused(error.to_string()) }
+    }
 }
 
 /// A shop as its readers see it.
@@ -55,6 +106,8 @@ pub struct Site {
     pub origins: Vec<String>,
     /// How its events are read.
     pub rules: Arc<SiteRules>,
+    /// The one region that takes and serves it; None = every one.
+    pub region: Option<Region>,
 }
 
 impl Site {
@@ -76,6 +129,17 @@ pub struct Grant {
     expires_at: Option<Timestamp>,
 }
 
+/// What a new site is to be.
+#[derive(Clone, Debug, Default)]
+pub struct NewSite {
+    /// Its origins.
+    pub origins: Vec<String>,
+    /// Its rules; their `hash_key` is replaced by a random one.
+    pub rules: SiteRules,
+    /// Its region.
+    pub region: Option<Region>,
+}
+
 /// What to replace of a site; None stays as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
@@ -83,6 +147,10 @@ pub struct Change {
     pub origins: Option<Vec<String>>,
     /// Its rules' time zone, which must be one that exists.
     pub time_zone: Option<String>,
+    /// Its region.
+    pub region: Option<Option<Region>>,
+    /// Whether the data that the site has may be left behind: a change of the region carries none.
+    pub leave_data: bool,
 }
 
 /// Keys of a new site or a rotation, in plain: shown once, stored nowhere.
@@ -113,66 +181,96 @@ pub struct Bootstrap {
     pub read_token: Option<String>,
 }
 
-/// All sites of an installation. Methods that change something block on the disk: call them off the async threads.
+/// All sites of an installation, as one node knows them. Changes wait for the store; all else is asked of memory.
 #[derive(Debug)]
 pub struct Sites {
-    store: Mutex<store::Store>,
+    store: Arc<dyn Store>,
     now: RwLock<Arc<Snapshot>>,
+    /// Held from reading the store to showing what was read, so that nothing older is shown after it.
+    turn: tokio::sync::Mutex<()>,
+    watch: Mutex<follow::Watch>,
+    regions: Regions,
     clock: Clock,
     /// Hash of the token that opens every site to commands on this machine, once the process has announced itself.
     admin: RwLock<Option<[u8; 32]>>,
 }
 
-/// All of it, as readers find it.
-#[derive(Debug, Default)]
-struct Snapshot {
-    sites: HashMap<SiteId, Arc<Site>>,
-    grants: HashMap<[u8; 32], Arc<Grant>>,
-    token_keys: HashMap<SiteId, [u8; 32]>,
-}
-
 impl Sites {
-    /// Opens `sites.db` in `dir`, making both where missing.
-    pub fn open(dir: &Path, clock: Clock) -> Result<Self, Error> {
-        let store = store::Store::open(dir)?;
-        let now = RwLock::new(Arc::new(store.load()?));
-        Ok(Self { store: Mutex::new(store), now, clock, admin: RwLock::default() })
+    /// Reads what a store holds. `regions` as this node knows them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn new(store: Arc<dyn Store>, regions: Regions, clock: Clock) -> Result<Self, Error> {
+        let now = RwLock::new(Arc::new(Snapshot::of(&store.load().await?)?));
+        Ok(Self { store, now, turn: tokio::sync::Mutex::default(), watch: Mutex::default(), regions, clock, admin: RwLock::default() })
     }
 
     /// On an installation without sites makes site `demo` and gives its keys, generated or as given; otherwise makes sure that given
-    /// keys are valid for `demo` and gives None.
-    pub fn bootstrap(&self, given: &Bootstrap) -> Result<Option<NewKeys>, Error> {
+    /// keys are known for `demo` and gives None. A given key that was rotated away stays so. Of several first starts at once, one makes the site.
+    ///
+    /// # Errors
+    /// [`Error::Weak`]; the store's.
+    pub async fn bootstrap(&self, given: &Bootstrap) -> Result<Option<NewKeys>, Error> {
         let demo = SiteId::parse("demo").map_err(|_| Error::Malformed("site"))?;
-        let first = self.snapshot().sites.is_empty();
-        let made = if first { Some(self.insert(&demo, Vec::new(), SiteRules::default(), given)?) } else { None };
-        if !first && self.snapshot().sites.contains_key(&demo) {
-            let fixed = [(Kind::Server, &given.ingest_key), (Kind::Read, &given.read_token)];
-            for (kind, plain) in fixed {
-                if let Some(plain) = plain {
-                    self.change(|store| store.add_credential(&demo, &Credential::given(kind, plain)?))?;
-                }
-            }
+        let (site, keys, made) = draft(&demo, NewSite::default(), given)?;
+        let fixed = [(Kind::Server, &given.ingest_key), (Kind::Read, &given.read_token)];
+        let fixed = fixed.into_iter().filter_map(|(kind, plain)| Some(Credential::given(kind, plain.as_ref()?)));
+        let fixed: Vec<KeyRow> = fixed.map(|credential| Ok(credential?.of(&demo))).collect::<Result<_, Error>>()?;
+        let present = self.snapshot();
+        let is_there = |key: &KeyRow| present.grants.get(&key.hash).is_some_and(|known| known.site.id == key.site && known.kind == key.kind);
+        if !present.sites.is_empty() && (!present.sites.contains_key(&demo) || fixed.iter().all(is_there)) {
+            // Nothing is to be changed: a store that can be read but not changed at present is no reason not to start.
+            return Ok(None);
         }
-        Ok(made)
-    }
-
-    /// Adds a site and gives its keys. `rules.hash_key` is replaced by a random one.
-    pub fn add(&self, id: &SiteId, origins: Vec<String>, rules: SiteRules) -> Result<NewKeys, Error> {
-        self.insert(id, origins, rules, &Bootstrap::default())
-    }
-
-    /// Changes a site, in force at once, and gives it as it is then.
-    pub fn set(&self, id: &SiteId, change: Change) -> Result<Arc<Site>, Error> {
-        let origins = change.origins.as_deref().map(origin::parse_all).transpose()?;
-        self.change(|store| {
-            // Read under the store's lock: of two changes at once, neither undoes the other.
-            let present = self.site(id)?;
-            let mut rules = SiteRules::clone(&present.rules);
-            if let Some(time_zone) = change.time_zone {
-                rules.time_zone = time_zone;
+        let plan = |state: &Rows| {
+            if state.sites.is_empty() {
+                return Ok(Rows { sites: vec![site.clone()], keys: keys.clone() });
             }
-            store.update_site(id, origins.as_ref().unwrap_or(&present.origins), &rules)
-        })?;
+            let known = |key: &KeyRow| state.key(&key.hash).is_some_and(|known| known.site == key.site && known.kind == key.kind);
+            let missing = fixed.iter().filter(|key| state.site(&demo).is_ok() && !known(key));
+            Ok(Rows { sites: Vec::new(), keys: missing.cloned().collect() })
+        };
+        self.change(plan).await?;
+        // Another node may have made another one.
+        let is_mine = self.snapshot().token_keys.get(&demo) == Some(&site.token_key);
+        Ok(is_mine.then_some(made))
+    }
+
+    /// Adds a site and gives its keys.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::Origin`], [`Error::NoRegions`], [`Error::RegionUnknown`]; the store's.
+    pub async fn add(&self, id: &SiteId, new: NewSite) -> Result<NewKeys, Error> {
+        self.regions.check_pin(new.region.as_ref())?;
+        let (site, keys, made) = draft(id, new, &Bootstrap::default())?;
+        let plan = |state: &Rows| match state.site(id) {
+            Ok(known) if known.token_key == site.token_key => Ok(Rows::default()),
+            Ok(_) => Err(Error::Exists(id.clone())),
+            Err(_) => Ok(Rows { sites: vec![site.clone()], keys: keys.clone() }),
+        };
+        self.change(plan).await.map(|()| made)
+    }
+
+    /// Changes a site, in force here at once, and gives it as it is then.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::Origin`], [`Error::NoRegions`], [`Error::RegionUnknown`], [`Error::LeavesData`]; the store's.
+    pub async fn set(&self, id: &SiteId, change: Change) -> Result<Arc<Site>, Error> {
+        let origins = change.origins.as_deref().map(origin::parse_all).transpose()?;
+        self.regions.check_pin(change.region.as_ref().and_then(Option::as_ref))?;
+        let plan = |state: &Rows| {
+            let present = state.site(id)?;
+            let mut site = present.clone();
+            site.origins = origins.clone().unwrap_or(site.origins);
+            site.rules.time_zone = change.time_zone.clone().unwrap_or(site.rules.time_zone);
+            site.region = change.region.clone().unwrap_or(site.region);
+            if site.region != present.region && !change.leave_data {
+                return Err(Error::LeavesData(id.clone()));
+            }
+            let sites = if site == *present { Vec::new() } else { vec![site] };
+            Ok(Rows { sites, keys: Vec::new() })
+        };
+        self.change(plan).await?;
         self.site(id)
     }
 
@@ -184,10 +282,32 @@ impl Sites {
     }
 
     /// A new key of one kind; those before it stay valid until `old_until` (now: at once invalid).
-    pub fn rotate(&self, id: &SiteId, kind: Kind, old_until: Timestamp) -> Result<String, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]; the store's.
+    pub async fn rotate(&self, id: &SiteId, kind: Kind, old_until: Timestamp) -> Result<String, Error> {
         let (plain, credential) = Credential::generate(id, kind);
-        self.change(|store| store.rotate(id, &credential, old_until))?;
-        Ok(plain)
+        let new = credential.of(id);
+        let plan = |state: &Rows| {
+            state.site(id)?;
+            if state.key(&new.hash).is_some() {
+                return Ok(Rows::default());
+            }
+            let old = state.keys.iter().filter(|key| key.site == *id && key.kind == kind && key.expires_at.is_none_or(|until| until > old_until));
+            let ended = old.map(|key| KeyRow { expires_at: Some(old_until), ..key.clone() });
+            Ok(Rows { sites: Vec::new(), keys: ended.chain([new.clone()]).collect() })
+        };
+        self.change(plan).await.map(|()| plain)
+    }
+
+    /// The region that a site is pinned to, where that is not this node's: then nothing of the site is to be taken or served here.
+    pub fn elsewhere(&self, site: &Site) -> Option<Elsewhere> {
+        self.regions.elsewhere(site.region.as_ref())
+    }
+
+    /// The same of a site by its name; None too where there is none.
+    pub fn elsewhere_of(&self, id: &SiteId) -> Option<Elsewhere> {
+        self.snapshot().sites.get(id).and_then(|site| self.elsewhere(site))
     }
 
     /// Who sends with this key; None for unknown, expired and reading ones.
@@ -265,25 +385,34 @@ impl Sites {
         grant.expires_at.is_none_or(|until| until > self.clock.now()).then_some(grant)
     }
 
-    fn insert(&self, id: &SiteId, origins: Vec<String>, mut rules: SiteRules, given: &Bootstrap) -> Result<NewKeys, Error> {
-        let origins = origin::parse_all(&origins)?;
-        rules.hash_key = credential::random_key();
-        let new = |kind, fixed: Option<&String>| match fixed {
-            Some(plain) => Credential::given(kind, plain).map(|credential| (plain.clone(), credential)),
-            None => Ok(Credential::generate(id, kind)),
+    /// Changes the store, then what readers see here. `plan` says what is to be put over a state, and is asked again where another change came first: over a
+    /// state that has its own effect it must say nothing, as a change whose answer got lost is made again.
+    async fn change(&self, plan: impl Fn(&Rows) -> Result<Rows, Error> + Send + Sync) -> Result<(), Error> {
+        let changing = async {
+            let _turn = self.turn.lock().await;
+            loop {
+                let mut state = self.store.load_latest().await?;
+                let change = plan(&state.rows)?;
+                if !change.is_empty() {
+                    let Some(version) = self.store.commit(state.version, &change).await? else {
+                        let pause = CONTENTION.mul_f64(rand::rng().random_range(0.1..1.0));
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    };
+                    state.rows.put(change);
+                    state.version = version;
+                }
+                return self.show(&state);
+            }
         };
-        let (ingest, server) = new(Kind::Server, given.ingest_key.as_ref())?;
-        let (browser, page) = new(Kind::Browser, None)?;
-        let (read, reader) = new(Kind::Read, given.read_token.as_ref())?;
-        self.change(|store| store.add_site(id, &origins, &rules, &[server, page, reader]))?;
-        Ok(NewKeys { site: id.clone(), ingest, browser, read })
+        let late =
+            || Error::Unavailable(format!("not done within {} s; it may have been, or be done yet: look before asking again", CHANGE.as_secs()));
+        tokio::time::timeout(CHANGE, changing).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Changes the file, then what readers see.
-    fn change(&self, change: impl FnOnce(&mut store::Store) -> Result<(), Error>) -> Result<(), Error> {
-        let mut store: MutexGuard<'_, _> = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut store)?;
-        let snapshot = Arc::new(store.load()?);
+    /// Makes a state what readers see. To be called in turn.
+    fn show(&self, state: &State) -> Result<(), Error> {
+        let snapshot = Arc::new(Snapshot::of(state)?);
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
         Ok(())
     }
@@ -291,6 +420,25 @@ impl Sites {
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// A new site's rows, and its keys in plain.
+fn draft(id: &SiteId, new: NewSite, given: &Bootstrap) -> Result<(SiteRow, Vec<KeyRow>, NewKeys), Error> {
+    let key = |kind, fixed: Option<&String>| match fixed {
+        Some(plain) => Credential::given(kind, plain).map(|credential| (plain.clone(), credential)),
+        None => Ok(Credential::generate(id, kind)),
+    };
+    let (ingest, server) = key(Kind::Server, given.ingest_key.as_ref())?;
+    let (browser, page) = key(Kind::Browser, None)?;
+    let (read, reader) = key(Kind::Read, given.read_token.as_ref())?;
+    let site = SiteRow {
+        id: id.clone(),
+        origins: origin::parse_all(&new.origins)?,
+        rules: SiteRules { hash_key: credential::random_key(), ..new.rules },
+        region: new.region,
+        token_key: credential::random_key(),
+    };
+    Ok((site, [server, page, reader].map(|credential| credential.of(id)).to_vec(), NewKeys { site: id.clone(), ingest, browser, read }))
 }
 
 #[cfg(test)]

@@ -1,163 +1,203 @@
-//! The sites' file: SQLite with `synchronous=FULL`, for nothing else holds what stands in it. Called by `site` alone, by one writer at a time.
+//! Where sites and keys are kept for good: the seam, and what goes over it. Opened by the composition root; called by `site` alone.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::credential::{Credential, Kind, random_key};
-use super::{Error, Grant, Site, Snapshot};
-use crate::event::{SiteId, SiteRules, Timestamp, ids};
+use super::credential::Kind;
+use super::{Error, Region};
+use crate::event::{SiteId, SiteRules, Timestamp};
 
-/// Version 1 of the tables.
-const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS site (
-        id TEXT PRIMARY KEY, origins TEXT NOT NULL, rules TEXT NOT NULL, hash_key BLOB NOT NULL, token_key BLOB NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS credential (
-        hash BLOB PRIMARY KEY, site TEXT NOT NULL REFERENCES site (id), kind INTEGER NOT NULL, expires_at INTEGER
-    ) WITHOUT ROWID;
-    PRAGMA user_version = 1;
-";
+/// Sites and keys, kept for good; on a cluster one for all nodes, any of which may change them at any time.
+///
+/// * A [`State`] is whole: it holds of each change all or nothing, as of one [`Version`].
+/// * A change is a compare-and-set: of all that are made from one version, on whichever node, one comes through. Changes so have one order.
+/// * Nothing is ever taken away but by a change that says so (there is none yet): a store that cannot be read gives an error, never less than it has.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// All there is: every change acknowledged to this node, and those of other nodes at the latest a moment after they are acknowledged there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] may pass; all others are as they are.
+    async fn load(&self) -> Result<State, Error>;
+
+    /// All there is: every change acknowledged to anybody. On a cluster it takes a majority of all replicas, wherever they are.
+    ///
+    /// # Errors
+    /// As for [`Store::load`].
+    async fn load_latest(&self) -> Result<State, Error>;
+
+    /// The version that [`Store::load`] would give. Cheap: asked several times a second.
+    ///
+    /// # Errors
+    /// As for [`Store::load`].
+    async fn version(&self) -> Result<Version, Error>;
+
+    /// Puts all of the change's rows, each in place of the one of its name, if `from` is still the version; gives the version it made. `None`: another
+    /// change came first, and nothing is changed. `Some` is durable: synced to the disk, on a cluster acknowledged by a quorum of the replicas.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the change may have been made, or be made yet, whole. After any other it was not.
+    async fn commit(&self, from: Version, change: &Rows) -> Result<Option<Version>, Error>;
+}
+
+/// Names one state of a store. Two different states never have the same; which is the later one it does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version(pub(super) u128);
+
+/// All that a store holds.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// As of when.
+    pub version: Version,
+    /// Its rows.
+    pub rows: Rows,
+}
+
+/// Sites and keys: all of them, or those that a change puts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    pub(super) sites: Vec<SiteRow>,
+    pub(super) keys: Vec<KeyRow>,
+}
+
+/// A site as it is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct SiteRow {
+    pub(super) id: SiteId,
+    pub(super) origins: Vec<String>,
+    pub(super) rules: SiteRules,
+    pub(super) region: Option<Region>,
+    /// Signs its object tokens.
+    pub(super) token_key: [u8; 32],
+}
+
+impl std::fmt::Debug for SiteRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SiteRow").field("id", &self.id).field("region", &self.region).finish_non_exhaustive()
+    }
+}
+
+/// A key as it is kept: its hash and what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeyRow {
+    pub(super) hash: [u8; 32],
+    pub(super) site: SiteId,
+    pub(super) kind: Kind,
+    pub(super) expires_at: Option<Timestamp>,
+}
+
+impl Rows {
+    pub(super) fn is_empty(&self) -> bool {
+        self.sites.is_empty() && self.keys.is_empty()
+    }
+
+    pub(super) fn site(&self, id: &SiteId) -> Result<&SiteRow, Error> {
+        self.sites.iter().find(|site| site.id == *id).ok_or_else(|| Error::Unknown(id.clone()))
+    }
+
+    pub(super) fn key(&self, hash: &[u8; 32]) -> Option<&KeyRow> {
+        self.keys.iter().find(|key| key.hash == *hash)
+    }
+
+    /// Puts a change's rows in place of those of their names, as a store does.
+    pub(super) fn put(&mut self, change: Self) {
+        for site in change.sites {
+            match self.sites.iter_mut().find(|known| known.id == site.id) {
+                Some(known) => *known = site,
+                None => self.sites.push(site),
+            }
+        }
+        for key in change.keys {
+            match self.keys.iter_mut().find(|known| known.hash == key.hash) {
+                Some(known) => *known = key,
+                None => self.keys.push(key),
+            }
+        }
+    }
+}
+
+/// Settings of whichever backend a URL names.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Of `scylla://`.
+    #[cfg(feature = "scylla")]
+    pub scylla: crate::cql::Settings,
+    /// The keyspace in place of the one that the URL names; empty = that one.
+    pub keyspace: String,
+}
+
+/// Opens the sites beside the object store that `url` names: `embedded`, the file `sites.db` in `dir` (made if missing; one process at a time), or
+/// `scylla://host:port,.../keyspace`, whose tables `contrail migrate` made.
+///
+/// # Errors
+/// [`Error::Refused`] for an unknown URL and a keyspace that has yet to be migrated; [`Error::Unavailable`]; of the file [`Error::Store`], [`Error::File`].
+pub async fn open(url: &str, dir: &Path, settings: &Settings) -> Result<Arc<dyn Store>, Error> {
+    #[cfg(feature = "scylla")]
+    if url.starts_with("scylla:") {
+        return Ok(Arc::new(super::scylla::ScyllaSites::open(url, settings).await?));
+    }
+    #[cfg(not(feature = "scylla"))]
+    let _: &Settings = settings;
+    if url != "embedded" {
+        return Err(Error::Refused(format!("no store of sites is known by `{url}`")));
+    }
+    Ok(Arc::new(super::embedded::SitesFile::open(dir).await?))
+}
+
+/// Makes or changes the tables of the sites beside the object store that `url` names; says what was done. None where it has none.
+///
+/// # Errors
+/// What the cluster says.
+#[cfg(feature = "scylla")]
+pub async fn migrate(url: &str, settings: &Settings) -> Result<Option<String>, Error> {
+    if url.starts_with("scylla:") { Ok(Some(super::scylla::migrate(url, settings).await?)) } else { Ok(None) }
+}
 
 /// [`SiteRules`] as stored, without its secret.
 #[derive(Serialize, Deserialize)]
-struct StoredRules {
+pub(super) struct StoredRules {
     time_zone: String,
     checkout_steps: Vec<String>,
     page_parameters: Vec<String>,
     abandoned_after_seconds: i64,
-}
-
-#[derive(Debug)]
-pub(super) struct Store(Connection);
-
-impl Store {
-    pub(super) fn open(dir: &Path) -> Result<Self, Error> {
-        std::fs::create_dir_all(dir)?;
-        let path = dir.join("sites.db");
-        make_private(&path)?;
-        let conn = Connection::open(&path)?;
-        conn.pragma_update(None, "journal_mode", "WAL")?;
-        conn.pragma_update(None, "synchronous", "FULL")?;
-        conn.pragma_update(None, "foreign_keys", true)?;
-        match conn.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))? {
-            0 => conn.execute_batch(TABLES)?,
-            1 => {}
-            _ => return Err(Error::Malformed("version 1 file")),
-        }
-        Ok(Self(conn))
-    }
-
-    pub(super) fn load(&self) -> Result<Snapshot, Error> {
-        let mut snapshot = Snapshot::default();
-        let mut query = self.0.prepare("SELECT id, origins, rules, hash_key, token_key FROM site")?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let id = SiteId::parse(&row.get::<_, String>(0)?).map_err(|_| Error::Malformed("site"))?;
-            let origins = serde_json::from_str(&row.get::<_, String>(1)?).map_err(|_| Error::Malformed("list of origins"))?;
-            let rules: StoredRules = serde_json::from_str(&row.get::<_, String>(2)?).map_err(|_| Error::Malformed("site's rules"))?;
-            let rules = Arc::new(SiteRules {
-                hash_key: row.get(3)?,
-                time_zone: rules.time_zone,
-                checkout_steps: rules.checkout_steps,
-                page_parameters: rules.page_parameters,
-                abandoned_after_seconds: rules.abandoned_after_seconds,
-            });
-            snapshot.token_keys.insert(id.clone(), row.get(4)?);
-            snapshot.sites.insert(id.clone(), Arc::new(Site { hash: ids::first_u64(&ids::sha256(&[id.as_str().as_bytes()])), id, origins, rules }));
-        }
-        snapshot.grants = self.load_grants(&snapshot)?;
-        Ok(snapshot)
-    }
-
-    fn load_grants(&self, snapshot: &Snapshot) -> Result<HashMap<[u8; 32], Arc<Grant>>, Error> {
-        let mut grants = HashMap::new();
-        let mut query = self.0.prepare("SELECT hash, site, kind, expires_at FROM credential")?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let hash: [u8; 32] = row.get(0)?;
-            let site = SiteId::parse(&row.get::<_, String>(1)?).ok().and_then(|id| snapshot.sites.get(&id).cloned());
-            let site = site.ok_or(Error::Malformed("key's site"))?;
-            let kind = Kind::from_stored(row.get(2)?).ok_or(Error::Malformed("key's kind"))?;
-            let expires_at = row.get::<_, Option<i64>>(3)?.map(Timestamp::from_micros);
-            grants.insert(hash, Arc::new(Grant { site, kind, key: ids::first_u64(&hash), expires_at }));
-        }
-        Ok(grants)
-    }
-
-    pub(super) fn add_site(&mut self, id: &SiteId, origins: &[String], rules: &SiteRules, keys: &[Credential]) -> Result<(), Error> {
-        let tx = self.0.transaction()?;
-        let known: Option<i64> = tx.query_row("SELECT 1 FROM site WHERE id = ?1", [id.as_str()], |row| row.get(0)).optional()?;
-        if known.is_some() {
-            return Err(Error::Exists(id.clone()));
-        }
-        tx.execute(
-            "INSERT INTO site (id, origins, rules, hash_key, token_key) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![id.as_str(), json(&origins)?, json(&StoredRules::of(rules))?, rules.hash_key, random_key()],
-        )?;
-        for key in keys {
-            insert_key(&tx, id, key)?;
-        }
-        Ok(tx.commit()?)
-    }
-
-    pub(super) fn update_site(&mut self, id: &SiteId, origins: &[String], rules: &SiteRules) -> Result<(), Error> {
-        let sql = "UPDATE site SET origins = ?2, rules = ?3 WHERE id = ?1";
-        match self.0.execute(sql, params![id.as_str(), json(&origins)?, json(&StoredRules::of(rules))?])? {
-            0 => Err(Error::Unknown(id.clone())),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn add_credential(&mut self, id: &SiteId, key: &Credential) -> Result<(), Error> {
-        insert_key(&self.0, id, key)
-    }
-
-    pub(super) fn rotate(&mut self, id: &SiteId, key: &Credential, old_until: Timestamp) -> Result<(), Error> {
-        let tx = self.0.transaction()?;
-        let known: Option<i64> = tx.query_row("SELECT 1 FROM site WHERE id = ?1", [id.as_str()], |row| row.get(0)).optional()?;
-        if known.is_none() {
-            return Err(Error::Unknown(id.clone()));
-        }
-        tx.execute(
-            "UPDATE credential SET expires_at = min(coalesce(expires_at, ?3), ?3) WHERE site = ?1 AND kind = ?2",
-            params![id.as_str(), key.kind.stored(), old_until.micros()],
-        )?;
-        insert_key(&tx, id, key)?;
-        Ok(tx.commit()?)
-    }
-}
-
-fn insert_key(conn: &Connection, id: &SiteId, key: &Credential) -> Result<(), Error> {
-    let sql =
-        "INSERT INTO credential (hash, site, kind) VALUES (?1, ?2, ?3) ON CONFLICT (hash) DO UPDATE SET site = ?2, kind = ?3, expires_at = NULL";
-    conn.execute(sql, params![key.hash, id.as_str(), key.kind.stored()])?;
-    Ok(())
+    /// The site's region, where there is no column for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    region: Option<String>,
 }
 
 impl StoredRules {
-    fn of(rules: &SiteRules) -> Self {
+    pub(super) fn of(rules: &SiteRules, region: Option<&Region>) -> Self {
         Self {
             time_zone: rules.time_zone.clone(),
             checkout_steps: rules.checkout_steps.clone(),
             page_parameters: rules.page_parameters.clone(),
             abandoned_after_seconds: rules.abandoned_after_seconds,
+            region: region.map(|region| region.as_str().to_owned()),
+        }
+    }
+
+    pub(super) fn region(&self) -> Result<Option<Region>, Error> {
+        self.region.as_deref().map(Region::parse).transpose()
+    }
+
+    pub(super) fn with_key(self, hash_key: [u8; 32]) -> SiteRules {
+        SiteRules {
+            hash_key,
+            time_zone: self.time_zone,
+            checkout_steps: self.checkout_steps,
+            page_parameters: self.page_parameters,
+            abandoned_after_seconds: self.abandoned_after_seconds,
         }
     }
 }
 
-fn json(value: &impl Serialize) -> Result<String, Error> {
+pub(super) fn json(value: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|_| Error::Malformed("value"))
 }
 
-/// The file holds secrets: nobody but its owner reads it, from its first byte on.
-fn make_private(path: &Path) -> std::io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.create(true).append(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(drop)
+pub(super) fn from_json<T: for<'a> Deserialize<'a>>(text: &str, what: &'static str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|_| Error::Malformed(what))
 }

@@ -30,8 +30,13 @@ fn run(arguments: &[&str], dir: &Path) -> String {
 impl Foreign {
     /// `kafka` or `cassandra`.
     pub(crate) fn up(kind: &str) -> Self {
+        Self::up_with(kind, &[])
+    }
+
+    /// The same, with more arguments. Of several servers this is the first, and their addresses are separated by commas.
+    pub(crate) fn up_with(kind: &str, arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let told = run(&["up", kind, "--own"], dir.path());
+        let told = run(&[&["up", kind, "--own"], arguments].concat(), dir.path());
         let key = format!("{}=", kind.to_uppercase());
         let address = told.lines().find_map(|line| line.strip_prefix(&key)).unwrap().to_owned();
         Self { dir, name: format!("{kind}-1"), address }
@@ -39,7 +44,17 @@ impl Foreign {
 
     /// As a process dies, with the last of what it acknowledged where it had not even given that to the kernel.
     pub(crate) fn kill(&self) {
-        run(&["stop", &self.name, "--kill"], self.dir.path());
+        self.kill_named(&self.name);
+    }
+
+    /// The same of one of several.
+    pub(crate) fn kill_named(&self, name: &str) {
+        run(&["stop", name, "--kill"], self.dir.path());
+    }
+
+    /// What all its servers keep, each in a directory of its name.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Back on the same directory.

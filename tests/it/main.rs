@@ -21,4 +21,5 @@ mod same;
 mod scylla;
 mod shop;
 mod simulated;
+mod sites;
 mod start;

@@ -10,12 +10,13 @@ use tower::ServiceExt;
 use super::super::testing::FakeLog;
 use super::super::{Deps, Settings};
 use super::*;
-use crate::event::{Channel, Clock, Event, Flags, Record, RecordKind, SiteRules, Timestamp, ids};
-use crate::site::NewKeys;
+use crate::event::{Channel, Clock, Event, Flags, Record, RecordKind, Timestamp, ids};
+use crate::site::{self, Change, NewKeys, NewSite, Region, Regions};
 
 struct Shop {
     log: Arc<FakeLog>,
     ingest: Ingest,
+    sites: Arc<Sites>,
     keys: NewKeys,
     _dir: tempfile::TempDir,
 }
@@ -23,19 +24,25 @@ struct Shop {
 const NOW: &str = "2026-11-20T10:00:00Z";
 const PAGE: &str = "https://shop.example";
 
-fn shop_with(settings: Settings) -> Shop {
-    let dir = tempfile::tempdir().unwrap();
-    let clock = Clock::fixed(Timestamp::parse(NOW).unwrap());
-    let sites = Arc::new(Sites::open(dir.path(), clock.clone()).unwrap());
-    let keys = sites.add(&SiteId::parse("demo").unwrap(), vec![PAGE.into()], SiteRules::default()).unwrap();
-    sites.add(&SiteId::parse("other").unwrap(), vec!["https://other.example".into()], SiteRules::default()).unwrap();
-    let log = Arc::new(FakeLog::default());
-    let ingest = Ingest::new(Deps { log: log.clone(), sites, clock, settings });
-    Shop { log, ingest, keys, _dir: dir }
+async fn shop_with(settings: Settings) -> Shop {
+    shop_in(Regions::default(), settings).await
 }
 
-fn shop() -> Shop {
-    shop_with(Settings::default())
+async fn shop_in(regions: Regions, settings: Settings) -> Shop {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::fixed(Timestamp::parse(NOW).unwrap());
+    let store = site::open("embedded", dir.path(), &site::Settings::default()).await.unwrap();
+    let sites = Arc::new(Sites::new(store, regions, clock.clone()).await.unwrap());
+    let of = |origin: &str| NewSite { origins: vec![origin.into()], ..NewSite::default() };
+    let keys = sites.add(&SiteId::parse("demo").unwrap(), of(PAGE)).await.unwrap();
+    sites.add(&SiteId::parse("other").unwrap(), of("https://other.example")).await.unwrap();
+    let log = Arc::new(FakeLog::default());
+    let ingest = Ingest::new(Deps { log: log.clone(), sites: Arc::clone(&sites), clock, settings });
+    Shop { log, ingest, sites, keys, _dir: dir }
+}
+
+async fn shop() -> Shop {
+    shop_with(Settings::default()).await
 }
 
 struct Reply {
@@ -78,7 +85,7 @@ fn viewed(id: &str) -> String {
 
 #[tokio::test]
 async fn one_event_goes_the_whole_way() {
-    let shop = shop();
+    let shop = shop().await;
     let reply = shop.post(viewed("e-1")).await;
     assert_eq!((reply.status, reply.body), (200, json!({"accepted": 1, "duplicates": 0, "conflicts": 0, "rejected": [], "assigned": []})));
     let (partition, record) = shop.log.records().pop().unwrap();
@@ -91,7 +98,7 @@ async fn one_event_goes_the_whole_way() {
 
 #[tokio::test]
 async fn bad_events_spoil_themselves_alone() {
-    let shop = shop();
+    let shop = shop().await;
     let bad = r#"{"event_id":"e-2","type":"page_viewed","page":{"url":7}}"#;
     let reply = shop.post(format!("[{},{bad},{{\"type\":\"x\"}},4]", viewed("e-1"))).await;
     assert_eq!((reply.status, &reply.body["accepted"]), (200, &json!(2)));
@@ -118,7 +125,7 @@ type Case<'a> = (Vec<(&'a str, &'a str)>, &'a str, Vec<u8>, u16, &'a str);
 
 #[tokio::test]
 async fn every_refusal_of_a_request() {
-    let shop = shop();
+    let shop = shop().await;
     let key = shop.keys.ingest.clone();
     let bearer = format!("Bearer {key}");
     let auth = ("authorization", bearer.as_str());
@@ -172,7 +179,7 @@ fn zip_bomb() -> Vec<u8> {
 #[tokio::test]
 async fn each_way_to_give_the_key() {
     use base64::Engine;
-    let shop = shop();
+    let shop = shop().await;
     let basic = |user: &str| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(user));
     let key = shop.keys.ingest.clone();
     for (name, value) in [
@@ -188,7 +195,7 @@ async fn each_way_to_give_the_key() {
 
 #[tokio::test]
 async fn failures_of_the_log_keep_the_assigned_ids() {
-    let shop = shop();
+    let shop = shop().await;
     let damaged = LogError::Damaged { topic: "events", partition: 3, offset: 7, what: "checksum".into() };
     for (error, code, seconds) in [
         (LogError::Full("disk"), "log_full", "5"),
@@ -210,7 +217,7 @@ async fn failures_of_the_log_keep_the_assigned_ids() {
 
 #[tokio::test]
 async fn repeats_are_appended_and_named() {
-    let shop = shop();
+    let shop = shop().await;
     let other = viewed("e-1").replace("sku-1", "sku-2");
     let counts = |reply: Reply| ["accepted", "duplicates", "conflicts"].map(|key| reply.body[key].as_u64().unwrap());
     assert_eq!(counts(shop.post(viewed("e-1")).await), [1, 0, 0]);
@@ -225,7 +232,7 @@ async fn repeats_are_appended_and_named() {
 
 #[tokio::test]
 async fn submitting_from_within_is_a_servers_request() {
-    let shop = shop();
+    let shop = shop().await;
     let site = SiteId::parse("demo").unwrap();
     let body = r#"{"type":"x","event_id":"e","source":{"channel":"webhook"}}"#;
     assert_eq!(shop.ingest.submit(&site, Bytes::from_static(body.as_bytes())).await.unwrap().accepted, 1);
@@ -236,7 +243,7 @@ async fn submitting_from_within_is_a_servers_request() {
 
 #[tokio::test]
 async fn a_rehearsal_gives_what_would_be_appended_and_appends_nothing() {
-    let shop = shop();
+    let shop = shop().await;
     let site = SiteId::parse("demo").unwrap();
     let order = r#"{"type":"order_completed","event_id":"o","order":{"id":"o1"},"checkout":{"id":"c"}}"#;
     let body = Bytes::from(format!("[{},{{\"type\":\"\"}},{order},{}]", viewed("e-1"), viewed("e-2")));
@@ -251,7 +258,7 @@ async fn a_rehearsal_gives_what_would_be_appended_and_appends_nothing() {
 
 #[tokio::test]
 async fn dry_run_appends_nothing() {
-    let shop = shop();
+    let shop = shop().await;
     let bearer = format!("Bearer {}", shop.keys.ingest);
     let reply = shop.post_with(&[("authorization", &bearer)], "/v1/events?dry_run=true", r#"[{"type":"x"},{"type":""}]"#).await;
     assert_eq!((reply.status, &reply.body["accepted"], &reply.body["rejected"][0]["pointer"]), (200, &json!(1), &json!("/type")));
@@ -260,7 +267,7 @@ async fn dry_run_appends_nothing() {
 
 #[tokio::test]
 async fn pages_of_allowed_origins_may_send_and_read_the_answer() {
-    let shop = shop();
+    let shop = shop().await;
     let event = r#"{"type":"x","event_id":"e","source":{"channel":"webhook"}}"#;
     let headers = [("x-write-key", shop.keys.browser.as_str()), ("origin", PAGE), ("user-agent", "Mozilla/5.0 (compatible; bingbot/2.0)")];
     let reply = shop.post_with(&headers, "/v1/events", event).await;
@@ -288,7 +295,7 @@ async fn pages_of_allowed_origins_may_send_and_read_the_answer() {
 #[tokio::test]
 async fn limits_refuse_at_once_and_say_when_to_come_again() {
     let rate = |n| std::num::NonZeroU32::new(n).unwrap();
-    let shop = shop_with(Settings { max_in_flight_bytes: 64 << 10, address_requests_per_second: rate(2), ..Settings::default() });
+    let shop = shop_with(Settings { max_in_flight_bytes: 64 << 10, address_requests_per_second: rate(2), ..Settings::default() }).await;
     let reply = shop.post(format!("[{}]", vec![viewed("e"); 1_000].join(","))).await;
     assert_eq!((reply.status, reply.body["code"].as_str(), &reply.headers[header::RETRY_AFTER]), (503, Some("overloaded"), &"1".parse().unwrap()));
     assert_eq!(shop.ingest.0.budget.free(), 64 << 10, "nothing leaks");
@@ -303,7 +310,7 @@ async fn limits_refuse_at_once_and_say_when_to_come_again() {
 #[tokio::test]
 async fn a_body_that_does_not_come_is_given_up() {
     let body_timeout = std::time::Duration::from_millis(20);
-    let shop = shop_with(Settings { body_timeout, ..Settings::default() });
+    let shop = shop_with(Settings { body_timeout, ..Settings::default() }).await;
     let started = Instant::now();
     let never = futures::stream::pending::<Result<Bytes, std::io::Error>>();
     let reply = shop.post(Body::from_stream(never)).await;
@@ -320,9 +327,9 @@ async fn large_bodies_and_compressed_ones_give_the_same_records() {
     let events: Vec<String> = (0..4_000).map(|n| viewed(&format!("e-{n}"))).collect();
     let body = format!("[{}]", events.join(","));
     assert!(body.len() > OFFLOAD_BYTES);
-    let plain = shop();
+    let plain = shop().await;
     assert_eq!(plain.post(body.clone()).await.body["accepted"], 4_000);
-    let zipped = shop();
+    let zipped = shop().await;
     let packed = zstd::encode_all(body.as_bytes(), 1).unwrap();
     let headers = [("x-write-key", zipped.keys.ingest.as_str()), ("content-encoding", "zstd")];
     assert_eq!(zipped.post_with(&headers, "/v1/events", packed).await.body["accepted"], 4_000);
@@ -331,7 +338,7 @@ async fn large_bodies_and_compressed_ones_give_the_same_records() {
 
 #[tokio::test]
 async fn refusals_are_appended_by_site_and_survive_a_failed_append() {
-    let shop = shop();
+    let shop = shop().await;
     shop.post("nonsense").await;
     shop.post(format!("{}\nbad\nworse", viewed("e-1"))).await;
     shop.post_with(&[], "/v1/events", "{}").await;
@@ -347,4 +354,26 @@ async fn refusals_are_appended_by_site_and_survive_a_failed_append() {
     let refusals: crate::event::record::Refusals = serde_json::from_slice(&record.body).unwrap();
     assert_eq!(refusals.by_code.into_iter().collect::<Vec<_>>(), [("body_not_json".to_owned(), 2), ("not_json".to_owned(), 2)]);
     assert_eq!(shop.records().len(), 2);
+}
+
+#[tokio::test]
+async fn nothing_is_taken_for_a_site_of_another_region() {
+    let regions = Regions::new("us", &["eu=https://eu.example".into()]).unwrap();
+    let shop = shop_in(regions, Settings::default()).await;
+    let to = |name: &str| Change { region: Some(Some(Region::parse(name).unwrap())), leave_data: true, ..Change::default() };
+    let key = shop.keys.ingest.clone();
+    let body = r#"{"type":"x"}"#;
+    shop.sites.set(&SiteId::parse("demo").unwrap(), to("us")).await.unwrap();
+    assert_eq!(shop.post_with(&[("x-write-key", &key)], "/v1/events", body).await.status, 200);
+    let stored = shop.log.records().len();
+    shop.sites.set(&SiteId::parse("demo").unwrap(), to("eu")).await.unwrap();
+    for headers in [vec![("x-write-key", key.as_str())], vec![("x-write-key", &key), ("origin", PAGE)], vec![("x-write-key", &shop.keys.browser)]] {
+        let refused = shop.post_with(&headers, "/v1/events", body).await;
+        assert_eq!((refused.status, &refused.body["code"]), (421, &json!("region_elsewhere")));
+        assert_eq!((&refused.body["region"], &refused.body["region_url"]), (&json!("eu"), &json!("https://eu.example")));
+        assert!(refused.body["detail"].as_str().unwrap().contains("https://eu.example"));
+    }
+    // Nor is the refusal, which elsewhere is counted in the site's books.
+    shop.ingest.0.refusals.flush(&*shop.log, Timestamp::parse(NOW).unwrap()).await;
+    assert_eq!(shop.log.records().len(), stored);
 }

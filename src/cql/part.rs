@@ -1,0 +1,84 @@
+//! A part of a keyspace with tables and a version of its own, beside the archive's: made and changed by `contrail migrate`, checked by whoever connects to
+//! it. What is in the tables is its owner's business.
+
+use super::migrate::statements_of;
+use super::{Address, Cluster, Error, Settings};
+
+/// The tables of one owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Names it in the keyspace's table of versions, and to people.
+    pub name: &'static str,
+    /// The version of `schema`. A change of the schema is a later version; the statements of every version are run again, so each may be repeated.
+    pub version: i32,
+    /// Statements, each ended by a semicolon; lines that begin with `--` are comments. Those that begin with `INSERT` are run as light-weight transactions
+    /// (`IF NOT EXISTS`).
+    pub schema: &'static str,
+}
+
+/// Makes the keyspace where it is missing, and the part's tables in it, or changes them to what this build needs. Does nothing where they are so. Safe with
+/// several at once. Gives what was done, in words.
+///
+/// # Errors
+/// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
+pub async fn migrate_part(address: &Address, settings: &Settings, part: &Part) -> Result<String, Error> {
+    let cluster = Cluster::begin_migration(address, settings).await?;
+    let migrated = cluster.bring_up_part(&address.keyspace, part).await;
+    let ended = cluster.end_migration().await;
+    let done = migrated?;
+    ended?;
+    Ok(done)
+}
+
+impl Cluster {
+    /// Connects, and checks that the keyspace has the part's tables as this build needs them.
+    ///
+    /// # Errors
+    /// [`Error::Schema`] where they are to be made or changed by `contrail migrate` first; [`Error::Settings`], [`Error::Unavailable`].
+    pub async fn connect_to(address: &Address, settings: &Settings, part: &Part) -> Result<Self, Error> {
+        let cluster = Self::reach(address, settings).await?;
+        let keyspace = &address.keyspace;
+        let found = if cluster.has_versions(keyspace).await? { cluster.part_version(part).await? } else { None };
+        match found {
+            None => Err(Error::Schema(format!("the keyspace {keyspace} has no {} yet: run `contrail migrate` first", part.name))),
+            Some(version) if version < part.version => Err(Error::Schema(format!(
+                "the {} of keyspace {keyspace} are of version {version}, this build needs {}: run `contrail migrate` first",
+                part.name, part.version
+            ))),
+            Some(version) => part.not_later(keyspace, version).map(|()| cluster),
+        }
+    }
+
+    async fn bring_up_part(&self, keyspace: &str, part: &Part) -> Result<String, Error> {
+        if let Some(version) = self.part_version(part).await? {
+            part.not_later(keyspace, version)?;
+            if version == part.version {
+                return Ok(format!("the {} of keyspace {keyspace} are of version {version} already", part.name));
+            }
+        }
+        for statement in statements_of(part.schema) {
+            if statement.starts_with("INSERT") {
+                self.transact(&statement).await?;
+            } else {
+                self.change(&statement).await?;
+            }
+        }
+        self.change(&format!("INSERT INTO schema_version (part, version) VALUES ('{}', {})", part.name, part.version)).await?;
+        Ok(format!("the {} of keyspace {keyspace} are of version {} now", part.name, part.version))
+    }
+
+    async fn part_version(&self, part: &Part) -> Result<Option<i32>, Error> {
+        let found: Vec<(i32,)> = self.rows("SELECT version FROM schema_version WHERE part = ?", (part.name,)).await?;
+        Ok(found.first().map(|(version,)| *version))
+    }
+}
+
+impl Part {
+    fn not_later(&self, keyspace: &str, version: i32) -> Result<(), Error> {
+        if version <= self.version {
+            return Ok(());
+        }
+        let (name, known) = (self.name, self.version);
+        Err(Error::Schema(format!("the {name} of keyspace {keyspace} are of version {version}, this build knows {known}: use a later build")))
+    }
+}
