@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{At, Error};
 use crate::archive::{self, Archive};
-use crate::config::Config;
+use crate::config::{Config, Stage};
 #[cfg(feature = "scylla")]
 use crate::cql;
 use crate::event::Clock;
@@ -66,6 +66,7 @@ pub(super) async fn archive(config: &Config, clock: Clock) -> Result<Arc<dyn Arc
     let settings = archive::Settings {
         #[cfg(feature = "scylla")]
         scylla: scylla_settings(config)?,
+        only_read: config.learning.contains(&Stage::Archive),
     };
     archive::open(&config.archive, &config.data, &settings, clock).await.at("opening the archive")
 }

@@ -32,6 +32,8 @@ pub(super) struct Health {
     pub(super) log: Arc<dyn EventLog>,
     pub(super) status: Arc<Status>,
     pub(super) progress: Arc<Progress>,
+    /// Stages that write nothing live.
+    pub(super) learning: Vec<&'static str>,
 }
 
 impl Health {
@@ -59,7 +61,7 @@ impl Health {
             )
             .collect();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (status, Json(json!({"ready": ready, "frozen_objects": self.status.frozen(), "stopped_partitions": stopped})))
+        (status, Json(json!({"ready": ready, "learning": self.learning, "frozen_objects": self.status.frozen(), "stopped_partitions": stopped})))
     }
 
     async fn scrape(&self) -> impl IntoResponse + use<> {

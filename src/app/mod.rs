@@ -7,6 +7,7 @@ mod backends;
 pub mod data;
 mod health;
 mod known;
+mod learning;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -41,7 +42,7 @@ use crate::sync::keeper::{Keeper, KeeperSettings};
 use crate::sync::mapping::{Mapped, names};
 use crate::sync::reader::Reader;
 use crate::sync::status::Status;
-use crate::sync::{self, ObjectStore};
+use crate::sync::{self, Feed, ObjectStore};
 use crate::telemetry;
 use crate::web;
 
@@ -98,6 +99,7 @@ pub struct Running {
     http: Tasks,
     rooms: Tasks,
     ready: health::Readiness,
+    learning: Arc<learning::Learning>,
     stores: Stores,
     feed: LocalFeed,
     drain: Duration,
@@ -124,6 +126,7 @@ struct Parts {
     feed: LocalFeed,
     status: Arc<Status>,
     progress: Arc<Progress>,
+    learning: Arc<learning::Learning>,
 }
 
 /// Starts everything that the settings name and returns once it serves.
@@ -164,7 +167,8 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
     ready.set(true);
     let drain = parts.config.server.drain.0;
     let stores = Stores { log: parts.log, objects: parts.objects, archive: parts.archive };
-    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, stores, feed: parts.feed, drain, _data: dir })
+    let (learning, feed) = (parts.learning, parts.feed);
+    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, learning, stores, feed, drain, _data: dir })
 }
 
 /// Refuses half of the given keys, and a first start that others can reach without given keys.
@@ -184,18 +188,26 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
     let log = backends::log(&config, clock.clone()).await?;
     let objects = backends::objects(&config)?;
     let archive = backends::archive(&config, clock.clone()).await?;
+    let learning = Arc::new(learning::Learning::open(&config, &log, &objects, &archive).await?);
     let rules = sites.rules_of();
     let feed = LocalFeed::new(sync::feed::Settings::default());
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
-    Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress })
+    Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress, learning })
 }
 
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.
 fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metrics: PrometheusHandle, rooms: &mut Tasks) -> Router {
     let has = |role| parts.config.roles.contains(&role);
-    let health =
-        health::Health { ready, metrics, log: Arc::clone(&parts.log), status: Arc::clone(&parts.status), progress: Arc::clone(&parts.progress) };
+    let health = health::Health {
+        ready,
+        metrics,
+        log: Arc::clone(&parts.log),
+        status: Arc::clone(&parts.status),
+        progress: Arc::clone(&parts.progress),
+        learning: parts.learning.stages(),
+    };
     let mut router = health.router().merge(parts.admin(access.clone()).router());
+    router = router.merge(learning::router(Arc::clone(&parts.learning), Arc::clone(&parts.log), access.clone()));
     if has(Role::Ingest) {
         let ingest = parts.ingest();
         let known = known::Known { access: access.clone(), ingest: ingest.clone(), archive: Arc::clone(&parts.archive) };
@@ -218,6 +230,10 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     }
     if has(Role::Web) {
         router = router.merge(parts.live(access.clone())).merge(parts.reports(access));
+    }
+    if parts.learning.learned().is_some() {
+        let (stop, learning) = (rooms.stop_token(), Arc::clone(&parts.learning));
+        rooms.spawn("learning", learning.run(stop));
     }
     rooms.spawn("retention", retain(Arc::clone(&parts.log), parts.clock.clone(), rooms.stop_token()));
     router.fallback(unknown_path)
@@ -282,11 +298,20 @@ impl Parts {
         Ingest::new(ingest::Deps { log: Arc::clone(&self.log), sites: Arc::clone(&self.sites), clock: self.clock.clone(), settings })
     }
 
+    /// What router and keeper work on.
+    fn sync(&self) -> (Arc<dyn EventLog>, Arc<dyn ObjectStore>, Arc<dyn Feed>) {
+        match &self.learning.sync {
+            Some(learning) => (Arc::clone(&learning.log) as _, Arc::clone(&learning.store) as _, Arc::new(learning.feed.clone())),
+            None => (Arc::clone(&self.log), Arc::clone(&self.objects), Arc::new(self.feed.clone())),
+        }
+    }
+
     fn router(&self) -> sync::router::Router {
+        let (log, store, feed) = self.sync();
         sync::router::Router {
-            log: Arc::clone(&self.log),
-            store: Arc::clone(&self.objects),
-            feed: Arc::new(self.feed.clone()),
+            log,
+            store,
+            feed,
             rules: Arc::clone(&self.rules),
             settings: sync::router::RouterSettings::default(),
             status: Arc::clone(&self.status),
@@ -300,14 +325,10 @@ impl Parts {
             expiry: self.expiry(),
             ..KeeperSettings::default()
         };
-        Keeper {
-            log: Arc::clone(&self.log),
-            store: Arc::clone(&self.objects),
-            feed: Arc::new(self.feed.clone()),
-            clock: self.clock.clone(),
-            settings,
-            status: Arc::clone(&self.status),
-        }
+        // What the keeper has passed makes room for what the router makes next.
+        let settings = if self.learning.sync.is_some() { KeeperSettings { commit_every: Duration::from_secs(1), ..settings } } else { settings };
+        let (log, store, feed) = self.sync();
+        Keeper { log, store, feed, clock: self.clock.clone(), settings, status: Arc::clone(&self.status) }
     }
 
     fn archiver(&self) -> Archiver {
@@ -318,9 +339,13 @@ impl Parts {
             retention: given.retention.0,
             ..archiver::Settings::default()
         };
+        let (log, archive): (Arc<dyn EventLog>, Arc<dyn Archive>) = match &self.learning.archive {
+            Some(learning) => (Arc::clone(&learning.log) as _, Arc::clone(&learning.archive) as _),
+            None => (Arc::clone(&self.log), Arc::clone(&self.archive)),
+        };
         Archiver {
-            log: Arc::clone(&self.log),
-            archive: Arc::clone(&self.archive),
+            log,
+            archive,
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
             objects_of: Arc::new(touched),
@@ -406,9 +431,10 @@ impl Running {
         self.feed.close();
         let http = self.http.drain(self.drain + Duration::from_secs(5)).await.at("finishing requests");
         let rooms = self.rooms.drain(self.drain).await.at("stopping the rooms");
+        let learning = self.learning.close().await.at("closing what was learned");
         let log = self.stores.log.close().await.at("sealing the log");
         let objects = self.stores.objects.close().await.at("closing the objects");
         let archive = self.stores.archive.close().await.at("closing the archive");
-        http.and(rooms).and(log).and(objects).and(archive)
+        http.and(rooms).and(learning).and(log).and(objects).and(archive)
     }
 }

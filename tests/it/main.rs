@@ -13,6 +13,7 @@ mod http;
 mod inspect;
 mod kafka;
 mod late;
+mod learning;
 mod live;
 mod orders;
 mod power;
