@@ -11,8 +11,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 
 use crate::archive::progress::Progress;
+use crate::config::Role;
 use crate::eventlog::{EventLog, Topic};
 use crate::sync::status::Status;
+use crate::telemetry;
 
 /// Whether this process takes requests: false before everything is open and from the first moment of a drain.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub(super) struct Health {
     pub(super) log: Arc<dyn EventLog>,
     pub(super) status: Arc<Status>,
     pub(super) progress: Arc<Progress>,
+    /// What this process does.
+    pub(super) roles: Vec<Role>,
     /// Stages that write nothing live.
     pub(super) learning: Vec<&'static str>,
 }
@@ -65,13 +69,20 @@ impl Health {
     }
 
     async fn scrape(&self) -> impl IntoResponse + use<> {
+        telemetry::show_process();
         if let (Ok(events), Ok(changes)) = (self.log.bounds(Topic::Events).await, self.log.bounds(Topic::Changes).await) {
             let lag =
                 |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
-            metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
-            metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
-            let archived: Vec<u64> = self.progress.all().values().map(|at| at.cursor.next).collect();
-            metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
+            // Of what this process does: another's lag is for that one to tell.
+            if self.roles.contains(&Role::Sync) {
+                metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
+                metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
+            }
+            if self.roles.contains(&Role::Archive) {
+                let owned = self.progress.all().into_iter();
+                let behind = owned.filter_map(|(partition, at)| Some(events.get(usize::from(partition))?.next.saturating_sub(at.cursor.next)));
+                metrics::gauge!("contrail_archiver_lag_records").set(behind.sum::<u64>() as f64);
+            }
         }
         ([("content-type", "text/plain; version=0.0.4")], self.metrics.render())
     }

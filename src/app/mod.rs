@@ -204,6 +204,7 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
         log: Arc::clone(&parts.log),
         status: Arc::clone(&parts.status),
         progress: Arc::clone(&parts.progress),
+        roles: parts.config.roles.clone(),
         learning: parts.learning.stages(),
     };
     let mut router = health.router().merge(parts.admin(access.clone()).router());

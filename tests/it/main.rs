@@ -15,6 +15,7 @@ mod kafka;
 mod late;
 mod learning;
 mod live;
+mod observe;
 mod orders;
 mod power;
 mod same;
