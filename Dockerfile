@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# contrail alone: small, non-root, everything it writes under /data.
-FROM rust:1.95-slim-bookworm AS build
+# contrail, alone or in any role: small, non-root, everything it writes under /data. Its root file system may be read-only. SQLite, OpenSSL, librdkafka and zstd are
+# built in: build-essential brings the C compiler, make and perl that this takes, and the image at the end needs the C library alone.
+FROM rust:1.95.0-slim-bookworm AS build
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
@@ -14,7 +15,8 @@ FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/contrail /usr/local/bin/contrail
 COPY --from=build --chown=nonroot:nonroot /data /data
 USER nonroot
-ENV CONTRAIL_DATA=/data CONTRAIL_LISTEN=0.0.0.0:8080 CONTRAIL_TELEMETRY_FORMAT=json
+# The OpenSSL that is built in looks for the system's authorities where this says.
+ENV CONTRAIL_DATA=/data CONTRAIL_LISTEN=0.0.0.0:8080 CONTRAIL_TELEMETRY_FORMAT=json SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 VOLUME /data
 EXPOSE 8080
 STOPSIGNAL SIGTERM

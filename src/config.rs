@@ -69,6 +69,9 @@ pub enum Error {
         /// What would come apart.
         why: &'static str,
     },
+    /// A stage is to learn where nothing runs it.
+    #[error("settings: `learning` names {0:?}, and `roles` does not: nothing would run it")]
+    NothingLearns(Stage),
 }
 
 /// Longer than identity remembers an event's id (7 days), by the day that a file of the archive covers.
@@ -121,6 +124,26 @@ pub enum Role {
     Web,
 }
 
+/// A stage that may learn: run in full, with nothing written at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Router and keeper.
+    Sync,
+    /// The archiver.
+    Archive,
+}
+
+impl Stage {
+    /// The role that runs it.
+    const fn role(self) -> Role {
+        match self {
+            Self::Sync => Role::Sync,
+            Self::Archive => Role::Archive,
+        }
+    }
+}
+
 /// All settings. Each field is a key of `defaults.toml`, which says what it means.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +152,8 @@ pub struct Config {
     pub data: PathBuf,
     pub listen: String,
     pub roles: Vec<Role>,
+    pub learning: Vec<Stage>,
+    pub learning_bytes: Bytes,
     pub log: String,
     pub store: String,
     pub archive: String,
@@ -250,6 +275,9 @@ impl Config {
         if config.archiver.retention.0 < LEAST_RETENTION {
             let why = "what the archive no longer holds would be counted again while senders still repeat it";
             return Err(Error::TooShort { key: "archiver.retention", least: LEAST_RETENTION, why });
+        }
+        if let Some(stage) = config.learning.iter().find(|stage| !config.roles.contains(&stage.role())) {
+            return Err(Error::NothingLearns(*stage));
         }
         Ok(config)
     }
@@ -431,6 +459,15 @@ mod tests {
             told("8days").unwrap_err().to_string(),
             "settings: archiver.retention is at least 9days: what the archive no longer holds would be counted again while senders still repeat it"
         );
+    }
+
+    #[test]
+    fn only_what_runs_can_learn() {
+        let told = |flags| load(None, &[], flags).map(|config| config.learning).map_err(|error| error.to_string());
+        assert_eq!(told("learning = [\"archive\"]\nroles = [\"archive\"]"), Ok(vec![Stage::Archive]));
+        let refused = told("learning = [\"sync\"]\nroles = [\"archive\"]").unwrap_err();
+        assert_eq!(refused, "settings: `learning` names Sync, and `roles` does not: nothing would run it");
+        assert!(told("learning = [\"ingest\"]").unwrap_err().contains("unknown variant `ingest`"));
     }
 
     #[test]

@@ -304,7 +304,7 @@ impl IdentityTables {
     }
 }
 
-/// Every entry of a database's identity memory, those of events with the hour they stand under: for moving it elsewhere. Blocking.
+/// Every entry of a database's identity memory, those of events last, by the hour they stand under: for moving it elsewhere. Blocking.
 ///
 /// # Errors
 /// The first of the file or of `take`; an entry that cannot be read is one.
@@ -312,8 +312,8 @@ pub fn each_entry<E: From<rusqlite::Error>>(
     conn: &Connection,
     mut take: impl FnMut(Option<Timestamp>, IdentityKey, Entry) -> Result<(), E>,
 ) -> Result<(), E> {
-    let hours = hours(conn)?.into_iter().map(|hour| (Some(Timestamp::ZERO.plus_seconds(hour * 3_600)), table(hour)));
-    for (hour, table) in hours.chain([(None, "identity_lasting".to_owned())]) {
+    let hours = hours(conn)?.into_iter().rev().map(|hour| (Some(Timestamp::ZERO.plus_seconds(hour * 3_600)), table(hour)));
+    for (hour, table) in [(None, "identity_lasting".to_owned())].into_iter().chain(hours) {
         let mut all = conn.prepare(&format!("SELECT key, value FROM {table}"))?;
         let mut rows = all.query([])?;
         while let Some(row) = rows.next()? {

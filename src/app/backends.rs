@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::{At, Error};
 use crate::archive::{self, Archive};
-use crate::config::Config;
 #[cfg(feature = "kafka")]
 use crate::config::Role;
+use crate::config::{Config, Stage};
 #[cfg(feature = "scylla")]
 use crate::cql;
 use crate::event::Clock;
@@ -36,7 +36,7 @@ pub(super) async fn log(config: &Config, clock: Clock) -> Result<Arc<dyn EventLo
 }
 
 #[cfg(feature = "kafka")]
-fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Settings, Error> {
+pub(super) fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Settings, Error> {
     let kafka = &config.kafka;
     let security = eventlog::kafka::Security {
         tls: kafka.tls,
@@ -102,7 +102,7 @@ pub(super) async fn sites(config: &Config, clock: Clock) -> Result<Sites, Error>
     Sites::new(store, regions, clock).await.at("reading the sites")
 }
 
-fn site_settings(config: &Config) -> Result<site::Settings, Error> {
+pub(super) fn site_settings(config: &Config) -> Result<site::Settings, Error> {
     Ok(site::Settings {
         #[cfg(feature = "scylla")]
         scylla: {
@@ -119,12 +119,13 @@ pub(super) async fn archive(config: &Config, clock: Clock) -> Result<Arc<dyn Arc
     let settings = archive::Settings {
         #[cfg(feature = "scylla")]
         scylla: scylla_settings(config)?,
+        only_read: config.learning.contains(&Stage::Archive),
     };
     archive::open(&config.archive, &config.data, &settings, clock).await.at("opening the archive")
 }
 
 #[cfg(feature = "scylla")]
-fn scylla_settings(config: &Config) -> Result<cql::Settings, Error> {
+pub(super) fn scylla_settings(config: &Config) -> Result<cql::Settings, Error> {
     let scylla = &config.scylla;
     Ok(cql::Settings {
         username: scylla.username.clone(),

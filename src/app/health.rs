@@ -11,10 +11,12 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 
 use crate::archive::progress::Progress;
+use crate::config::Role;
 use crate::event::PARTITIONS;
 use crate::eventlog::{EventLog, Topic};
 use crate::site::Sites;
 use crate::sync::status::Status;
+use crate::telemetry;
 
 /// Whether this process takes requests: false before everything is open and from the first moment of a drain.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +39,10 @@ pub(super) struct Health {
     pub(super) progress: Arc<Progress>,
     /// Whether the log is on Kafka and taken even where losing a broker can lose what was acknowledged.
     pub(super) single_replica: bool,
+    /// What this process does.
+    pub(super) roles: Vec<Role>,
+    /// Stages that write nothing live.
+    pub(super) learning: Vec<&'static str>,
 }
 
 impl Health {
@@ -66,6 +72,7 @@ impl Health {
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let told = json!({
             "ready": ready,
+            "learning": self.learning,
             "frozen_objects": self.status.frozen(),
             "stopped_partitions": stopped,
             "sites_unanswered_seconds": self.sites.unanswered_for().map(|time| time.as_secs()),
@@ -76,14 +83,20 @@ impl Health {
 
     /// Lags are those of the partitions this process owns: over all processes they add up.
     async fn scrape(&self) -> impl IntoResponse + use<> {
+        telemetry::show_process();
         if let (Ok(events), Ok(changes)) = (self.log.bounds(Topic::Events).await, self.log.bounds(Topic::Changes).await) {
             let lag =
                 |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
-            metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
-            metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
-            let owned = self.progress.all();
-            let archived: Vec<u64> = (0..PARTITIONS).map(|partition| owned.get(&partition).map_or(u64::MAX, |at| at.cursor.next)).collect();
-            metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
+            // Of what this process does: another's lag is for that one to tell.
+            if self.roles.contains(&Role::Sync) {
+                metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
+                metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
+            }
+            if self.roles.contains(&Role::Archive) {
+                let owned = self.progress.all();
+                let archived: Vec<u64> = (0..PARTITIONS).map(|partition| owned.get(&partition).map_or(u64::MAX, |at| at.cursor.next)).collect();
+                metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
+            }
         }
         let unanswered = self.sites.unanswered_for().unwrap_or_default();
         metrics::gauge!("contrail_sites_unanswered_seconds").set(unanswered.as_secs_f64());

@@ -7,6 +7,9 @@ mod backends;
 pub mod data;
 mod health;
 mod known;
+mod learning;
+#[cfg(all(feature = "kafka", feature = "scylla"))]
+mod moving;
 mod roles;
 
 use std::net::SocketAddr;
@@ -45,6 +48,8 @@ use crate::telemetry;
 use crate::web;
 
 pub use backends::migrate;
+#[cfg(all(feature = "kafka", feature = "scylla"))]
+pub use moving::{Moved, Told, migrate_data};
 
 /// As `kafka.instance`: no lasting name.
 const NO_INSTANCE: &str = "none";
@@ -100,6 +105,7 @@ pub struct Running {
     http: Tasks,
     rooms: Tasks,
     ready: health::Readiness,
+    learning: Arc<learning::Learning>,
     stores: Stores,
     feed: Arc<dyn Feed>,
     drain: Duration,
@@ -127,6 +133,7 @@ struct Parts {
     feed: Arc<dyn Feed>,
     status: Arc<Status>,
     progress: Arc<Progress>,
+    learning: Arc<learning::Learning>,
 }
 
 /// Starts everything that the settings name and returns once it serves.
@@ -169,7 +176,8 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
     ready.set(true);
     let drain = parts.config.server.drain.0;
     let stores = Stores { log: parts.log, objects: parts.objects, archive: parts.archive };
-    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, stores, feed: parts.feed, drain, _data: dir })
+    let (learning, feed) = (parts.learning, parts.feed);
+    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, learning, stores, feed, drain, _data: dir })
 }
 
 /// Refuses half of the given keys, and a first start that others can reach without given keys.
@@ -190,10 +198,11 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
     let has = |role| config.roles.contains(&role);
     let objects = if has(Role::Sync) || has(Role::Web) { Some(backends::objects(&config, clock.clone()).await?) } else { None };
     let archive = if has(Role::Archive) || has(Role::Web) { Some(backends::archive(&config, clock.clone()).await?) } else { None };
+    let learning = Arc::new(learning::Learning::open(&config, &log, objects.as_ref(), archive.as_ref()).await?);
     let rules = sites.rules_of();
     let feed = backends::feed(&config).await?;
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
-    Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress })
+    Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress, learning })
 }
 
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.
@@ -206,6 +215,7 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
         Ok(())
     });
     let mut router = health.router().merge(parts.admin(access.clone()).router());
+    router = router.merge(learning::router(Arc::clone(&parts.learning), Arc::clone(&parts.log), access.clone()));
     if has(Role::Ingest) {
         let ingest = parts.ingest();
         if let Some(archive) = &parts.archive {
@@ -231,6 +241,10 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     }
     if let (Some(objects), Some(archive), true) = (&parts.objects, &parts.archive, has(Role::Web)) {
         router = router.merge(parts.live(objects, access.clone())).merge(parts.reports(archive, access));
+    }
+    if parts.learning.learned().is_some() {
+        let (stop, learning) = (rooms.stop_token(), Arc::clone(&parts.learning));
+        rooms.spawn("learning", learning.run(stop));
     }
     rooms.spawn("retention", retain(Arc::clone(&parts.log), parts.clock.clone(), rooms.stop_token()));
     let roles = parts.config.roles.clone();
@@ -284,6 +298,8 @@ impl Parts {
             status: Arc::clone(&self.status),
             progress: Arc::clone(&self.progress),
             single_replica,
+            roles: self.config.roles.clone(),
+            learning: self.learning.stages(),
         }
     }
 
@@ -305,11 +321,20 @@ impl Parts {
         Ingest::new(ingest::Deps { log: Arc::clone(&self.log), sites: Arc::clone(&self.sites), clock: self.clock.clone(), settings })
     }
 
+    /// What router and keeper work on.
+    fn sync(&self, objects: &Arc<dyn ObjectStore>) -> (Arc<dyn EventLog>, Arc<dyn ObjectStore>, Arc<dyn Feed>) {
+        match &self.learning.sync {
+            Some(learning) => (Arc::clone(&learning.log) as _, Arc::clone(&learning.store) as _, Arc::new(learning.feed.clone())),
+            None => (Arc::clone(&self.log), Arc::clone(objects), Arc::clone(&self.feed)),
+        }
+    }
+
     fn router(&self, objects: &Arc<dyn ObjectStore>) -> sync::router::Router {
+        let (log, store, feed) = self.sync(objects);
         sync::router::Router {
-            log: Arc::clone(&self.log),
-            store: Arc::clone(objects),
-            feed: Arc::clone(&self.feed),
+            log,
+            store,
+            feed,
             rules: Arc::clone(&self.rules),
             settings: sync::router::RouterSettings::default(),
             status: Arc::clone(&self.status),
@@ -323,14 +348,10 @@ impl Parts {
             expiry: self.expiry(),
             ..KeeperSettings::default()
         };
-        Keeper {
-            log: Arc::clone(&self.log),
-            store: Arc::clone(objects),
-            feed: Arc::clone(&self.feed),
-            clock: self.clock.clone(),
-            settings,
-            status: Arc::clone(&self.status),
-        }
+        // What the keeper has passed makes room for what the router makes next.
+        let settings = if self.learning.sync.is_some() { KeeperSettings { commit_every: Duration::from_secs(1), ..settings } } else { settings };
+        let (log, store, feed) = self.sync(objects);
+        Keeper { log, store, feed, clock: self.clock.clone(), settings, status: Arc::clone(&self.status) }
     }
 
     fn archiver(&self, archive: &Arc<dyn Archive>) -> Archiver {
@@ -341,9 +362,13 @@ impl Parts {
             retention: given.retention.0,
             ..archiver::Settings::default()
         };
+        let (log, archive): (Arc<dyn EventLog>, Arc<dyn Archive>) = match &self.learning.archive {
+            Some(learning) => (Arc::clone(&learning.log) as _, Arc::clone(&learning.archive) as _),
+            None => (Arc::clone(&self.log), Arc::clone(archive)),
+        };
         Archiver {
-            log: Arc::clone(&self.log),
-            archive: Arc::clone(archive),
+            log,
+            archive,
             rules: Arc::clone(&self.rules),
             clock: self.clock.clone(),
             objects_of: Arc::new(touched),
@@ -429,6 +454,7 @@ impl Running {
         self.feed.close();
         let http = self.http.drain(self.drain + Duration::from_secs(5)).await.at("finishing requests");
         let rooms = self.rooms.drain(self.drain).await.at("stopping the rooms");
+        let learning = self.learning.close().await.at("closing what was learned");
         let log = self.stores.log.close().await.at("sealing the log");
         let objects = match &self.stores.objects {
             Some(objects) => objects.close().await.at("closing the objects"),
@@ -438,6 +464,6 @@ impl Running {
             Some(archive) => archive.close().await.at("closing the archive"),
             None => Ok(()),
         };
-        http.and(rooms).and(log).and(objects).and(archive)
+        http.and(rooms).and(learning).and(log).and(objects).and(archive)
     }
 }

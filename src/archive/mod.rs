@@ -8,6 +8,7 @@ pub(crate) mod contract;
 pub mod embedded;
 pub mod export;
 pub mod fold;
+pub mod learning;
 pub mod people;
 pub mod progress;
 mod recall;
@@ -411,6 +412,8 @@ pub struct Settings {
     /// Of `scylla://`.
     #[cfg(feature = "scylla")]
     pub scylla: crate::cql::Settings,
+    /// Whether it is only read, maybe beside an archiver at work (learning mode).
+    pub only_read: bool,
 }
 
 /// Opens the archive that `url` names: `embedded`, with its files in `dir` (made if missing; one process at a time), or `scylla://host:port,.../keyspace`, whose tables
@@ -422,7 +425,8 @@ pub struct Settings {
 pub async fn open(url: &str, dir: &std::path::Path, settings: &Settings, clock: crate::event::Clock) -> Result<std::sync::Arc<dyn Archive>, Error> {
     #[cfg(feature = "scylla")]
     if url.starts_with("scylla:") {
-        return Ok(std::sync::Arc::new(scylla::Scylla::open(url, &settings.scylla, clock).await?));
+        let archive = scylla::Scylla::open(url, &settings.scylla, clock).await?;
+        return Ok(std::sync::Arc::new(if settings.only_read { archive.beside_its_archiver() } else { archive }));
     }
     #[cfg(not(feature = "scylla"))]
     drop((settings, clock));

@@ -63,6 +63,8 @@ enum Command {
     Audit,
     /// Make or change the tables of the clusters that `store` and `archive` name; safe to repeat.
     Migrate,
+    /// Carry an embedded data directory into the cluster that the settings name, and audit it there; safe to repeat.
+    MigrateData(migrate::DataArguments),
     /// Sites, their keys and tokens.
     #[command(subcommand)]
     Site(site::SiteCommand),
@@ -117,6 +119,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Export(arguments) => query::export(config, arguments).await,
             Command::Audit => query::audit(config).await,
             Command::Migrate => migrate::run(config).await,
+            Command::MigrateData(arguments) => migrate::data(config, arguments).await,
             Command::Site(command) => site::run(config, command).await,
             Command::Healthy => serve::healthy(config).await,
             Command::Config(ConfigCommand::Check) => Ok(ExitCode::SUCCESS),

@@ -60,6 +60,6 @@ impl Cluster {
     {
         let mut statement = self.prepare(cql).await?;
         statement.set_consistency(Consistency::Serial);
-        self.pages(cql, &statement, values).await
+        Ok(self.pages(cql, &statement, values).await?.0)
     }
 }

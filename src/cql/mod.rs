@@ -193,8 +193,8 @@ impl Cluster {
         self.pages(cql, &statement, values).await
     }
 
-    /// All pages of a prepared statement's rows.
-    async fn pages<R>(&self, cql: &'static str, statement: &PreparedStatement, values: impl SerializeRow + Send + Sync) -> Result<Vec<R>, Error>
+    /// All pages of a prepared statement's rows, and how many.
+    async fn pages<R>(&self, cql: &'static str, statement: &PreparedStatement, values: impl SerializeRow + Send + Sync) -> Result<(Vec<R>, usize), Error>
     where
         R: for<'f> DeserializeRow<'f, 'f> + Send,
     {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod learning;
 
 #[cfg(test)]
 pub(crate) mod contract;

@@ -28,7 +28,7 @@ use snapshot::Snapshot;
 #[cfg(feature = "scylla")]
 pub use store::migrate;
 use store::{KeyRow, SiteRow};
-pub use store::{Rows, Settings, State, Store, Version, open};
+pub use store::{Rows, Settings, State, Store, Version, carry, open};
 
 /// How long a change may take, in contention with others and with a store that does not answer at once.
 const CHANGE: Duration = Duration::from_secs(15);

@@ -8,6 +8,7 @@ pub mod expiry;
 pub mod feed;
 pub mod item;
 pub mod keeper;
+pub mod learning;
 pub mod mapping;
 pub mod naming;
 pub mod object;

@@ -128,7 +128,7 @@ impl Watch {
             let settings = eventlog::Settings { kafka, ..eventlog::Settings::default() };
             let nowhere = std::path::Path::new("");
             let log: Arc<dyn EventLog> = eventlog::open(&log_url, nowhere, settings, Clock::system()).await.unwrap();
-            let settings = archive::Settings { scylla: cql::Settings::default() };
+            let settings = archive::Settings { scylla: cql::Settings::default(), ..archive::Settings::default() };
             let archive = archive::open(&archive_url, nowhere, &settings, Clock::system()).await.unwrap();
             let mut moved = vec![(0, Instant::now()); 16];
             let mut stood = vec![Duration::ZERO; 16];

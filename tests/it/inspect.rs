@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
+use contrail::archive::embedded::Embedded;
+use contrail::archive::{Archive, Books};
 use contrail::event::change::Origin;
-use contrail::event::{Change, Clock, ObjectKey, ObjectKind, PARTITIONS, SiteId};
+use contrail::event::{Change, Clock, ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
 use contrail::eventlog::{self, Topic};
 use contrail::sync::ObjectStore;
 use contrail::sync::embedded::EmbeddedStore;
@@ -79,6 +81,26 @@ pub(crate) fn assert_revisions_equal_changes(data: &Path) -> usize {
         assert_eq!(objects.len(), changes.len(), "every object that was changed is there");
         objects.len()
     })
+}
+
+/// The books of all time of an embedded archive: event rows, repeats, derived completions, records in quarantine.
+pub(crate) fn booked(data: &Path) -> [u64; 4] {
+    let archive = Embedded::open_readonly(data).unwrap();
+    let site = SiteId::parse("demo").unwrap();
+    let books = block_on(archive.books(&site, Timestamp::ZERO, Timestamp::MAX)).unwrap();
+    let add = |sum: [u64; 4], of: &Books| [sum[0] + of.archived, sum[1] + of.duplicate, sum[2] + of.derived, sum[3] + of.quarantined];
+    books.iter().fold([0; 4], |sum, (_, of)| add(sum, of))
+}
+
+/// The event id of every living object by kind and name: how many changes were folded into it.
+pub(crate) fn event_ids(data: &Path) -> BTreeMap<(&'static str, String), u64> {
+    let kind = |kind| match kind {
+        ObjectKind::Document => "document",
+        ObjectKind::List => "list",
+        ObjectKind::Map => "map",
+        ObjectKind::Stream => "stream",
+    };
+    block_on(objects(data)).iter().map(|object| ((kind(object.key().kind), object.key().name.clone()), object.head().event_id)).collect()
 }
 
 /// The data of every object, without the archiver's own documents; with revisions where asked.

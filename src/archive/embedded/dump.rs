@@ -28,6 +28,15 @@ pub struct Page {
     pub seen: Option<Timestamp>,
 }
 
+impl Page {
+    /// Rows of all kinds.
+    pub fn rows(&self) -> usize {
+        let batch = &self.batch;
+        let counted = batch.cells.len() + batch.orders.len() + batch.checkouts.len() + batch.labels.len() + batch.links.len() + batch.books.len();
+        batch.events.len() + counted + batch.quarantine.len() + batch.identities.len()
+    }
+}
+
 /// Hands every row of the archive below `dir` to `take`, page by page, event rows first. Blocking. The partition beside an identity entry says nothing.
 ///
 /// # Errors

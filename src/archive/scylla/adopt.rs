@@ -9,23 +9,14 @@ use std::collections::BTreeMap;
 
 use super::journal::{self, Part};
 use super::{Scylla, stamp};
-use crate::archive::{Archive, Cursor, Error, WriteBatch};
+use crate::archive::{Cursor, Error, WriteBatch};
 use crate::event::Timestamp;
 
 impl Scylla {
-    /// Refuses tables that an archiver has written to, or that a move was brought to its end in.
-    ///
-    /// # Errors
-    /// [`Error::BadQuestion`] for those, [`Error::Store`] where the cluster does not answer.
-    pub async fn check_fresh(&self) -> Result<(), Error> {
-        let begun = self.cursors().await?.iter().any(|cursor| cursor.next > 0);
-        if begun { Err(Error::BadQuestion { parameter: "archive", message: "the keyspace holds an archive already".into() }) } else { Ok(()) }
-    }
-
     /// Takes a page over: absolute values and rows as they stand. `seen` is when identity last heard of the events among it.
     ///
     /// # Errors
-    /// As [`Archive::write`]; the page may come again.
+    /// As [`crate::archive::Archive::write`]; the page may come again.
     pub async fn adopt(&self, mut batch: WriteBatch, seen: Option<Timestamp>) -> Result<(), Error> {
         self.check_open()?;
         batch.cursors.clear();
@@ -41,7 +32,7 @@ impl Scylla {
     /// Ends the move: from here on an archiver goes on at these cursors, by partition.
     ///
     /// # Errors
-    /// As [`Archive::write`]; may be called again.
+    /// As above; may be called again.
     pub async fn adopted(&self, cursors: &[Cursor]) -> Result<(), Error> {
         let (mut parts, mut journaled) = (BTreeMap::new(), BTreeMap::new());
         for (part, cursor) in (0..).zip(cursors).filter(|(_, cursor)| cursor.next > 0) {

@@ -63,6 +63,8 @@ pub struct Scylla {
     safety_window: Duration,
     /// Restarts of nodes that were made good.
     restarts: AtomicU64,
+    /// Whether another process archives meanwhile, and this one reads.
+    beside: bool,
     closed: AtomicBool,
 }
 
@@ -97,8 +99,15 @@ impl Scylla {
             parts: Mutex::new(vec![Known::default(); usize::from(PARTITIONS)]),
             safety_window: settings.safety_window,
             restarts: AtomicU64::new(0),
+            beside: false,
             closed: AtomicBool::new(false),
         })
+    }
+
+    /// For reading beside an archiver that goes further meanwhile: what it wrote is answered, not refused. Nothing may be written by this one.
+    #[must_use]
+    pub fn beside_its_archiver(self) -> Self {
+        Self { beside: true, ..self }
     }
 
     fn check_open(&self) -> Result<(), Error> {
@@ -193,7 +202,10 @@ impl Scylla {
     /// What an archiver may build on: values written no later than its cursor. Of anything newer it says so, and the archiver begins anew, where the
     /// journal has it that another went further, or lost something.
     async fn ours(&self, part: u16) -> Result<impl Fn(i64) -> Result<(), Error> + Send + Sync + use<>, Error> {
-        let latest = stamp::whole(stamp::of(stamp::GENERATION, self.known_cursor(part).await?.next)?);
+        let latest = match self.beside {
+            true => i64::MAX,
+            false => stamp::whole(stamp::of(stamp::GENERATION, self.known_cursor(part).await?.next)?),
+        };
         Ok(move |written: i64| match written <= latest {
             true => Ok(()),
             false => {

@@ -288,6 +288,8 @@ impl TopicLog {
     /// Tells the metrics how large the log is.
     pub(super) fn show_disk_bytes(&self) {
         metrics::gauge!("contrail_log_disk_bytes").set(self.disk_bytes.load(Ordering::Relaxed) as f64);
+        // At which events are refused.
+        metrics::gauge!("contrail_log_max_bytes").set(self.settings.max_bytes_of(Topic::Events) as f64);
     }
 
     /// Durable records of a partition from `from` on, and its durable end: from memory, and at most one block from the file.

@@ -7,6 +7,7 @@
 //! `synchronous=NORMAL`: after power loss the file is older but consistent, and the log replays.
 
 mod checkpointer;
+pub mod dump;
 mod queries;
 mod rows;
 mod writer;
