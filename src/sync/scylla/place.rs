@@ -24,7 +24,7 @@ const PUT_LATEST: &str = "UPDATE place USING TIMESTAMP ? SET latest = ? WHERE re
 const PUT_BASE: &str = "UPDATE place USING TIMESTAMP ? SET base = ? WHERE reader = ? AND part = ? AND life = ?";
 const TAKE_BELOW: &str = "DELETE FROM place USING TIMESTAMP ? WHERE reader = ? AND part = ? AND life < ?";
 
-/// Of the safety window, how long after a place was noted the next one is.
+/// So many places are noted of a safety window.
 const NOTES: u32 = 32;
 
 /// Version byte of stored places.
@@ -81,9 +81,10 @@ pub(super) struct Places {
 /// What it knows of one.
 #[derive(Clone, Debug, Default)]
 struct Known {
+    /// The life in which it was taken over, and how many nodes had begun anew then.
+    taken: Option<(i64, u64)>,
+    /// The life that the rest is of.
     life: i64,
-    /// The count of nodes that began anew when it was taken over.
-    taken: Option<u64>,
     /// Places by when they were acknowledged, or found so; the first is the latest that is older than the safety window, once there is such.
     noted: VecDeque<(Instant, Place)>,
     /// The same of bases.
@@ -106,10 +107,13 @@ fn trim<T>(entries: &mut VecDeque<(Instant, T)>, window: Duration) {
 
 impl Known {
     fn note(&mut self, place: &Place, window: Duration) {
-        let now = Instant::now();
-        let news = self.noted.back().is_none_or(|(at, last)| last.next < place.next && now.duration_since(*at) >= window / NOTES);
-        if news {
-            self.noted.push_back((now, place.clone()));
+        if self.noted.back().is_none_or(|(_, last)| last.next < place.next) {
+            // The last one is always there; those before it lie apart.
+            let close = |n: usize| Some(self.noted.get(n + 1)?.0.duration_since(self.noted.get(n)?.0) < window / NOTES);
+            if self.noted.len().checked_sub(2).and_then(close) == Some(true) {
+                self.noted.pop_back();
+            }
+            self.noted.push_back((Instant::now(), place.clone()));
         }
         trim(&mut self.noted, window);
     }
@@ -184,7 +188,13 @@ impl Scylla {
         };
         if stored.as_ref().is_some_and(|stored| stored.life < life) {
             let left = stored.and_then(|stored| stored.latest).map_or(0, |latest| latest.place.next);
-            tracing::warn!(?reader, part, from = place.next, left, "a node of the cluster began anew: what it may have lost is read again from the log");
+            tracing::warn!(
+                ?reader,
+                part,
+                from = place.next,
+                left,
+                "a node of the cluster began anew: what it may have lost is read again from the log"
+            );
             metrics::counter!("contrail_objects_rewinds_total").increment(1);
             self.relist.store(true, Ordering::SeqCst);
             self.begin_life(reader, part, life, &place, &boots).await?;
@@ -192,7 +202,7 @@ impl Scylla {
         let mut known = self.places.known();
         let known = known.entry((reader, part)).or_default();
         known.live(life);
-        known.taken = Some(restarts);
+        known.taken = Some((life, restarts));
         known.note(&place, self.safety_window);
         Ok(place)
     }
@@ -225,7 +235,7 @@ impl Scylla {
         for part in parts {
             let taken = self.places.known().get(&(reader, part)).and_then(|known| known.taken);
             match taken {
-                Some(taken) if taken == restarts => {}
+                Some((_, taken)) if taken == restarts => {}
                 Some(_) => return Err(Error::Store("a node of the cluster began anew: what it acknowledged last may be lost".into())),
                 None => drop(self.take_over(reader, part).await?),
             }
@@ -240,7 +250,9 @@ impl Scylla {
             let (life, base) = {
                 let mut known = self.places.known();
                 let known = known.entry((reader, part)).or_default();
-                (known.life, known.next_base(window).cloned())
+                // Another process may have begun a life since: what this one knows is not of that.
+                let life = known.taken.map_or(known.life, |(life, _)| life);
+                (life, known.next_base(window).filter(|_| life == known.life).cloned())
             };
             let (of, number) = (reader as i8, part as i16);
             let mut writes = vec![Write::new(PUT_LATEST, (stamp::at(place.next)?, pack(&latest(place.clone(), boots)), of, number, life))];
@@ -250,8 +262,10 @@ impl Scylla {
             self.cluster.write_whole(writes).await?;
             let mut known = self.places.known();
             let known = known.entry((reader, part)).or_default();
-            known.note(&place, window);
-            base.iter().for_each(|base| known.note_base(base.next, window));
+            if life == known.life {
+                known.note(&place, window);
+                base.iter().for_each(|base| known.note_base(base.next, window));
+            }
             Ok::<_, Error>(())
         });
         Cluster::gather(puts.collect()).await.map(drop)
