@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::state::{Batch, Flight, KeeperState};
+use super::aside::aside;
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
@@ -209,7 +210,7 @@ impl Run<'_> {
                 }
                 () = sleep_until(sweep_at) => {
                     if self.sweep.is_none() {
-                        self.sweep = Some(Box::pin(sweep::once(self.keeper, self.state.owned())));
+                        self.sweep = Some(aside(sweep::once(self.keeper, self.state.owned())));
                     }
                     sweep_at = Instant::now() + settings.sweep_every;
                 }
@@ -319,7 +320,7 @@ impl Run<'_> {
         if !flight.is_empty() {
             metrics::counter!("contrail_keeper_writes_total").increment(flight.writes.len() as u64);
             self.pace.1 = Instant::now();
-            self.flight = Some(Box::pin(write(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flight)));
+            self.flight = Some(aside(write(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flight)));
         }
     }
 
