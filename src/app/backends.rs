@@ -59,16 +59,13 @@ pub(super) fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Setting
 /// Opens the object store that the settings name.
 pub(super) async fn objects(config: &Config, clock: Clock) -> Result<Arc<dyn ObjectStore>, Error> {
     const STAGE: &str = "opening the objects";
+    #[cfg(not(feature = "scylla"))]
+    drop(clock);
     match config.store.as_str() {
         "embedded" => Ok(Arc::new(EmbeddedStore::open(&config.data.join("objects.db"), Duration::from_millis(10)).at(STAGE)?)),
         #[cfg(feature = "scylla")]
-        url if url.starts_with("scylla:") => {
-            Ok(Arc::new(crate::sync::scylla::Scylla::open(url, &scylla_settings(config)?, clock).await.at(STAGE)?))
-        }
-        other => {
-            let _ = &clock;
-            Err(Error { stage: STAGE, source: format!("`{other}` is no object store this build knows; known: {STORES}").into() })
-        }
+        url if url.starts_with("scylla:") => Ok(Arc::new(crate::sync::scylla::Scylla::open(url, &scylla_settings(config)?, clock).await.at(STAGE)?)),
+        other => Err(Error { stage: STAGE, source: format!("`{other}` is no object store this build knows; known: {STORES}").into() }),
     }
 }
 

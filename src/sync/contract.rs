@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+
 use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, Row};
 use crate::event::identity::{Entry, EventEntry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
 /// Opens the store under test, always at the same place.
-pub(crate) type Open<'a> = &'a dyn Fn() -> Arc<dyn ObjectStore>;
+pub(crate) type Open<'a> = &'a (dyn Fn() -> BoxFuture<'static, Arc<dyn ObjectStore>> + Sync);
 
 pub(crate) fn key(kind: ObjectKind, name: &str) -> ObjectKey {
     ObjectKey { site: SiteId::parse("demo").unwrap(), kind, name: name.into() }
@@ -63,7 +65,7 @@ async fn names(found: Result<Vec<(ObjectKey, Head)>, Error>) -> Vec<String> {
 
 /// What is written is what is loaded: rows put, tombstones, purged rows, cleared objects; in the order asked for.
 pub(crate) async fn objects_come_back_as_written(open: Open<'_>) {
-    let store = open();
+    let store = open().await;
     let (a, b, document) = (map("a"), map("ab"), key(ObjectKind::Document, "a"));
     let whole = write(&a, 3, vec![row("x", 1, Some("1")), row("", 2, Some("2")), row("é", 3, None)]);
     put(&*store, vec![whole.clone(), write(&document, 9, vec![row("", 9, Some("d"))])]).await;
@@ -95,7 +97,7 @@ pub(crate) async fn objects_come_back_as_written(open: Open<'_>) {
 
 /// Everything is there after closing and opening again, and nothing is taken once closed.
 pub(crate) async fn all_survives_reopening(open: Open<'_>) {
-    let store = open();
+    let store = open().await;
     let checkpoint = Checkpoint { next: 77, seen: vec![None, Some((5, 2))] };
     store.commit_objects(vec![write(&map("a"), 1, vec![row("x", 1, Some("1"))])], vec![(3, checkpoint.clone())]).await.unwrap();
     store
@@ -106,7 +108,7 @@ pub(crate) async fn all_survives_reopening(open: Open<'_>) {
     assert!(matches!(store.commit_objects(Vec::new(), Vec::new()).await, Err(Error::Closed)));
     assert!(matches!(store.load(&[map("a")]).await, Err(Error::Closed)));
     drop(store);
-    let store = open();
+    let store = open().await;
     assert_eq!(items(&*store, &map("a")).await.unwrap().0, 1);
     assert_eq!(store.checkpoint(3).await.unwrap(), checkpoint);
     assert_eq!(store.checkpoint(4).await.unwrap(), Checkpoint::default());
@@ -123,7 +125,7 @@ pub(crate) async fn all_survives_reopening(open: Open<'_>) {
 
 /// Router state: entries by key, later ones in place of earlier ones.
 pub(crate) async fn identities_are_remembered(open: Open<'_>) {
-    let store = open();
+    let store = open().await;
     let entry = |first: u64| Entry::Event(EventEntry { first, fingerprints: vec![first] });
     let keys: Vec<IdentityKey> = (0..50u8).map(|n| IdentityKey([n; 16])).collect();
     let entries: Vec<(IdentityKey, Entry)> = keys.iter().take(40).map(|key| (*key, entry(1))).collect();
@@ -140,7 +142,7 @@ pub(crate) async fn identities_are_remembered(open: Open<'_>) {
 
 /// Listing: living objects of one site and kind, by prefix, in name order, page by page.
 pub(crate) async fn listing_is_in_name_order(open: Open<'_>) {
-    let store = open();
+    let store = open().await;
     let mut writes: Vec<ObjectWrite> =
         ["p.b", "p.a", "p", "q.a", "p.c", "p.é"].iter().map(|name| write(&map(name), 1, vec![row("x", 1, Some("1"))])).collect();
     writes.push(write(&key(ObjectKind::List, "p.list"), 1, Vec::new()));
@@ -165,7 +167,7 @@ pub(crate) async fn listing_is_in_name_order(open: Open<'_>) {
 
 /// What expiry asks for: by last change, which every write may move; tombstones apart, and only they are purged.
 pub(crate) async fn stale_objects_and_tombstones(open: Open<'_>) {
-    let store = open();
+    let store = open().await;
     let put_at = |name: &str, updated_at| at(write(&map(name), 1, vec![row("x", 1, Some("1"))]), updated_at);
     let put_again = |name: &str, updated_at| at(write(&map(name), 2, vec![row("x", 2, Some("2"))]), updated_at);
     put(&*store, vec![put_at("customer.b", day(5)), put_at("customer.a", day(6)), put_at("customer.c", day(1)), put_at("page.x", day(1))]).await;
@@ -200,7 +202,7 @@ pub(crate) async fn stale_objects_and_tombstones(open: Open<'_>) {
 
 /// Commits from many callers at once are all there, and each is visible to its caller when it returns.
 pub(crate) async fn commits_are_visible_when_they_return(open: Open<'_>) {
-    let store = open();
+    let store = open().await;
     let one = |n: u64| {
         let store = Arc::clone(&store);
         async move {

@@ -1,6 +1,7 @@
 //! Live objects: events become changes (mapping, router), changes become objects (keeper, object, batch), objects reach subscribers (feed).
 //! Reads `events`, writes and reads `changes`; must never read the archive.
 
+mod aside;
 pub mod batch;
 pub mod distinct;
 pub mod embedded;
@@ -124,7 +125,7 @@ pub struct StoredObject {
 }
 
 /// Objects, with the state of router and keeper beside them. Whatever is written is a function of the log, so that commits may be lost to power loss as
-/// long as they are lost in order; [`ObjectStore::durable`] says what can no longer be.
+/// long as they are lost in order; [`ObjectStore::durable`] says what can no longer be. Calls may wait for one another: whoever begins one polls it to its end.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
     /// Where a router begins that takes a partition of `events` over; 0 where none ever ran. Not where the last one stopped, if the store may have lost what

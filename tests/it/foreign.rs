@@ -10,8 +10,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::crash::{Shared, start_senders};
 use crate::harness::{Server, binary};
-use crate::same::{assert_same, copy, told};
-use crate::shop;
+use crate::same::{assert_same, copy, told, told_from};
+use crate::{inspect, shop};
 
 /// One server, of the test's own: it is killed and started again at will, and ends with the test.
 pub(crate) struct Foreign {
@@ -81,8 +81,9 @@ pub(crate) fn serve(program: Command, data: &Path) -> Server {
     Server::start(program, data, &[]).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
 }
 
-/// The same events, sent to the embedded product and to this one with a stop between, give equal reports, objects and revisions; and the audit is clean.
-pub(crate) fn assert_same_data_as_embedded(seed: u64, serve: impl Fn(&Path) -> Server) {
+/// The same events, sent to the embedded product and to this one with a stop between, give equal reports, objects and revisions; and the audit is clean. `store` is
+/// where this one keeps its objects.
+pub(crate) fn assert_same_data_as_embedded(seed: u64, store: &str, serve: impl Fn(&Path) -> Server) {
     let day = shop::day(seed, 6_000);
     let dir = tempfile::tempdir().unwrap();
     let (embedded, other) = (dir.path().join("embedded"), dir.path().join("other"));
@@ -100,7 +101,7 @@ pub(crate) fn assert_same_data_as_embedded(seed: u64, serve: impl Fn(&Path) -> S
     let server = serve(&other);
     server.accept(&day.events[..100]);
     shop::assert_reports_equal_tally(&server, &day);
-    let on_other = told(server, &day, true);
+    let on_other = told_from(server, store, &day, true);
     assert_same(&on_embedded, &on_other, "embedded and the other");
 }
 
@@ -111,6 +112,8 @@ pub(crate) struct Kills {
     pub(crate) apart: u64,
     /// One in so many is the other server's, the rest are the program's.
     pub(crate) others: usize,
+    /// Where objects are kept, if their revisions are to be held against a log in the data directory.
+    pub(crate) objects: Option<String>,
 }
 
 /// The program and the server it stands on are killed in turns under load: every acknowledged event is archived once, reports equal the simulator's tally, and the
@@ -146,4 +149,7 @@ pub(crate) fn assert_kills_lose_nothing(foreign: &Foreign, kills: &Kills, serve:
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
     assert!(server.stop().success());
+    if let Some(store) = &kills.objects {
+        assert!(inspect::assert_revisions_equal_changes(&data, store) > 100);
+    }
 }

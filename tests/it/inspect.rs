@@ -12,14 +12,23 @@ use contrail::eventlog::{self, Topic};
 use contrail::sync::ObjectStore;
 use contrail::sync::embedded::EmbeddedStore;
 use contrail::sync::object::Object;
+use contrail::sync::scylla::Scylla;
 use serde_json::{Map, Value};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(future)
 }
 
-async fn objects(data: &Path) -> Vec<Object> {
-    let store = EmbeddedStore::open(&data.join("objects.db"), Duration::ZERO).unwrap();
+/// Where a server keeps its objects: in its data directory, or on a cluster.
+async fn store_of(data: &Path, url: &str) -> Box<dyn ObjectStore> {
+    if url == "embedded" {
+        return Box::new(EmbeddedStore::open(&data.join("objects.db"), Duration::ZERO).unwrap());
+    }
+    Box::new(Scylla::open(url, &contrail::cql::Settings::default(), Clock::system()).await.unwrap())
+}
+
+async fn objects(data: &Path, url: &str) -> Vec<Object> {
+    let store = store_of(data, url).await;
     let site = SiteId::parse("demo").unwrap();
     let mut found = Vec::new();
     for kind in [ObjectKind::Document, ObjectKind::List, ObjectKind::Map] {
@@ -38,7 +47,7 @@ async fn objects(data: &Path) -> Vec<Object> {
 }
 
 /// Every object's event id is the number of distinct changes the log holds for it. Gives how many objects there are.
-pub(crate) fn assert_revisions_equal_changes(data: &Path) -> usize {
+pub(crate) fn assert_revisions_equal_changes(data: &Path, store: &str) -> usize {
     block_on(async {
         let log = eventlog::open("embedded", &data.join("log"), eventlog::Settings::default(), Clock::system()).await.unwrap();
         let mut changes = HashMap::<ObjectKey, u64>::new();
@@ -73,7 +82,7 @@ pub(crate) fn assert_revisions_equal_changes(data: &Path) -> usize {
         }
         log.close().await.unwrap();
         drop(log);
-        let objects = objects(data).await;
+        let objects = objects(data, store).await;
         for object in &objects {
             assert_eq!(Some(&object.head().event_id), changes.get(object.key()), "{:?}", object.key());
             assert_eq!(object.head().revision, object.head().event_id, "{:?}: one incarnation", object.key());
@@ -104,8 +113,8 @@ pub(crate) fn event_ids(data: &Path) -> BTreeMap<(&'static str, String), u64> {
 }
 
 /// The data of every object, without the archiver's own documents; with revisions where asked.
-pub(crate) fn objects_of(data: &Path, revisions: bool) -> Map<String, Value> {
-    let objects = block_on(objects(data));
+pub(crate) fn objects_of(data: &Path, store: &str, revisions: bool) -> Map<String, Value> {
+    let objects = block_on(objects(data, store));
     let mut all = Map::new();
     for object in objects {
         let name = &object.key().name;

@@ -21,13 +21,13 @@ fn contrail(broker: &Foreign, data: &Path) -> Server {
 #[test]
 fn slow_kafka_gives_the_same_data_as_the_embedded_log() {
     let broker = Foreign::up("kafka");
-    assert_same_data_as_embedded(14, |data| contrail(&broker, data));
+    assert_same_data_as_embedded(14, "embedded", |data| contrail(&broker, data));
 }
 
 #[test]
 fn slow_kafka_and_contrail_killed_under_load_lose_nothing() {
     let broker = Foreign::up("kafka");
-    assert_kills_lose_nothing(&broker, &Kills { rounds: 15, apart: 800, others: 7 }, |data| contrail(&broker, data));
+    assert_kills_lose_nothing(&broker, &Kills { rounds: 15, apart: 800, others: 7, objects: None }, |data| contrail(&broker, data));
 }
 
 #[test]

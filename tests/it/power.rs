@@ -111,10 +111,10 @@ fn check(cut: &Cut, day: &shop::Day) -> Option<Objects> {
             fs::rename(path, place).unwrap();
         }
     }
-    let objects = inspect::assert_revisions_equal_changes(&data);
+    let objects = inspect::assert_revisions_equal_changes(&data, "embedded");
     assert!(objects > 10 || !cut.completed, "{name}: the day made objects: {objects}");
     // A site made anew has other keys, and so other hashes of its customers.
-    (cut.completed && !cut.acknowledged.is_empty()).then(|| inspect::objects_of(&data, false))
+    (cut.completed && !cut.acknowledged.is_empty()).then(|| inspect::objects_of(&data, "embedded", false))
 }
 
 /// Loses power in each part of the load as soon as that is over, and has what is left checked. Gives the live objects where the day was completed.
@@ -235,7 +235,7 @@ fn slow_power_lost_at_any_moment_loses_nothing_acknowledged_and_counts_nothing_t
         lose_power(load, &day, &lives, &mut random)
     });
     assert_record_is_complete(&load, &mut random);
-    let expected = inspect::objects_of(&load.data(), false);
+    let expected = inspect::objects_of(&load.data(), "embedded", false);
     assert!(completed.len() > 3, "{}", completed.len());
     for (name, objects) in completed {
         assert_eq!(objects.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}: live objects");

@@ -25,12 +25,17 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 
 /// Report rows and object data of a server that is then stopped.
 pub(crate) fn told(server: Server, day: &shop::Day, revisions: bool) -> (Value, Map<String, Value>) {
+    told_from(server, "embedded", day, revisions)
+}
+
+/// The same of one that keeps its objects elsewhere.
+pub(crate) fn told_from(server: Server, store: &str, day: &shop::Day, revisions: bool) -> (Value, Map<String, Value>) {
     server.settle();
     let reports = shop::reports(&server, day);
     server.assert_audit();
     let data = server.data.clone();
     assert!(server.stop().success());
-    (reports, inspect::objects_of(&data, revisions))
+    (reports, inspect::objects_of(&data, store, revisions))
 }
 
 pub(crate) fn assert_same(left: &(Value, Map<String, Value>), right: &(Value, Map<String, Value>), what: &str) {

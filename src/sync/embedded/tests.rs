@@ -13,7 +13,8 @@ macro_rules! contract {
         $(#[tokio::test]
         async fn $name() {
             let dir = tempfile::tempdir().unwrap();
-            contract::$name(&opener(&dir)).await;
+            let open = opener(&dir);
+            contract::$name(&|| Box::pin(std::future::ready(open()))).await;
         })+
     };
 }

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::state::{Batch, Flight, KeeperState};
+use super::aside::aside;
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
@@ -220,7 +221,7 @@ impl Run<'_> {
                 }
                 () = sleep_until(sweep_at) => {
                     if self.sweep.is_none() {
-                        self.sweep = Some(Box::pin(sweep::once(self.keeper, self.state.owned())));
+                        self.sweep = Some(aside(sweep::once(self.keeper, self.state.owned())));
                     }
                     sweep_at = Instant::now() + settings.sweep_every;
                 }
@@ -344,7 +345,7 @@ impl Run<'_> {
         if !flight.is_empty() {
             metrics::counter!("contrail_keeper_writes_total").increment(flight.writes.len() as u64);
             self.pace.1 = Instant::now();
-            self.flight = Some(Box::pin(flight::commit(Arc::clone(&self.keeper.store), flight)));
+            self.flight = Some(aside(flight::commit(Arc::clone(&self.keeper.store), flight)));
         }
     }
 
@@ -361,7 +362,7 @@ impl Run<'_> {
     fn publish(&mut self) {
         if self.publishing.is_none() && !self.committed.is_empty() {
             let flights = std::mem::take(&mut self.committed);
-            self.publishing = Some(Box::pin(flight::publish(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flights)));
+            self.publishing = Some(aside(flight::publish(Arc::clone(&self.keeper.store), Arc::clone(&self.keeper.feed), flights)));
         }
     }
 

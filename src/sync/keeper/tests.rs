@@ -308,6 +308,28 @@ fn no_batch_drives_out_what_the_next_one_needs() {
     assert!(state.read(vec![Batch::decode(1, &[stored(2, &add(&map("product.unknown"), 2, 0))])], ms(40)).is_err(), "not lost without a word");
 }
 
+/// The store refused a write for good while further changes came: they are passed over, so that the checkpoint moves and what waits is freed.
+#[test]
+fn an_object_frozen_with_changes_waiting_holds_up_nothing() {
+    let (bad, good) = (map("product.bad"), map("product.good"));
+    let (shelf, mut state) = (Shelf::default(), state());
+    state.assign(0, Checkpoint::default());
+    shelf.read(&mut state, 0, &[stored(0, &add(&bad, 0, 0)), stored(1, &add(&good, 1, 0))], ms(0));
+    let flight = state.due(ms(10), usize::MAX, |_| false);
+    assert_eq!(flight.writes.len(), 2);
+    shelf.read(&mut state, 0, &[stored(2, &add(&bad, 2, 0))], ms(10));
+    state.written(&flight);
+    assert_eq!(state.lowest().collect::<Vec<_>>(), [(0, 2)]);
+    state.freeze(bad.clone());
+    assert_eq!(state.lowest().collect::<Vec<_>>(), [(0, 3)]);
+    let counts = shelf.read(&mut state, 0, &[stored(3, &add(&bad, 3, 0)), stored(4, &add(&good, 4, 0))], ms(20));
+    assert_eq!(counts, Counts { applied: 1, frozen: 1, ..Counts::default() });
+    let flight = state.due(ms(40), usize::MAX, |_| false);
+    assert_eq!(flight.writes.iter().map(|write| &write.key).collect::<Vec<_>>(), [&good]);
+    state.written(&flight);
+    assert_eq!((state.pending_bytes(), state.checkpoints().first().map(|(_, at)| at.next)), (0, Some(5)));
+}
+
 /// Who subscribes between the taking of a write and its commit may have read the object as it was before: it is told nevertheless, with data.
 #[tokio::test]
 async fn a_subscriber_that_comes_late_misses_nothing() {

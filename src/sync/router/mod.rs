@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::memory::{Memory, Round};
+use super::aside::aside;
 use super::status::Status;
 use super::tail::{self, Tail};
 use super::{Applied, Error, Feed, ObjectStore};
@@ -287,7 +288,7 @@ impl Run<'_> {
         if !commits.is_empty() {
             let store = Arc::clone(&self.router.store);
             self.save_at = Instant::now() + self.router.settings.save_every;
-            self.saving = Some(Box::pin(async move { store.commit_router(commits).await }));
+            self.saving = Some(aside(async move { store.commit_router(commits).await }));
         }
     }
 

@@ -129,7 +129,8 @@ impl Scylla {
             }
             let mut within = Vec::new();
             for hour in same {
-                within.extend(self.true_lines(*hour).await?.into_iter().filter(|(key, head)| key.name.starts_with(prefix) && head.updated_at < before));
+                within
+                    .extend(self.true_lines(*hour).await?.into_iter().filter(|(key, head)| key.name.starts_with(prefix) && head.updated_at < before));
             }
             within.sort_by_key(|(_, head)| head.updated_at);
             within.truncate(limit - out.len());
@@ -189,7 +190,6 @@ fn line((name, site, kind, upto): (String, String, i8, i64)) -> Option<Line> {
     };
     Some(Line { key: ObjectKey { site: SiteId::parse(&site).ok()?, kind, name }, upto: upto as u64 })
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -83,7 +83,7 @@ impl Encoded {
     }
 
     /// All but the head, in pieces that may be written in any order.
-    fn body(&self, key: &ObjectKey) -> Result<Vec<(usize, Write)>, Error> {
+    pub(super) fn body(&self, key: &ObjectKey) -> Result<Vec<(usize, Write)>, Error> {
         let (before, at) = (stamp::before(self.upto)?, stamp::at(self.upto)?);
         let fixed = key.name.len() + key.site.as_str().len() + 32;
         let mut pieces = Vec::with_capacity(self.rows.len() + self.purge.len() + 2);
@@ -105,7 +105,7 @@ impl Encoded {
     }
 
     /// The chunks that hold all of it.
-    fn chunks(&self, key: &ObjectKey) -> Result<Vec<Write>, Error> {
+    pub(super) fn chunks(&self, key: &ObjectKey) -> Result<Vec<Write>, Error> {
         let bytes = postcard::to_extend(self, vec![VERSION]).unwrap_or_default();
         let (writer, count) = (rand::random::<u64>(), bytes.len().div_ceil(CHUNK_BYTES) as u32);
         let at = stamp::at(self.upto)?;

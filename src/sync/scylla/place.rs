@@ -15,16 +15,16 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Scylla, stamp};
-use crate::cql::{Cluster, Write};
+use crate::cql::Write;
 use crate::event::PARTITIONS;
 use crate::sync::Error;
 
-const GET: &str = "SELECT life, latest, base FROM place WHERE reader = ? AND part = ?";
+const GET: &str = "SELECT part, life, latest, base FROM place WHERE reader = ?";
 const PUT_LATEST: &str = "UPDATE place USING TIMESTAMP ? SET latest = ? WHERE reader = ? AND part = ? AND life = ?";
 const PUT_BASE: &str = "UPDATE place USING TIMESTAMP ? SET base = ? WHERE reader = ? AND part = ? AND life = ?";
 const TAKE_BELOW: &str = "DELETE FROM place USING TIMESTAMP ? WHERE reader = ? AND part = ? AND life < ?";
 
-/// Of the safety window, how long after a place was noted the next one is.
+/// So many places are noted of a safety window.
 const NOTES: u32 = 32;
 
 /// Version byte of stored places.
@@ -81,9 +81,10 @@ pub(super) struct Places {
 /// What it knows of one.
 #[derive(Clone, Debug, Default)]
 struct Known {
+    /// The life in which it was taken over, and how many nodes had begun anew then.
+    taken: Option<(i64, u64)>,
+    /// The life that the rest is of.
     life: i64,
-    /// The count of nodes that began anew when it was taken over.
-    taken: Option<u64>,
     /// Places by when they were acknowledged, or found so; the first is the latest that is older than the safety window, once there is such.
     noted: VecDeque<(Instant, Place)>,
     /// The same of bases.
@@ -106,10 +107,13 @@ fn trim<T>(entries: &mut VecDeque<(Instant, T)>, window: Duration) {
 
 impl Known {
     fn note(&mut self, place: &Place, window: Duration) {
-        let now = Instant::now();
-        let news = self.noted.back().is_none_or(|(at, last)| last.next < place.next && now.duration_since(*at) >= window / NOTES);
-        if news {
-            self.noted.push_back((now, place.clone()));
+        if self.noted.back().is_none_or(|(_, last)| last.next < place.next) {
+            // The last one is always there; those before it lie apart.
+            let close = |n: usize| Some(self.noted.get(n + 1)?.0.duration_since(self.noted.get(n)?.0) < window / NOTES);
+            if self.noted.len().checked_sub(2).and_then(close) == Some(true) {
+                self.noted.pop_back();
+            }
+            self.noted.push_back((Instant::now(), place.clone()));
         }
         trim(&mut self.noted, window);
     }
@@ -162,19 +166,25 @@ fn unpack<T: for<'d> Deserialize<'d>>(part: u16, bytes: &[u8]) -> Result<T, Erro
 }
 
 impl Scylla {
-    async fn stored_place(&self, reader: Reader, part: u16) -> Result<Option<Stored>, Error> {
-        type Row = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
-        let rows: Vec<Row> = self.cluster.rows(GET, (reader as i8, part as i16)).await?;
-        let Some((life, latest, base)) = rows.into_iter().max_by_key(|(life, ..)| *life) else { return Ok(None) };
-        let latest = latest.map(|bytes| unpack(part, &bytes)).transpose()?;
-        Ok(Some(Stored { life, latest, base: base.map(|bytes| unpack(part, &bytes)).transpose()? }))
+    /// The places of all partitions that have one, of their greatest lives.
+    async fn stored_places(&self, reader: Reader) -> Result<BTreeMap<u16, Stored>, Error> {
+        type Row = (i16, i64, Option<Vec<u8>>, Option<Vec<u8>>);
+        let rows: Vec<Row> = self.cluster.rows(GET, (reader as i8,)).await?;
+        let mut places = BTreeMap::new();
+        // In order of partitions and lives.
+        for (part, life, latest, base) in rows {
+            let part = part as u16;
+            let latest = latest.map(|bytes| unpack(part, &bytes)).transpose()?;
+            places.insert(part, Stored { life, latest, base: base.map(|bytes| unpack(part, &bytes)).transpose()? });
+        }
+        Ok(places)
     }
 
     /// Where a reader begins that takes a partition over.
     pub(super) async fn take_over(&self, reader: Reader, part: u16) -> Result<Place, Error> {
         let restarts = self.watch().await;
         let boots = self.cluster.boots();
-        let stored = self.stored_place(reader, part).await?;
+        let stored = self.stored_places(reader).await?.remove(&part);
         let (life, place) = match &stored {
             None => (0, Place::default()),
             Some(stored) => match stored.sure(&boots) {
@@ -184,16 +194,22 @@ impl Scylla {
         };
         if stored.as_ref().is_some_and(|stored| stored.life < life) {
             let left = stored.and_then(|stored| stored.latest).map_or(0, |latest| latest.place.next);
-            tracing::warn!(?reader, part, from = place.next, left, "a node of the cluster began anew: what it may have lost is read again from the log");
+            tracing::warn!(
+                ?reader,
+                part,
+                from = place.next,
+                left,
+                "a node of the cluster began anew: what it may have lost is read again from the log"
+            );
             metrics::counter!("contrail_objects_rewinds_total").increment(1);
             self.relist.store(true, Ordering::SeqCst);
             self.begin_life(reader, part, life, &place, &boots).await?;
         }
-        let mut known = self.places.known();
-        let known = known.entry((reader, part)).or_default();
-        known.live(life);
-        known.taken = Some(restarts);
-        known.note(&place, self.safety_window);
+        self.known(reader, part, |known| {
+            known.live(life);
+            known.taken = Some((life, restarts));
+            known.note(&place, self.safety_window);
+        });
         Ok(place)
     }
 
@@ -223,9 +239,8 @@ impl Scylla {
         let restarts = self.watch().await;
         let boots = self.cluster.boots();
         for part in parts {
-            let taken = self.places.known().get(&(reader, part)).and_then(|known| known.taken);
-            match taken {
-                Some(taken) if taken == restarts => {}
+            match self.known(reader, part, |known| known.taken) {
+                Some((_, taken)) if taken == restarts => {}
                 Some(_) => return Err(Error::Store("a node of the cluster began anew: what it acknowledged last may be lost".into())),
                 None => drop(self.take_over(reader, part).await?),
             }
@@ -233,66 +248,70 @@ impl Scylla {
         Ok(boots)
     }
 
-    /// Stores places. All that they stand for is acknowledged, and was begun when the nodes' processes were these.
+    /// Stores places, all or none. All that they stand for is acknowledged, and was begun when the nodes' processes were these.
     pub(super) async fn put_places(&self, reader: Reader, places: Vec<(u16, Place)>, boots: &BTreeMap<Uuid, i32>) -> Result<(), Error> {
         let window = self.safety_window;
-        let puts = places.into_iter().map(|(part, place)| async move {
-            let (life, base) = {
-                let mut known = self.places.known();
-                let known = known.entry((reader, part)).or_default();
-                (known.life, known.next_base(window).cloned())
-            };
-            let (of, number) = (reader as i8, part as i16);
-            let mut writes = vec![Write::new(PUT_LATEST, (stamp::at(place.next)?, pack(&latest(place.clone(), boots)), of, number, life))];
+        let (of, mut writes, mut done) = (reader as i8, Vec::new(), Vec::new());
+        for (part, place) in places {
+            let (life, base) = self.known(reader, part, |known| {
+                // Another process may have begun a life since: what this one knows is not of that.
+                let life = known.taken.map_or(known.life, |(life, _)| life);
+                (life, known.next_base(window).filter(|_| life == known.life).cloned())
+            });
+            writes.push(Write::new(PUT_LATEST, (stamp::at(place.next)?, pack(&latest(place.clone(), boots)), of, part as i16, life)));
             if let Some(base) = &base {
-                writes.push(Write::new(PUT_BASE, (stamp::at(base.next)?, pack(base), of, number, life)));
+                writes.push(Write::new(PUT_BASE, (stamp::at(base.next)?, pack(base), of, part as i16, life)));
             }
-            self.cluster.write_whole(writes).await?;
-            let mut known = self.places.known();
-            let known = known.entry((reader, part)).or_default();
-            known.note(&place, window);
-            base.iter().for_each(|base| known.note_base(base.next, window));
-            Ok::<_, Error>(())
-        });
-        Cluster::gather(puts.collect()).await.map(drop)
+            done.push((part, life, place, base));
+        }
+        self.cluster.write_whole(writes).await?;
+        for (part, life, place, base) in done {
+            self.known(reader, part, |known| {
+                if life == known.life {
+                    known.note(&place, window);
+                    base.iter().for_each(|base| known.note_base(base.next, window));
+                }
+            });
+        }
+        Ok(())
     }
 
     /// The next offsets stored, by partition.
     pub(super) async fn stored_offsets(&self, reader: Reader) -> Result<Vec<u64>, Error> {
-        let asked = (0..PARTITIONS).map(|part| async move {
-            let stored = self.stored_place(reader, part).await?;
-            Ok::<_, Error>(stored.and_then(|stored| stored.latest).map_or(0, |latest| latest.place.next))
-        });
-        Cluster::gather(asked.collect()).await
+        let stored = self.stored_places(reader).await?;
+        let next = |part| stored.get(&part)?.latest.as_ref().map(|latest| latest.place.next);
+        Ok((0..PARTITIONS).map(|part| next(part).unwrap_or(0)).collect())
     }
 
     /// The next offsets that no failure within the safety window can take back, by partition; moves the bases of those that stand still.
     pub(super) async fn durable_offsets(&self, reader: Reader) -> Result<Vec<u64>, Error> {
         self.watch().await;
-        Cluster::gather((0..PARTITIONS).map(|part| self.durable_offset(reader, part)).collect()).await
+        let (window, boots) = (self.safety_window, self.cluster.boots());
+        let (mut writes, mut bases) = (Vec::new(), Vec::new());
+        for (part, stored) in self.stored_places(reader).await? {
+            let base = self.known(reader, part, |known| {
+                known.live(stored.life);
+                if let Some(place) = stored.sure(&boots) {
+                    known.note(place, window);
+                }
+                stored.base.iter().for_each(|base| known.note_base(base.next, window));
+                known.next_base(window).cloned()
+            });
+            if let Some(base) = base {
+                writes.push(Write::new(PUT_BASE, (stamp::at(base.next)?, pack(&base), reader as i8, part as i16, stored.life)));
+                bases.push((part, base.next));
+            }
+        }
+        self.cluster.write_whole(writes).await?;
+        for (part, next) in bases {
+            self.known(reader, part, |known| known.note_base(next, window));
+        }
+        Ok((0..PARTITIONS).map(|part| self.known(reader, part, |known| old(&known.based, window).copied().unwrap_or(0))).collect())
     }
 
-    async fn durable_offset(&self, reader: Reader, part: u16) -> Result<u64, Error> {
-        let Some(stored) = self.stored_place(reader, part).await? else { return Ok(0) };
-        let window = self.safety_window;
-        let base = {
-            let mut known = self.places.known();
-            let known = known.entry((reader, part)).or_default();
-            known.live(stored.life);
-            if let Some(place) = stored.sure(&self.cluster.boots()) {
-                known.note(place, window);
-            }
-            stored.base.iter().for_each(|base| known.note_base(base.next, window));
-            known.next_base(window).cloned()
-        };
-        if let Some(base) = &base {
-            let put = Write::new(PUT_BASE, (stamp::at(base.next)?, pack(base), reader as i8, part as i16, stored.life));
-            self.cluster.write_whole(vec![put]).await?;
-        }
-        let mut known = self.places.known();
-        let known = known.entry((reader, part)).or_default();
-        base.iter().for_each(|base| known.note_base(base.next, window));
-        Ok(old(&known.based, window).copied().unwrap_or(0))
+    /// Looks at or changes what is known of a partition.
+    fn known<T>(&self, reader: Reader, part: u16, look: impl FnOnce(&mut Known) -> T) -> T {
+        look(self.places.known().entry((reader, part)).or_default())
     }
 }
 
