@@ -120,7 +120,7 @@ async fn a_topic_made_anew_is_read_on_and_the_gap_told() {
     };
     tokio::select! {
         () = published => {}
-        done = tokio::time::timeout(Duration::from_secs(40), heard) => done.expect("the new topic is not read"),
+        done = tokio::time::timeout(Duration::from_secs(60), heard) => done.expect("the new topic is not read"),
     }
 }
 
