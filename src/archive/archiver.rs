@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use rand::Rng;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -237,9 +238,7 @@ impl Run {
                 self.retain_at = self.retain_at.min(Instant::now() + RETAIN_AGAIN);
                 // Owned from here on, so that a failure to seek one is made good by starting over.
                 self.owned.extend(partitions.iter().map(|partition| (*partition, Owned { written: Cursor::default(), expected: u64::MAX })));
-                for partition in partitions {
-                    self.seek(partition).await?;
-                }
+                self.seek(partitions).await?;
             }
             Delivery::Revoked(partitions) => {
                 self.pending.forget(&partitions);
@@ -262,17 +261,21 @@ impl Run {
         Ok(())
     }
 
-    /// Begins, or begins again, to read a partition where the archive stands.
-    async fn seek(&mut self, partition: u16) -> Result<(), Error> {
-        let written = self.job.archive.cursor(partition).await?;
-        self.consumer.seek(partition, written.next);
-        self.consumer.resume(partition);
-        self.owned.insert(partition, Owned { written, expected: written.next });
-        self.job.progress.update(partition, |progress| {
-            progress.cursor = written;
-            progress.failed = None;
-        });
-        self.touched.own(partition, true);
+    /// Begins, or begins again, to read partitions where the archive stands.
+    async fn seek(&mut self, partitions: Vec<u16>) -> Result<(), Error> {
+        let archive = &self.job.archive;
+        // At once: each may have a journal to be done again, and the others of this archiver wait meanwhile.
+        let cursors = try_join_all(partitions.iter().map(|partition| archive.cursor(*partition))).await?;
+        for (partition, written) in partitions.into_iter().zip(cursors) {
+            self.consumer.seek(partition, written.next);
+            self.consumer.resume(partition);
+            self.owned.insert(partition, Owned { written, expected: written.next });
+            self.job.progress.update(partition, |progress| {
+                progress.cursor = written;
+                progress.failed = None;
+            });
+            self.touched.own(partition, true);
+        }
         Ok(())
     }
 
@@ -318,12 +321,7 @@ impl Run {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
-            for partition in self.owned.keys().copied().collect::<Vec<_>>() {
-                if let Err(error) = self.seek(partition).await {
-                    failed = Some(error);
-                    break;
-                }
-            }
+            failed = self.seek(self.owned.keys().copied().collect()).await.err();
         }
     }
 
