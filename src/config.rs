@@ -296,7 +296,9 @@ impl Config {
             return refuse("log = \"embedded\" is this process's alone: it needs all roles; to split them, set log = \"kafka://...\"");
         }
         if self.store == "embedded" && has(Role::Sync) != has(Role::Web) {
-            return refuse("store = \"embedded\" is this process's alone: roles sync and web go together; to split them, set store = \"scylla://...\"");
+            return refuse(
+                "store = \"embedded\" is this process's alone: roles sync and web go together; to split them, set store = \"scylla://...\"",
+            );
         }
         if self.archive == "embedded" && has(Role::Archive) != has(Role::Web) {
             return refuse(

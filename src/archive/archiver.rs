@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use rand::Rng;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -237,9 +238,7 @@ impl Run {
                 self.retain_at = self.retain_at.min(Instant::now() + RETAIN_AGAIN);
                 // Owned from here on, so that a failure to seek one is made good by starting over.
                 self.owned.extend(partitions.iter().map(|partition| (*partition, Owned { written: Cursor::default(), expected: u64::MAX })));
-                for partition in partitions {
-                    self.seek(partition).await?;
-                }
+                self.seek(partitions).await.map_err(|(_, error)| error)?;
             }
             Delivery::Revoked(partitions) => {
                 self.pending.forget(&partitions);
@@ -262,18 +261,31 @@ impl Run {
         Ok(())
     }
 
-    /// Begins, or begins again, to read a partition where the archive stands.
-    async fn seek(&mut self, partition: u16) -> Result<(), Error> {
-        let written = self.job.archive.cursor(partition).await?;
-        self.consumer.seek(partition, written.next);
-        self.consumer.resume(partition);
-        self.owned.insert(partition, Owned { written, expected: written.next });
-        self.job.progress.update(partition, |progress| {
-            progress.cursor = written;
-            progress.failed = None;
-        });
-        self.touched.own(partition, true);
-        Ok(())
+    /// Begins, or begins again, to read partitions where the archive stands. Gives those of which it does not say that now, with why.
+    async fn seek(&mut self, partitions: Vec<u16>) -> Result<(), (Vec<u16>, Error)> {
+        let archive = &self.job.archive;
+        // At once: each may have a journal to be done again, and the others of this archiver wait meanwhile.
+        let cursors = join_all(partitions.iter().map(|partition| archive.cursor(*partition))).await;
+        let (mut left, mut failed) = (Vec::new(), None);
+        for (partition, written) in partitions.into_iter().zip(cursors) {
+            let written = match written {
+                Ok(written) => written,
+                Err(error) => {
+                    left.push(partition);
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            self.consumer.seek(partition, written.next);
+            self.consumer.resume(partition);
+            self.owned.insert(partition, Owned { written, expected: written.next });
+            self.job.progress.update(partition, |progress| {
+                progress.cursor = written;
+                progress.failed = None;
+            });
+            self.touched.own(partition, true);
+        }
+        failed.map_or(Ok(()), |error| Err((left, error)))
     }
 
     fn take_records(&mut self, partition: u16, mut records: Vec<Stored>, next: u64) {
@@ -307,8 +319,8 @@ impl Run {
     async fn start_over(&mut self, error: Error, stop: &CancellationToken) {
         self.recent.clear();
         self.pending = Pending::default();
-        let mut failed = Some(error);
-        while let Some(error) = failed.take() {
+        let mut failed = Some((self.owned.keys().copied().collect(), error));
+        while let Some((left, error)) = failed.take() {
             self.failures = self.failures.saturating_add(1);
             let longest = self.job.settings.backoff * (1 << self.failures.min(7)).min(100);
             let pause = longest.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -318,12 +330,7 @@ impl Run {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
-            for partition in self.owned.keys().copied().collect::<Vec<_>>() {
-                if let Err(error) = self.seek(partition).await {
-                    failed = Some(error);
-                    break;
-                }
-            }
+            failed = self.seek(left).await.err();
         }
     }
 

@@ -52,7 +52,11 @@ impl Touched {
     /// Whether this archiver owns a partition.
     pub fn own(&self, partition: u16, owned: bool) {
         let mut all = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
-        if owned { all.insert(partition) } else { all.remove(&partition) };
+        if owned {
+            all.insert(partition)
+        } else {
+            all.remove(&partition)
+        };
     }
 
     /// The partitions that others own, where this archiver publishes.

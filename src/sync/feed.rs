@@ -102,8 +102,12 @@ impl LocalFeed {
     /// Tells the subscribers of all objects of a partition of `changes` that they missed writes.
     pub fn lag_partition(&self, partition: u16) {
         for shard in &self.0.shards {
-            let lagging: Vec<Arc<Inbox>> =
-                read(shard).iter().filter(|(key, _)| key.partition() == partition).flat_map(|(_, attached)| attached).filter_map(Weak::upgrade).collect();
+            let lagging: Vec<Arc<Inbox>> = read(shard)
+                .iter()
+                .filter(|(key, _)| key.partition() == partition)
+                .flat_map(|(_, attached)| attached)
+                .filter_map(Weak::upgrade)
+                .collect();
             lagging.iter().for_each(|inbox| inbox.lag());
         }
     }

@@ -27,7 +27,7 @@ use crate::shop;
 const SESSION: Duration = Duration::from_secs(6);
 
 /// Longer than a partition may stand still while it has records and nodes come and go: a session, and what a rebalance and the machine's load take.
-const STANDSTILL: Duration = Duration::from_secs(45);
+const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// Servers of these tests are large: one test at a time.
 static ONE: Mutex<()> = Mutex::new(());
@@ -239,7 +239,9 @@ fn slow_cluster_each_role_answers_for_itself_and_freshness_is_told_anywhere() {
     front.assert_audit();
     assert!(two.audit().0, "a node of the archive can say so too");
     for round in 1..=3u64 {
-        taking.accept(&(0..40).map(|n| json!({"type": "product_viewed", "event_id": format!("r{round}-{n}"), "product": {"id": "p1"}})).collect::<Vec<_>>());
+        taking.accept(
+            &(0..40).map(|n| json!({"type": "product_viewed", "event_id": format!("r{round}-{n}"), "product": {"id": "p1"}})).collect::<Vec<_>>(),
+        );
         let asked = Instant::now();
         loop {
             let told = front.get("/v1/live/documents/top.viewed");
@@ -275,38 +277,45 @@ fn roles_that_cannot_be_split_are_refused_at_the_start() {
     refused(&[log], "ingest,sync,web", "archive = \"embedded\" is this process's alone");
 }
 
-#[test]
-fn slow_cluster_archivers_join_and_leave_every_second() {
+/// So many archivers stay while up to so many others join or leave every second.
+fn come_and_go(lasting: usize, others: usize) {
     let cluster = Cluster::up();
     let mut rng = seeded();
     let front = cluster.front();
     let seconds = if is_long() { 120 } else { 20 };
-    for (lasting, others) in [(1, 1), (2, 2)] {
-        let load = Load::start(&cluster, &front, &mut rng, 8_000);
-        let stays: Vec<Server> = (0..lasting).map(|n| cluster.archiver(&format!("stays-{n}"))).collect();
-        let mut guests: Vec<Server> = Vec::new();
-        let began = Instant::now();
-        let mut round = 0;
-        while began.elapsed() < Duration::from_secs(seconds) {
-            load.unlock(seconds as usize);
-            let next = began + Duration::from_secs(round + 1);
-            round += 1;
-            // Without a lasting name: whoever joins or leaves moves partitions at once.
-            if guests.len() < others && (guests.is_empty() || rng.random_bool(0.5)) {
-                guests.push(cluster.node(&format!("guest-{round}"), "archive", Membership::Dynamic));
-            } else {
-                let guest = guests.swap_remove(rng.random_range(0..guests.len()));
-                assert!(guest.stop().success());
-            }
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    let load = Load::start(&cluster, &front, &mut rng, 8_000);
+    let stays: Vec<Server> = (0..lasting).map(|n| cluster.archiver(&format!("stays-{n}"))).collect();
+    let mut guests: Vec<Server> = Vec::new();
+    let began = Instant::now();
+    let mut round = 0;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        load.unlock(seconds as usize);
+        let next = began + Duration::from_secs(round + 1);
+        round += 1;
+        // Without a lasting name: whoever joins or leaves moves partitions at once.
+        if guests.len() < others && (guests.is_empty() || rng.random_bool(0.5)) {
+            guests.push(cluster.node(&format!("guest-{round}"), "archive", Membership::Dynamic));
+        } else {
+            let guest = guests.swap_remove(rng.random_range(0..guests.len()));
+            assert!(guest.stop().success());
         }
-        println!("{round} joined or left in {:?}", began.elapsed());
-        load.assert_whole(&front, STANDSTILL);
-        for node in stays.into_iter().chain(guests) {
-            assert!(node.stop().success());
-        }
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    assert!(front.stop().success());
+    println!("{round} joined or left in {:?}", began.elapsed());
+    load.assert_whole(&front, STANDSTILL);
+    for node in stays.into_iter().chain(guests).chain([front]) {
+        assert!(node.stop().success());
+    }
+}
+
+#[test]
+fn slow_cluster_archivers_join_and_leave_every_second() {
+    come_and_go(1, 1);
+}
+
+#[test]
+fn slow_cluster_archivers_join_and_leave_every_second_beside_two() {
+    come_and_go(2, 2);
 }
 
 #[test]
@@ -330,7 +339,8 @@ fn slow_cluster_archivers_killed_under_load_lose_nothing() {
         }
         nodes.insert(at, cluster.archiver(names[at]));
     }
-    load.assert_whole(&front, STANDSTILL);
+    // Its owner may be killed several times in turn.
+    load.assert_whole(&front, 3 * STANDSTILL);
     for node in nodes.into_iter().chain([front]) {
         assert!(node.stop().success());
     }

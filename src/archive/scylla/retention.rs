@@ -203,7 +203,8 @@ impl Scylla {
             let start = i64::from(line.day) * DAY;
             (0..24).map(move |hour| Timestamp::ZERO.plus_seconds(start + hour * 3_600).micros())
         };
-        let take = |(line, hour): (&Line, i64)| Write::new(TAKE_BOOKS, (stamps(line.part), site.as_str().to_owned(), line.day, hour, line.part as i16));
+        let take =
+            |(line, hour): (&Line, i64)| Write::new(TAKE_BOOKS, (stamps(line.part), site.as_str().to_owned(), line.day, hour, line.part as i16));
         self.cluster.write(lines.iter().flat_map(|line| hours(line).map(move |hour| (line, hour))).map(take).collect()).await?;
         Ok(self.cluster.write(Listing::take(&lines, stamps)).await?)
     }

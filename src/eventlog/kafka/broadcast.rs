@@ -27,8 +27,9 @@ const LINGER: Duration = Duration::from_millis(1);
 /// How often a [`Tail`] looks beside reading.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A partition that has records waiting at the brokers and got none for so long is sought anew.
-const STALL: Duration = Duration::from_secs(30);
+/// How often the brokers are asked where the topic ends. A partition that has records waiting and got none since it was asked last is sought anew: its topic may
+/// have been made anew, of which librdkafka need not tell.
+const ASK_ENDS: Duration = Duration::from_secs(15);
 
 /// A topic beside the log's. It has a producer of its own, so that neither waits for the other.
 pub struct Broadcast {
@@ -90,13 +91,9 @@ impl Broadcast {
         super::blocking(move || {
             let consumer = consumer(&client, &name)?;
             let bounds = settled_bounds(&consumer, &name)?;
-            let mut list = TopicPartitionList::new();
-            for (partition, bounds) in (0i32..).zip(&bounds) {
-                let at = At::Offset(i64::try_from(bounds.next).map_err(failed)?);
-                list.add_partition_offset(&name, partition, at).map_err(failed)?;
-            }
-            consumer.assign(&list).map_err(failed)?;
-            let mut reading = Reading { name, places: bounds.iter().map(|bounds| Place::at(bounds.next)).collect(), consumer, hear, doubtful: false };
+            let places = bounds.iter().map(|bounds| Place::at(bounds.next)).collect();
+            let mut reading = Reading { name, places, consumer, hear, doubtful: false, asked: Instant::now() };
+            reading.assign()?;
             let work = move || reading.run(&stopped);
             std::thread::Builder::new().name("kafka-feed".into()).spawn(work).map_err(failed)?;
             Ok(Tail(stop))
@@ -221,6 +218,8 @@ struct Reading<H> {
     hear: H,
     /// Whether places may be such as the brokers no longer have.
     doubtful: bool,
+    /// When the brokers were asked last where the topic ends.
+    asked: Instant,
 }
 
 impl<H: FnMut(Heard)> Reading<H> {
@@ -279,39 +278,54 @@ impl<H: FnMut(Heard)> Reading<H> {
         }
     }
 
-    /// Tells how far behind it is; goes to the end of partitions whose place the brokers do not have, and seeks those that stand still.
+    /// Tells how far behind it is, and now and then mends what does not go on.
     fn look(&mut self) {
         let ends = self.consumer.context().all();
         let behind: u64 = ends.iter().zip(&self.places).map(|(end, place)| end.saturating_sub(place.next)).sum();
         metrics::gauge!("contrail_feed_lag_records").set(behind as f64);
-        let stalled = |(end, place): (&Offset, &Place)| *end > place.next && place.moved.elapsed() > STALL;
-        if !self.doubtful && !ends.iter().zip(&self.places).any(stalled) {
+        if !self.doubtful && self.asked.elapsed() < ASK_ENDS {
             return;
         }
         match self.mend() {
             Ok(()) => self.doubtful = false,
-            Err(error) => {
-                tracing::debug!(%error, topic = self.name, "the feed cannot be looked at; tried again");
-                self.doubtful = true;
-            }
+            Err(error) => tracing::debug!(%error, topic = self.name, "the feed cannot be looked at; tried again"),
         }
+        self.asked = Instant::now();
     }
 
-    /// Seeks every partition anew: where it stands, or at its end where that is no longer to be had. In doubt, something was missed.
+    /// Has partitions that do not go on read anew: from where they stand, or from their end where that is no longer to be had. Of these, and of all in doubt,
+    /// something may have been missed.
     fn mend(&mut self) -> Result<(), Error> {
         let all = bounds(&self.consumer, &self.name)?;
-        for (partition, bounds) in (0u16..).zip(all) {
-            let Some(place) = self.places.get(usize::from(partition)).map(|place| place.next) else { continue };
-            let lost = check_range(Topic::Changes, partition, place, bounds).is_err();
-            let next = if lost { bounds.next } else { place };
-            let at = At::Offset(i64::try_from(next).map_err(failed)?);
-            self.consumer.seek(&self.name, i32::from(partition), at, super::LOOK).map_err(failed)?;
-            self.places.get_mut(usize::from(partition)).into_iter().for_each(|place| *place = Place::at(next));
-            if lost || self.doubtful {
-                self.missed(partition, "the brokers no longer have its place, or an error hid it");
+        let mut missed = Vec::new();
+        for ((partition, bounds), place) in (0u16..).zip(all).zip(&mut self.places) {
+            let lost = check_range(Topic::Changes, partition, place.next, bounds).is_err();
+            let stalled = place.next < bounds.next && place.moved < self.asked;
+            if lost {
+                *place = Place::at(bounds.next);
+            }
+            if lost || stalled || self.doubtful {
+                missed.push((partition, if lost { "the brokers do not have its place" } else { "it did not go on" }));
             }
         }
+        if missed.is_empty() {
+            return Ok(());
+        }
+        // Not sought: a partition that the brokers refuse may not come back to that.
+        self.consumer.unassign().map_err(failed)?;
+        self.assign()?;
+        missed.into_iter().for_each(|(partition, why)| self.missed(partition, why));
         Ok(())
+    }
+
+    /// Has every partition read from its place on.
+    fn assign(&self) -> Result<(), Error> {
+        let mut list = TopicPartitionList::new();
+        for (partition, place) in (0i32..).zip(&self.places) {
+            let at = At::Offset(i64::try_from(place.next).map_err(failed)?);
+            list.add_partition_offset(&self.name, partition, at).map_err(failed)?;
+        }
+        self.consumer.assign(&list).map_err(failed)
     }
 }
 

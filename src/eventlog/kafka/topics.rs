@@ -164,7 +164,10 @@ fn check_settings(name: &str, entries: &[(String, String)], purpose: Purpose, se
         // Larger records than it takes are shed.
         Purpose::Feed => {
             if !FEED_RETENTIONS.contains(&number("retention.ms")) {
-                return wrong("retention.ms", "it must be 10 minutes to a day (600000 to 86400000): long enough for a reader that is late, and then it goes");
+                return wrong(
+                    "retention.ms",
+                    "it must be 10 minutes to a day (600000 to 86400000): long enough for a reader that is late, and then it goes",
+                );
             }
         }
     }
