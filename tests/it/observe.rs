@@ -40,15 +40,19 @@ fn sources(dir: &Path) -> String {
 fn every_metric_that_is_watched_exists() {
     let day = shop::day(41, 1_000);
     let server = Server::fresh();
-    let mut watching = Events::open(&server.address, "/v1/live/streams/activity/events", READ, None);
-    let first = watching.next();
     server.accept(&day.events);
     server.accept(&day.events[..10]);
     // One refused request, one event that goes into quarantine.
     assert_eq!(server.call("POST", "/v1/events", &[], b"{}").status, 401);
     assert_eq!(server.post(b"[{\"type\":\"page_viewed\"}]").status, 200);
     server.settle();
-    assert_ne!(watching.next(), first);
+    let view = |id: &str| serde_json::json!({"event_id": id, "type": "product_viewed", "product": {"id": "watched"}});
+    server.accept(&[view("w-1")]);
+    server.settle();
+    let mut watching = Events::open(&server.address, "/v1/live/maps/product.watched/events", READ, None);
+    assert_eq!(watching.next().event, "snapshot");
+    server.accept(&[view("w-2")]);
+    assert_eq!(watching.next().event, "change");
     let shown = names(&server.get("/metrics").text());
     assert!(server.stop().success());
 
