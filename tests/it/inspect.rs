@@ -109,7 +109,7 @@ pub(crate) fn event_ids(data: &Path) -> BTreeMap<(&'static str, String), u64> {
         ObjectKind::Map => "map",
         ObjectKind::Stream => "stream",
     };
-    block_on(objects(data)).iter().map(|object| ((kind(object.key().kind), object.key().name.clone()), object.head().event_id)).collect()
+    block_on(objects(data, "embedded")).iter().map(|object| ((kind(object.key().kind), object.key().name.clone()), object.head().event_id)).collect()
 }
 
 /// The data of every object, without the archiver's own documents; with revisions where asked.
