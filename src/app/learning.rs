@@ -1,5 +1,5 @@
-//! Stages that learn: opens what stands between them and the live log, objects and archive, and tells what they would have done (`GET /admin/learning`, a line a minute,
-//! `/metrics`). What they write is kept below `DATA/learning` as long as the process runs. Must never hand a stage what it could write live.
+//! Stages that learn: opens what stands between them and the live log, objects and archive, and tells what they would have done (`GET /admin/learning`, a
+//! line a minute, `/metrics`). What they write is kept below `DATA/learning` as long as the process runs. Must never hand a stage what it could write live.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

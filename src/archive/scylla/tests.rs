@@ -138,13 +138,15 @@ async fn what_a_former_owner_writes_late_loses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_built_on_what_a_former_owner_wrote_further() {
     let bench = Fresh::new();
-    let (former, owner) = (bench.scylla().await, bench.scylla().await);
+    let (former, owner, learning) = (bench.scylla().await, bench.scylla().await, bench.scylla().await.beside_its_archiver());
     former.write(counted(10, 10)).await.unwrap();
     assert_eq!(owner.cursor(3).await.unwrap().next, 10);
+    assert_eq!(counts(&learning).await, 10);
     former.write(counted(20, 20)).await.unwrap();
     for refused in [owner.cells(3, &[views(0).0]).await.map(drop), owner.identities(3, &[IdentityKey([7; 16])]).await.map(drop)] {
         assert!(refused.unwrap_err().is_retryable());
     }
+    assert_eq!(counts(&learning).await, 20, "who only reads beside it is answered");
     assert_eq!(owner.cursor(3).await.unwrap().next, 20);
     assert_eq!(counts(&owner).await, 20);
 }

@@ -1,3 +1,5 @@
+//! The learning log over a real embedded one: what it reads, what it keeps to itself, what it holds back (nothing).
+
 use futures::FutureExt;
 
 use super::*;

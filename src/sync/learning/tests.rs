@@ -1,3 +1,5 @@
+//! The learning store over a real embedded one: what is read through, what is kept apart, what is counted.
+
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
