@@ -213,7 +213,8 @@ async fn progress(State(admin): State<Admin>) -> Answer {
     // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
     let events = admin.log.bounds(Topic::Events).await.map_err(failed)?;
     let (mut routed, mut archived, mut kept) = (None, None, None);
-    let behind = |bounds: &[Bounds], reached: Vec<u64>| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(next)).sum::<u64>();
+    let behind =
+        |bounds: &[Bounds], reached: Vec<u64>| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(next)).sum::<u64>();
     if let Some(archive) = &admin.archive {
         let cursors = archive.cursors().await.map_err(failed)?;
         archived = Some(behind(&events, cursors.iter().map(|cursor| cursor.next).collect()));

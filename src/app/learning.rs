@@ -124,7 +124,8 @@ impl Learning {
         let mut behind = 0;
         if let Some(LearningSync { log, store, .. }) = &self.sync {
             let (routers, keepers) = store.offsets().await?;
-            let of = |bounds: &[Bounds], reached: &[u64]| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(*next)).sum::<u64>();
+            let of =
+                |bounds: &[Bounds], reached: &[u64]| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(*next)).sum::<u64>();
             behind += of(&events, &routers) + of(&log.bounds(Topic::Changes).await?, &keepers);
         }
         if let Some(LearningArchiver { archive, .. }) = &self.archive {

@@ -168,9 +168,11 @@ async fn carry_log(source: &dyn EventLog, kafka: &KafkaLog, told: &Told) -> Resu
                 let Some(last) = records.last() else { break };
                 let next = last.offset + 1;
                 count += records.len() as u64;
-                let appended = kafka.append(topic, records.into_iter().map(|record| Append { partition, value: record.value }).collect()).await.at(STAGE)?;
+                let appended =
+                    kafka.append(topic, records.into_iter().map(|record| Append { partition, value: record.value }).collect()).await.at(STAGE)?;
                 if appended.first() != Some(&at) || appended.last() != Some(&(next - 1)) {
-                    let wrong = format!("{} partition {partition}: {at} came to stand at {:?}: somebody else writes there", topic.name(), appended.first());
+                    let wrong =
+                        format!("{} partition {partition}: {at} came to stand at {:?}: somebody else writes there", topic.name(), appended.first());
                     return Err(Error { stage: STAGE, source: wrong.into() });
                 }
                 at = next;

@@ -192,7 +192,10 @@ fn statements(settings: &Settings) -> Vec<String> {
     let days = (u64::from(retention_days(settings).unsigned_abs()) + SLACK_DAYS).min(MOST_DAYS);
     let numbers = [("$TTL", days * DAY), ("$MARKERS", (days + MARKER_DAYS) * DAY), ("$WINDOW", window_days(days + MARKER_DAYS))]
         .map(|(name, n)| (name, n.to_string()));
-    SCHEMA.iter().flat_map(|text| statements_of(&numbers.iter().fold((*text).to_owned(), |text, (name, number)| text.replace(name, number)))).collect()
+    SCHEMA
+        .iter()
+        .flat_map(|text| statements_of(&numbers.iter().fold((*text).to_owned(), |text, (name, number)| text.replace(name, number))))
+        .collect()
 }
 
 /// The statements of a schema's file.

@@ -194,7 +194,12 @@ impl Cluster {
     }
 
     /// All pages of a prepared statement's rows, and how many.
-    async fn pages<R>(&self, cql: &'static str, statement: &PreparedStatement, values: impl SerializeRow + Send + Sync) -> Result<(Vec<R>, usize), Error>
+    async fn pages<R>(
+        &self,
+        cql: &'static str,
+        statement: &PreparedStatement,
+        values: impl SerializeRow + Send + Sync,
+    ) -> Result<(Vec<R>, usize), Error>
     where
         R: for<'f> DeserializeRow<'f, 'f> + Send,
     {

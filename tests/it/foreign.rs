@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use contrail::site;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -90,6 +91,7 @@ pub(crate) fn assert_same_data_as_embedded(seed: u64, store: &str, serve: impl F
     assert!(Server::on(&embedded, &[]).stop().success());
     // Both have the same site, and so the same keyed hashes.
     copy(&embedded, &other);
+    carry_sites(&embedded, store);
     let server = Server::on(&embedded, &[]);
     server.accept(&day.events);
     let on_embedded = told(server, &day, true);
@@ -103,6 +105,19 @@ pub(crate) fn assert_same_data_as_embedded(seed: u64, store: &str, serve: impl F
     shop::assert_reports_equal_tally(&server, &day);
     let on_other = told_from(server, store, &day, true);
     assert_same(&on_embedded, &on_other, "embedded and the other");
+}
+
+/// Puts the sites of a data directory where a store on a cluster has them.
+pub(crate) fn carry_sites(data: &Path, store: &str) {
+    if store == "embedded" {
+        return;
+    }
+    let carrying = async {
+        let settings = site::Settings::default();
+        let (here, there) = (site::open("embedded", data, &settings).await.unwrap(), site::open(store, data, &settings).await.unwrap());
+        assert_eq!(site::carry(&*here, &*there).await.unwrap(), 1);
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(carrying);
 }
 
 /// How [`assert_kills_lose_nothing`] kills.

@@ -16,6 +16,7 @@ mod kafka;
 mod late;
 mod learning;
 mod live;
+mod moving;
 mod observe;
 mod orders;
 mod power;
