@@ -89,6 +89,8 @@ pub(super) async fn feed(config: &Config) -> Result<Arc<dyn Feed>, Error> {
             return Ok(Arc::new(feed.at("opening the feed")?));
         }
     }
+    #[cfg(not(feature = "kafka"))]
+    let Config { .. } = config;
     Ok(Arc::new(feed::LocalFeed::new(feed::Settings::default())))
 }
 

@@ -147,7 +147,7 @@ impl Server {
             if progress.json()["caught_up"] == Value::Bool(true) {
                 return;
             }
-            assert!(asked.elapsed() < Duration::from_secs(120), "not settled after 120 s: {}", progress.text());
+            assert!(asked.elapsed() < Duration::from_secs(120), "not settled after 120 s: {} {}", progress.text(), self.get("/readyz").text());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
