@@ -2,7 +2,7 @@
 //! on what they wrote.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,18 +24,40 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub(super) struct Boots {
     generations: Mutex<HashMap<Uuid, i32>>,
     restarts: AtomicU64,
+    /// Whether the nodes that there were at the start have been asked: one that tells for the first time later may have begun anew meanwhile.
+    begun: AtomicBool,
 }
 
+/// How often nodes that do not tell are asked again at the start, and the pause between.
+const FIRST_ASKED: usize = 20;
+const ASKED_AGAIN: Duration = Duration::from_millis(250);
+
 impl Cluster {
-    /// How many times any node was found to have begun anew since this connected. Asks every node that is connected; one that does not answer counts
-    /// once it does again.
+    fn connected(&self) -> Vec<Uuid> {
+        self.session.get_cluster_state().get_nodes_info().iter().filter(|node| node.is_connected()).map(|node| node.host_id).collect()
+    }
+
+    /// Learns when the nodes' processes began; what one does not tell in time counts as begun anew later.
+    pub(super) async fn learn_boots(&self) {
+        for _ in 0..FIRST_ASKED {
+            self.restarts().await;
+            if self.boots().is_some() {
+                break;
+            }
+            tokio::time::sleep(ASKED_AGAIN).await;
+        }
+        self.boots.begun.store(true, Ordering::SeqCst);
+    }
+
+    /// How many times any node was found to have begun anew, or to be new, since this connected. Asks every node that is connected; one that does not answer
+    /// counts once it does again.
     pub async fn restarts(&self) -> u64 {
-        let state = self.session.get_cluster_state();
-        let hosts: Vec<Uuid> = state.get_nodes_info().iter().filter(|node| node.is_connected()).map(|node| node.host_id).collect();
+        let hosts = self.connected();
+        let begun = self.boots.begun.load(Ordering::SeqCst);
         let found = futures::future::join_all(hosts.into_iter().map(|host| self.generation(host))).await;
         let mut known = self.boots.generations.lock().unwrap_or_else(PoisonError::into_inner);
         for (host, generation) in found.into_iter().flatten() {
-            if known.insert(host, generation).is_some_and(|before| before != generation) {
+            if known.insert(host, generation).map_or(begun, |before| before != generation) {
                 tracing::warn!(%host, "a node of the cluster began anew; what it acknowledged last is made good");
                 metrics::counter!("contrail_cql_node_restarts_total").increment(1);
                 self.boots.restarts.fetch_add(1, Ordering::SeqCst);
@@ -44,10 +66,12 @@ impl Cluster {
         self.boots.restarts.load(Ordering::SeqCst)
     }
 
-    /// By node, when its process began, as far as [`Cluster::restarts`] found so far: kept beside what is written, it tells a later process whether a node began anew
-    /// since.
-    pub fn boots(&self) -> BTreeMap<Uuid, i32> {
-        self.boots.generations.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(host, generation)| (*host, *generation)).collect()
+    /// By node, when its process began, as [`Cluster::restarts`] found: kept beside what is written, it tells a later process whether a node began anew since. None
+    /// where a connected node did not tell yet.
+    pub fn boots(&self) -> Option<BTreeMap<Uuid, i32>> {
+        let known = self.boots.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = !known.is_empty() && self.connected().iter().all(|host| known.contains_key(host));
+        all.then(|| known.iter().map(|(host, generation)| (*host, *generation)).collect())
     }
 
     async fn generation(&self, host: Uuid) -> Option<(Uuid, i32)> {

@@ -109,7 +109,7 @@ impl Cluster {
     pub async fn connect(address: &Address, settings: &Settings) -> Result<Self, Error> {
         let cluster = Self::reach(address, settings).await?;
         cluster.check_schema(&address.keyspace, settings).await?;
-        cluster.restarts().await;
+        cluster.learn_boots().await;
         Ok(cluster)
     }
 

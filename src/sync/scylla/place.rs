@@ -30,6 +30,9 @@ const NOTES: u32 = 32;
 /// Version byte of stored places.
 const VERSION: u8 = 1;
 
+/// When the nodes' processes began, where all tell.
+pub(super) type Boots = Option<BTreeMap<Uuid, i32>>;
+
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reader {
@@ -48,7 +51,7 @@ pub(super) struct Place {
     pub(super) value: Vec<u8>,
 }
 
-/// The latest place, with when the process of each node began.
+/// The latest place, with when the process of each node began; with none where that was not known.
 #[derive(Debug, Serialize, Deserialize)]
 struct Latest {
     place: Place,
@@ -65,9 +68,9 @@ struct Stored {
 
 impl Stored {
     /// The latest place, where no node began anew since it was stored.
-    fn sure(&self, boots: &BTreeMap<Uuid, i32>) -> Option<&Place> {
-        let latest = self.latest.as_ref()?;
-        let same = latest.boots.iter().all(|(host, generation)| boots.get(&Uuid::from_bytes(*host)) == Some(generation));
+    fn sure(&self, boots: &Boots) -> Option<&Place> {
+        let (latest, boots) = (self.latest.as_ref()?, boots.as_ref()?);
+        let same = !latest.boots.is_empty() && latest.boots.iter().all(|(host, generation)| boots.get(&Uuid::from_bytes(*host)) == Some(generation));
         same.then_some(&latest.place)
     }
 }
@@ -213,7 +216,7 @@ impl Scylla {
         Ok(place)
     }
 
-    async fn begin_life(&self, reader: Reader, part: u16, life: i64, base: &Place, boots: &BTreeMap<Uuid, i32>) -> Result<(), Error> {
+    async fn begin_life(&self, reader: Reader, part: u16, life: i64, base: &Place, boots: &Boots) -> Result<(), Error> {
         let (of, number) = (reader as i8, part as i16);
         let at = stamp::at(base.next)?;
         let latest = Write::new(PUT_LATEST, (at, pack(&latest(base.clone(), boots)), of, number, life));
@@ -235,7 +238,7 @@ impl Scylla {
 
     /// Refuses to build on what may be lost: a reader that took these partitions over before a node began anew has to do so again. Gives when the nodes' processes
     /// began.
-    pub(super) async fn check_nodes(&self, reader: Reader, parts: impl Iterator<Item = u16> + Send) -> Result<BTreeMap<Uuid, i32>, Error> {
+    pub(super) async fn check_nodes(&self, reader: Reader, parts: impl Iterator<Item = u16> + Send) -> Result<Boots, Error> {
         let restarts = self.watch().await;
         let boots = self.cluster.boots();
         for part in parts {
@@ -249,7 +252,7 @@ impl Scylla {
     }
 
     /// Stores places, all or none. All that they stand for is acknowledged, and was begun when the nodes' processes were these.
-    pub(super) async fn put_places(&self, reader: Reader, places: Vec<(u16, Place)>, boots: &BTreeMap<Uuid, i32>) -> Result<(), Error> {
+    pub(super) async fn put_places(&self, reader: Reader, places: Vec<(u16, Place)>, boots: &Boots) -> Result<(), Error> {
         let window = self.safety_window;
         let (of, mut writes, mut done) = (reader as i8, Vec::new(), Vec::new());
         for (part, place) in places {
@@ -315,6 +318,6 @@ impl Scylla {
     }
 }
 
-fn latest(place: Place, boots: &BTreeMap<Uuid, i32>) -> Latest {
-    Latest { place, boots: boots.iter().map(|(host, generation)| (host.into_bytes(), *generation)).collect() }
+fn latest(place: Place, boots: &Boots) -> Latest {
+    Latest { place, boots: boots.iter().flatten().map(|(host, generation)| (host.into_bytes(), *generation)).collect() }
 }
