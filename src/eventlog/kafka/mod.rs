@@ -97,10 +97,20 @@ fn tell(error: &KafkaError, reason: &str) {
     }
 }
 
-/// A partition's bounds as its leader tells them. Blocking.
+/// A partition's bounds as its leader tells them; asks again while it has none, as for a moment after its topic was made. Blocking.
 fn bounds_of<C: ClientContext>(client: &Client<C>, name: &str, partition: u16) -> Result<Bounds, Error> {
-    let (start, next) = client.fetch_watermarks(name, i32::from(partition), LOOK).map_err(failed)?;
-    Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? })
+    let asked = Instant::now();
+    loop {
+        match client.fetch_watermarks(name, i32::from(partition), LOOK) {
+            Ok((start, next)) => return Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? }),
+            Err(error) if lacks_leader(&error) && asked.elapsed() < LOOK => std::thread::sleep(PAUSE),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn lacks_leader(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable))
 }
 
 /// Asks again while a group's coordinator is being found, moves or loads: it answers so for a moment after a broker's start. Blocking.
