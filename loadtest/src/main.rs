@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use runs::{hot, idle, ingest, latency, saturate, smoke, sustain};
+use runs::{cluster, hot, idle, ingest, latency, saturate, smoke, sustain};
 
 #[derive(Parser)]
 #[command(name = "loadtest", about = "Open-loop load for contrail, with an audit at the end")]
@@ -68,6 +68,26 @@ enum Run {
         rounds: usize,
         /// Seconds of a turn.
         #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
+    /// A backlog and a steady rate with everything on Kafka and Cassandra or ScyllaDB.
+    Cluster {
+        #[command(flatten)]
+        server: Server,
+        /// The brokers: host:port,host:port.
+        #[arg(long)]
+        brokers: String,
+        /// The nodes: host:port,host:port.
+        #[arg(long)]
+        nodes: String,
+        /// Events of the backlog; an hour's outage at 300 events/s leaves 1,080,000.
+        #[arg(long, default_value_t = 100_000)]
+        events: u64,
+        /// Events a second of the steady part.
+        #[arg(long, default_value_t = 500.0)]
+        rate: f64,
+        /// How long that lasts.
+        #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
     /// CPU of all roles, by stage.
@@ -152,6 +172,9 @@ async fn run(run: Run) -> anyhow::Result<ExitCode> {
         Run::Smoke { server, seconds } => smoke::run(&server.contrail, seconds).await?,
         Run::Ingest { server, rounds, seconds } => ingest::run(&server.contrail, rounds, seconds).await?,
         Run::Kafka { server, brokers, rounds, seconds } => ingest::kafka(&server.contrail, brokers, rounds, seconds).await?,
+        Run::Cluster { server, brokers, nodes, events, rate, seconds } => {
+            cluster::run(&server.contrail, &cluster::Plan { brokers, nodes, events, rate, seconds }).await?
+        }
         Run::Saturate { server, events } => saturate::run(&server.contrail, events).await?,
         Run::Sustain { server, rate, seconds } => sustain::run(&server.contrail, rate, seconds).await?,
         Run::Latency { server, rate, seconds } => latency::run(&server.contrail, rate, seconds).await?,

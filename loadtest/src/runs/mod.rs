@@ -1,5 +1,6 @@
 //! The runs: each starts its own server, measures one thing, and gives its findings. Called by `main` only.
 
+pub(crate) mod cluster;
 pub(crate) mod hot;
 pub(crate) mod idle;
 pub(crate) mod ingest;
