@@ -379,10 +379,12 @@ pub(crate) async fn commits_survive_reopening(subject: &dyn Subject) {
 
 pub(crate) async fn retention_waits_for_every_group(subject: &dyn Subject) {
     let log = subject.open().await;
+    fill(&*log, 2, 500).await;
+    log.retain(Timestamp::MAX).await.unwrap();
+    assert_eq!(log.bounds(TOPIC).await.unwrap()[0], Bounds { start: 0, next: 500 }, "readers are still to come");
     let mut reader = log.subscribe(TOPIC, "done").await.unwrap();
     drop(log.subscribe(TOPIC, "slow").await.unwrap());
     assigned(&mut *reader).await;
-    fill(&*log, 2, 500).await;
     reader.commit(0, 500);
     reader.commit(1, 500);
     log.retain(Timestamp::MAX).await.unwrap();

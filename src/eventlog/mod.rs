@@ -154,7 +154,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// Forgets a group, so that it no longer holds retention back.
     async fn forget_group(&self, topic: Topic, group: &str) -> Result<(), Error>;
 
-    /// Removes what is older than the retention age and below every group's committed offset. Called on a timer by the log's owner.
+    /// Removes what is older than the retention age and below every group's committed offset; nothing of a topic that no group ever subscribed to. Called on a
+    /// timer by the log's owner.
     async fn retain(&self, now: crate::event::Timestamp) -> Result<(), Error>;
 
     /// Stops taking appends, makes everything accepted durable, seals the log. Idempotent.

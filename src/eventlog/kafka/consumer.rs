@@ -285,8 +285,8 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
         let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
         while let Some(task) = tasks.pop_front() {
             if !perform(consumer, shared, task) {
-                // The group must be served meanwhile: the rest comes after the next poll, too.
-                tasks.into_iter().for_each(|task| shared.member().again(task));
+                // The group must be served meanwhile: the rest comes after the next poll.
+                shared.member().put_off(task, tasks);
                 break;
             }
         }
@@ -343,11 +343,12 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
         Task::Pause(partition) => consumer.pause(&shared.list([partition])).map_err(failed),
         Task::ReadOn(partition, offset) => read_from(consumer, shared, partition, offset),
         Task::Seek(partition, offset) => seek(consumer, shared, partition, offset),
+        Task::Look(partition, offset) => look(consumer, shared, partition, offset),
     };
     match done {
         Ok(()) => true,
         Err(error @ Error::OutOfRange { .. }) => {
-            let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Pause(partition)) = task;
+            let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Look(partition, _) | Task::Pause(partition)) = task;
             shared.member().fail(partition, error);
             shared.wake.notify_one();
             true
@@ -355,7 +356,6 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
         Err(error) => {
             // An assignment under way, or a broker that does not answer.
             tracing::debug!(%error, ?task, topic = shared.name, "kafka; it is tried again");
-            shared.member().again(task);
             false
         }
     }
@@ -368,6 +368,17 @@ fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
     read_from(consumer, shared, partition, offset)?;
     let mut member = shared.member();
     member.sought(partition, offset, bounds.next);
+    Ok(())
+}
+
+/// Reads on where a partition that seemed to be at its end is not.
+fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
+    let end = super::bounds_of(consumer.client(), &shared.name, partition)?.next;
+    if end > offset {
+        tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
+        shared.member().heard_end(partition, end);
+        read_from(consumer, shared, partition, offset)?;
+    }
     Ok(())
 }
 

@@ -44,6 +44,8 @@ pub(super) enum Task {
     ReadOn(u16, Offset),
     /// Read no more for now.
     Pause(u16),
+    /// Ask where the partition ends: nothing came for long, and of a partition that is not fetched no end is heard either.
+    Look(u16, Offset),
 }
 
 /// How far a revocation is.
@@ -149,24 +151,36 @@ impl Member {
     /// What the thread has to do, each partition's latest wish.
     pub(super) fn tasks(&mut self, now: Instant) -> Vec<Task> {
         let mut tasks: Vec<Task> = self.tasks.drain(..).collect();
-        tasks.retain(|task| match task {
+        tasks.retain_mut(|task| match task {
             Task::Seek(partition, offset) => self.parts.get(partition).is_some_and(|part| part.seek == Some(*offset)),
-            Task::ReadOn(partition, offset) => self.parts.get(partition).is_some_and(|part| !part.paused && part.expected == Some(*offset)),
+            Task::ReadOn(partition, offset) => {
+                // From where it is now: records that came meanwhile must not leave it paused.
+                let next = self.parts.get(partition).filter(|part| !part.paused).and_then(|part| part.expected);
+                *offset = next.unwrap_or(*offset);
+                next.is_some()
+            }
             Task::Pause(partition) => self.parts.get(partition).is_some_and(|part| part.paused),
+            Task::Look(partition, offset) => self.parts.get(partition).is_some_and(|part| !part.paused && part.expected == Some(*offset)),
         });
         for (partition, part) in &mut self.parts {
-            let Some(expected) = part.expected.filter(|expected| !part.paused && *expected < part.end) else { continue };
+            let Some(expected) = part.expected.filter(|_| !part.paused) else { continue };
             let moved = *part.moved.get_or_insert(now);
             if now.duration_since(moved) > STALL {
                 part.moved = Some(now);
-                tasks.push(Task::ReadOn(*partition, expected));
+                tasks.push(if expected < part.end { Task::ReadOn(*partition, expected) } else { Task::Look(*partition, expected) });
             }
         }
         tasks
     }
 
-    /// A task that could not be done at present.
+    /// A task that came of the thread's own doing.
     pub(super) fn again(&mut self, task: Task) {
+        self.tasks.push_back(task);
+    }
+
+    /// A task that could not be done at present, and those behind it. They go first next time: one partition that cannot be asked for holds up no other.
+    pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>) {
+        self.tasks.extend(rest);
         self.tasks.push_back(task);
     }
 
@@ -207,7 +221,12 @@ impl Member {
 
     /// The end of a partition as the brokers tell it.
     pub(super) fn heard_end(&mut self, partition: u16, end: Offset) {
-        self.parts.get_mut(&partition).into_iter().for_each(|part| part.end = part.end.max(end));
+        let Some(part) = self.parts.get_mut(&partition).filter(|part| part.end < end) else { return };
+        if part.expected.is_none_or(|expected| expected >= part.end) {
+            // It had nothing to wait for until now.
+            part.moved = None;
+        }
+        part.end = end;
     }
 
     /// The group gave it these.
@@ -360,9 +379,31 @@ mod tests {
         for offset in 6..9 {
             member.take("events", 1, stored(offset), at(40));
         }
-        assert_eq!(member.tasks(at(100)), [Task::ReadOn(0, 5)], "at the end there is nothing to wait for");
+        assert_eq!(member.tasks(at(100)), [Task::ReadOn(0, 5), Task::Look(1, 9)], "at its end it is asked for its end");
+        assert_eq!(member.tasks(at(101)), []);
         member.heard_end(1, 10);
-        assert_eq!(member.tasks(at(101)), [Task::ReadOn(1, 9)]);
+        assert_eq!(member.tasks(at(129)), [], "a while from when there was something to wait for");
+        assert_eq!(member.tasks(at(160)), [Task::ReadOn(0, 5), Task::ReadOn(1, 9)]);
+    }
+
+    #[test]
+    fn a_partition_that_cannot_be_asked_for_holds_up_no_other() {
+        let mut member = reading();
+        for (partition, offset) in [(0, 6), (1, 7)] {
+            member.seek(partition, offset);
+        }
+        let tasks = member.tasks(at(0));
+        assert_eq!(tasks, [Task::Seek(0, 6), Task::Seek(1, 7)]);
+        member.put_off(tasks[0], tasks[1..].iter().copied());
+        assert_eq!(member.tasks(at(1)), [Task::Seek(1, 7), Task::Seek(0, 6)]);
+    }
+
+    #[test]
+    fn records_that_come_before_a_partition_is_read_on_do_not_leave_it_paused() {
+        let mut member = reading();
+        member.again(Task::ReadOn(0, 5));
+        member.take("events", 0, stored(5), at(0));
+        assert_eq!(member.tasks(at(0)), [Task::ReadOn(0, 6)]);
     }
 
     #[test]

@@ -332,13 +332,19 @@ impl Inner {
 
     /// Up to which offset each partition may be deleted: old, and passed by every group.
     fn deletable(&self, topic: Topic, now: Timestamp) -> Result<Vec<(u16, Offset)>, Error> {
+        // Before anything else is asked for: what is appended meanwhile is not old, though no younger record was found.
+        let bounds = self.all_bounds(topic)?;
+        let groups = self.groups(topic)?;
+        if groups.is_empty() {
+            // A topic that nobody reads yet keeps everything: its readers are still to come.
+            return Ok(Vec::new());
+        }
         let mut least = self.aged(topic, now)?;
-        for group in self.groups(topic)? {
+        for group in groups {
             for (least, offset) in least.iter_mut().zip(self.offsets(topic, &group)?) {
                 *least = offset.min(*least);
             }
         }
-        let bounds = self.all_bounds(topic)?;
         let below = |((partition, least), bounds): ((u16, Offset), Bounds)| {
             (least.min(bounds.next) > bounds.start).then(|| (partition, least.min(bounds.next)))
         };
