@@ -75,6 +75,7 @@ impl Health {
             "learning": self.learning,
             "frozen_objects": self.status.frozen(),
             "stopped_partitions": stopped,
+            "archiver_waits_for": self.progress.waits(),
             "sites_unanswered_seconds": self.sites.unanswered_for().map(|time| time.as_secs()),
             "allow_single_replica": self.single_replica,
         });

@@ -1,5 +1,6 @@
 //! The archive's only writer: reads `events`, folds what it read into one batch of absolute values, writes it, and moves on from there; now and then
-//! removes what is past its age. Run by the composition root. Must never commit an offset before the write that reflects it, nor pass over a record.
+//! removes what is past its age. Run by the composition root. Must never commit an offset before the write that reflects it, nor pass over a record:
+//! one that the archive cannot keep goes to quarantine, with its place.
 //!
 //! Transactions grow with the backlog: whatever arrived while the last batch was written becomes the next one, up to
 //! [`Settings::max_events`] records, [`Settings::max_bytes`] or [`Settings::longest`].
@@ -19,7 +20,7 @@ use self::batch::Known;
 use super::fold::ObjectsOf;
 use super::progress::Progress;
 use super::top::{self, Touched};
-use super::{Archive, Cursor, Error};
+use super::{Archive, Cursor, Error, Refused};
 use crate::background::Worker;
 use crate::event::{Clock, PARTITIONS, RulesOf};
 use crate::eventlog::{Consumer, Delivery, EventLog, Stored, Topic};
@@ -29,6 +30,12 @@ pub const GROUP: &str = "archiver";
 
 /// When retention that failed is tried again.
 const RETAIN_AGAIN: Duration = Duration::from_secs(60);
+
+/// Records set aside that are remembered once they are written.
+const ASIDE: usize = 10_000;
+
+/// Records that the archive refuses, by partition and offset, with why.
+type Aside = BTreeMap<(u16, u64), String>;
 
 /// How the archiver gathers and remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +143,8 @@ struct Run {
     retain_at: Instant,
     /// Whether partitions went while that was under way.
     retain_lost: bool,
+    /// To be quarantined instead of archived.
+    aside: Arc<Aside>,
     failures: u32,
 }
 
@@ -171,6 +180,7 @@ impl Run {
             commit_at: None,
             retain_at,
             retain_lost: false,
+            aside: Arc::default(),
             failures: 0,
         }
     }
@@ -180,7 +190,10 @@ impl Run {
             let step = self.step(stop).await;
             match step {
                 Ok(()) if stop.is_cancelled() => break,
-                Ok(()) => self.failures = 0,
+                Ok(()) => {
+                    self.failures = 0;
+                    self.job.progress.stands_still(None);
+                }
                 Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await,
                 Err(error) => return Err(error),
             }
@@ -317,6 +330,9 @@ impl Run {
 
     /// After a failure: a pause, and everything from the archive's own cursors again; nothing is read before every partition was sent back.
     async fn start_over(&mut self, error: Error, stop: &CancellationToken) {
+        if let Error::Refused(records) = &error {
+            self.set_aside(records);
+        }
         self.recent.clear();
         self.pending = Pending::default();
         let mut failed = Some((self.owned.keys().copied().collect(), error));
@@ -326,11 +342,24 @@ impl Run {
             let pause = longest.mul_f64(rand::rng().random_range(0.5..1.0));
             tracing::warn!(%error, failures = self.failures, pause_ms = pause.as_millis() as u64, "archiving failed; going back to the last cursors");
             metrics::counter!("contrail_archiver_retries_total").increment(1);
+            self.job.progress.stands_still(Some(error.to_string()));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
             failed = self.seek(left).await.err();
+        }
+    }
+
+    /// Has records that the archive refuses quarantined, whenever they are read.
+    fn set_aside(&mut self, records: &[Refused]) {
+        let aside = Arc::make_mut(&mut self.aside);
+        for Refused { partition, offset, why } in records {
+            tracing::error!(partition, offset, why, "the archive cannot keep an event; it goes to quarantine");
+            aside.insert((*partition, *offset), why.clone());
+        }
+        if aside.len() > ASIDE {
+            aside.retain(|(partition, offset), _| self.owned.get(partition).is_some_and(|owned| *offset >= owned.written.next));
         }
     }
 

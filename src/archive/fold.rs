@@ -19,6 +19,9 @@ const MAX_PRODUCTS: usize = 64;
 /// Code of a record that could not be read.
 pub const UNREADABLE: &str = "unreadable_record";
 
+/// Code of an event whose rows the store refuses.
+pub const REFUSED: &str = "refused_by_store";
+
 /// Gives the names of the objects an event touches, in order. Asked for events that count or report; wired to the mapping by the composition root.
 pub type ObjectsOf = std::sync::Arc<dyn Fn(&Touching<'_>) -> Vec<(ObjectKind, String)> + Send + Sync>;
 
@@ -47,8 +50,8 @@ enum What {
     },
     Quarantine(Record, Box<Quarantined>),
     Refusals(Record, Refusals),
-    /// Its envelope was read, its body was not.
-    BadBody(Record, String),
+    /// Its envelope was read, and what it holds is not to be taken: by which code, and why.
+    Bad(Record, &'static str, String),
     /// Not even its envelope was read.
     Unreadable(Bytes, String),
 }
@@ -79,11 +82,25 @@ impl What {
             },
         };
         // What the parser says may quote the body.
-        Self::BadBody(record, format!("the body is not what its kind says (line {}, column {})", error.line(), error.column()))
+        Self::Bad(record, UNREADABLE, format!("the body is not what its kind says (line {}, column {})", error.line(), error.column()))
     }
 }
 
 impl Taken {
+    /// Sets an event aside that the archive cannot keep.
+    pub(super) fn set_aside(self, why: &str) -> Self {
+        let what = match self.what {
+            What::Judged { record, .. } if record.kind == RecordKind::Event => What::Bad(record, REFUSED, why.to_owned()),
+            other => other,
+        };
+        Self { what, ..self }
+    }
+
+    /// Where it stands.
+    pub(super) const fn place(&self) -> (u16, u64) {
+        (self.partition, self.offset)
+    }
+
     /// The identity entry that decides on it.
     pub(super) fn key(&self) -> Option<(u16, IdentityKey)> {
         self.judged().map(|(partition, _, _, key)| (partition, key))
@@ -155,7 +172,7 @@ pub(super) fn fold_all(
     let mut folded = Folded { entries, recalled, cursors, ..Folded::default() };
     for Taken { partition, offset, what } in taken {
         let received_at = match &what {
-            What::Judged { record, .. } | What::Quarantine(record, _) | What::Refusals(record, _) | What::BadBody(record, _) => record.received_at,
+            What::Judged { record, .. } | What::Quarantine(record, _) | What::Refusals(record, _) | What::Bad(record, ..) => record.received_at,
             What::Unreadable(..) => Timestamp::from_micros(i64::MIN),
         };
         let cursor = folded.cursors.entry(partition).or_default();
@@ -170,7 +187,7 @@ pub(super) fn fold_all(
                     *books.refused.entry(code).or_default() += count;
                 }
             }
-            What::BadBody(record, message) => folded.bad_body(partition, offset, record, message),
+            What::Bad(record, code, message) => folded.bad(partition, offset, record, code, message),
             What::Unreadable(raw, message) => folded.quarantine.push(QuarantineRow {
                 site: None,
                 event_id: String::new(),
@@ -259,18 +276,19 @@ impl Folded {
         });
     }
 
-    fn bad_body(&mut self, partition: u16, offset: u64, record: Record, message: String) {
+    fn bad(&mut self, partition: u16, offset: u64, record: Record, code: &'static str, message: String) {
         let counted = record.kind == RecordKind::Event || record.kind == RecordKind::Quarantine;
         let books = self.books(partition, &record);
         books.appended += u64::from(counted);
         books.quarantined += u64::from(counted);
         self.quarantine.push(QuarantineRow {
-            site: Some(record.site),
+            // What no books count is in nobody's list.
+            site: counted.then_some(record.site),
             event_id: record.event_id,
             received_at: record.received_at,
             partition,
             offset,
-            code: UNREADABLE.into(),
+            code: code.into(),
             message,
             pointer: String::new(),
             raw: record.body,

@@ -213,6 +213,17 @@ pub struct QuarantineRow {
     pub raw: Bytes,
 }
 
+/// A record that a store refuses by itself, say for its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Where it stands in the log.
+    pub partition: u16,
+    /// Where it stands in the log.
+    pub offset: u64,
+    /// What the store says.
+    pub why: String,
+}
+
 /// What one partition's part of a write leaves behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
@@ -339,6 +350,8 @@ pub trait Archive: Send + Sync + 'static {
 
     /// Writes a batch. Event rows first, durable before the rest; then all else and the cursors (embedded: in one transaction; elsewhere each step acknowledged
     /// before the next: cells, then identities, orders and checkouts, then the cursors). Repeating a batch, whole or in part, changes nothing.
+    /// [`Error::Refused`] names records whose rows cannot be taken, now or later, while others can: nothing is counted yet, and the batch is to be made anew without
+    /// them. Where the store takes nothing, that is [`Error::Store`].
     async fn write(&self, batch: WriteBatch) -> Result<(), Error>;
 
     /// Where every partition is, for watermarks.
@@ -451,6 +464,9 @@ pub enum Error {
     /// The store refused or failed.
     #[error("archive: {0}")]
     Store(String),
+    /// The store takes rows of other records, and none of these: see [`Archive::write`].
+    #[error("archive: it refuses {} for good, and takes others{}", .0.len(), .0.first().map_or_else(String::new, |first| format!("; of the first it says: {}", first.why)))]
+    Refused(Vec<Refused>),
     /// What is stored cannot be read.
     #[error("archive: {0} cannot be read")]
     Corrupt(String),
@@ -475,7 +491,7 @@ impl Error {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Log(error) => error.is_retryable(),
-            Self::Store(_) => true,
+            Self::Store(_) | Self::Refused(_) => true,
             Self::Corrupt(_) | Self::BadQuestion { .. } | Self::Closed => false,
         }
     }

@@ -20,12 +20,15 @@ pub struct PartitionProgress {
 
 /// Progress of all partitions this archiver owns.
 #[derive(Debug, Default)]
-pub struct Progress(Mutex<BTreeMap<u16, PartitionProgress>>);
+pub struct Progress {
+    partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
+    waits: Mutex<Option<String>>,
+}
 
 impl Progress {
     /// Every owned partition's.
     pub fn all(&self) -> BTreeMap<u16, PartitionProgress> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Partitions that stopped, with the reason: readiness shows them.
@@ -35,7 +38,7 @@ impl Progress {
 
     /// Whether all that stood in the log at its last reading is written.
     pub fn is_caught_up(&self) -> bool {
-        self.0
+        self.partitions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
@@ -44,17 +47,27 @@ impl Progress {
 
     /// Records read into no batch yet, as far as known: what `/metrics` shows as lag.
     pub fn lag(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().map(|progress| progress.end.saturating_sub(progress.cursor.next)).sum()
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).values().map(|progress| progress.end.saturating_sub(progress.cursor.next)).sum()
+    }
+
+    /// Why nothing can be written at present, if so: it is tried again.
+    pub fn waits(&self) -> Option<String> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says why nothing can be written at present; None once something was.
+    pub(super) fn stands_still(&self, why: Option<String>) {
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Changes one partition's.
     pub(super) fn update(&self, partition: u16, change: impl FnOnce(&mut PartitionProgress)) {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(partition).or_default());
+        change(self.partitions.lock().unwrap_or_else(PoisonError::into_inner).entry(partition).or_default());
     }
 
     /// A partition is no longer owned.
     pub(super) fn forget(&self, partition: u16) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
     }
 }
 

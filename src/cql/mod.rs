@@ -149,13 +149,13 @@ impl Cluster {
     }
 
     /// Writes all of these rows, in any order, and returns when each is acknowledged. Where a connection breaks it fails at once: a node that
-    /// begins anew may have lost rows that came before these, see [`Cluster::restarts`].
+    /// begins anew may have lost rows that came before these, see [`Cluster::restarts`]. Rows that went together and are refused together go each alone.
     ///
     /// # Errors
     /// The first; any of the rows may then be there or not.
     pub async fn write(&self, writes: Vec<Write>) -> Result<(), Error> {
         let together = gather(writes);
-        let mut sending = stream::iter(together.into_iter().map(|writes| self.send(writes))).buffer_unordered(AT_ONCE);
+        let mut sending = stream::iter(together.into_iter().map(|writes| self.send_some(writes))).buffer_unordered(AT_ONCE);
         while let Some(sent) = sending.next().await {
             sent?;
         }
@@ -167,7 +167,7 @@ impl Cluster {
     /// # Errors
     /// As for [`Cluster::write`]; [`Error::Refused`] where it is too large, some MiB.
     pub async fn write_whole(&self, writes: Vec<Write>) -> Result<(), Error> {
-        self.send(writes).await
+        self.send(&writes).await
     }
 
     /// All rows that a statement finds, page by page.
@@ -229,24 +229,40 @@ impl Cluster {
         stream::iter(calls).buffered(AT_ONCE).try_collect().await
     }
 
+    /// Sends rows of one partition, together unless that is refused.
+    async fn send_some(&self, writes: Vec<Write>) -> Result<(), Error> {
+        match self.send(&writes).await {
+            Err(Error::Refused(_)) if writes.len() > 1 => {
+                for write in &writes {
+                    self.send(std::slice::from_ref(write)).await?;
+                }
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
     /// Sends rows of one partition.
-    async fn send(&self, mut writes: Vec<Write>) -> Result<(), Error> {
-        let Some(cql) = writes.first().map(|write| write.cql) else { return Ok(()) };
-        if writes.len() == 1
-            && let Some(Write { values, .. }) = writes.pop()
-        {
-            let statement = self.prepare(cql).await?;
-            let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, &values)) };
-            return self.try_until(Class::Cut, cql, attempt).await.map(drop);
-        }
-        let mut batch = Batch::new(BatchType::Unlogged);
-        batch.set_is_idempotent(true);
-        for write in &writes {
-            batch.append_statement(self.prepare(write.cql).await?);
-        }
-        let values: Vec<_> = writes.into_iter().map(|write| write.values).collect();
-        let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
-        self.try_until(Class::Cut, cql, attempt).await.map(drop)
+    async fn send(&self, writes: &[Write]) -> Result<(), Error> {
+        let attempted = match writes {
+            [] => return Ok(()),
+            [Write { cql, values, .. }] => {
+                let statement = self.prepare(cql).await?;
+                let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, values)) };
+                self.try_until(Class::Cut, cql, attempt).await
+            }
+            [Write { cql, .. }, ..] => {
+                let mut batch = Batch::new(BatchType::Unlogged);
+                batch.set_is_idempotent(true);
+                for write in writes {
+                    batch.append_statement(self.prepare(write.cql).await?);
+                }
+                let values: Vec<_> = writes.iter().map(|write| &write.values).collect();
+                let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
+                self.try_until(Class::Cut, cql, attempt).await
+            }
+        };
+        attempted.map(drop)
     }
 
     /// The prepared form of a statement; prepared when first asked for.

@@ -164,7 +164,7 @@ pub(super) fn problem(error: Error) -> Refusal {
         Error::BadQuestion { parameter, message } => {
             Problem::new(StatusCode::BAD_REQUEST, "bad_parameter", "A parameter is unknown or out of its range.", format!("{parameter}: {message}"))
         }
-        Error::Store(_) | Error::Log(_) | Error::Closed => {
+        Error::Store(_) | Error::Refused(_) | Error::Log(_) | Error::Closed => {
             tracing::error!(%error, "the archive does not answer");
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable", "The archive does not answer at present.", "Try again later.")
         }

@@ -24,7 +24,7 @@ pub(crate) struct Shared {
     batches: Mutex<VecDeque<Vec<Value>>>,
     /// Batches that may be sent so far; each round adds some.
     pub(crate) unlocked: AtomicUsize,
-    sent: AtomicUsize,
+    pub(crate) sent: AtomicUsize,
     /// Set once every batch is acknowledged, or none will be any more.
     pub(crate) done: AtomicBool,
 }

@@ -19,6 +19,7 @@ mod live;
 mod moving;
 mod observe;
 mod orders;
+mod outages;
 mod power;
 mod same;
 mod scylla;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Pending, Run};
+use super::{Aside, Pending, Run};
 use crate::archive::fold::{self, Folded, Taken};
 use crate::archive::recall::{self, Recalled};
 use crate::archive::recent::Recent;
@@ -46,7 +46,8 @@ impl Run {
         let written = pending.records.iter().filter_map(|(partition, _)| Some((*partition, self.owned.get(partition)?.written)));
         let cursors: BTreeMap<u16, Cursor> = written.collect();
         let began = Instant::now();
-        let (taken, keys) = on_cpu(&self.computing, move || pending.read()).await?;
+        let aside = Arc::clone(&self.aside);
+        let (taken, keys) = on_cpu(&self.computing, move || pending.read(&aside)).await?;
         let mut entries = HashMap::with_capacity(keys.len());
         for (partition, mut keys) in keys {
             keys.retain(|key| match self.recent.entries.take(key) {
@@ -148,8 +149,13 @@ impl Run {
 
 impl Pending {
     /// Reads the records, and tells which identity entries decide on them.
-    fn read(self) -> (Vec<Taken>, BTreeMap<u16, Vec<IdentityKey>>) {
-        let taken: Vec<Taken> = self.records.into_iter().flat_map(|(partition, records)| fold::take(partition, records)).collect();
+    fn read(self, aside: &Aside) -> (Vec<Taken>, BTreeMap<u16, Vec<IdentityKey>>) {
+        let taken = self.records.into_iter().flat_map(|(partition, records)| fold::take(partition, records));
+        let set_aside = |taken: Taken| match aside.get(&taken.place()) {
+            Some(why) => taken.set_aside(why),
+            None => taken,
+        };
+        let taken: Vec<Taken> = taken.map(set_aside).collect();
         let mut keys: BTreeMap<u16, Vec<IdentityKey>> = BTreeMap::new();
         for (partition, key) in taken.iter().filter_map(Taken::key) {
             keys.entry(partition).or_default().push(key);

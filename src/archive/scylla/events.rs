@@ -7,8 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use super::listing::{Line, What};
 use super::rows::{EventColumns, PUT_EVENT, report, split};
 use super::{Scylla, label, stamp};
-use crate::archive::{Error, EventRow, QuarantineRow, WriteBatch};
-use crate::cql::{Cluster, Write};
+use crate::archive::{Error, EventRow, QuarantineRow, Refused, WriteBatch};
+use crate::cql::{self, Cluster, Write};
+use crate::event::identity::Verdict;
+use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
 
 const PUT_BODY: &str = "INSERT INTO event_body (site, part, pos, chunk, body) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
 const PUT_BY_ID: &str = "INSERT INTO event_by_id (site, event_id, day, report, part, pos, occurred_at, fingerprint, key_kind, type, channel) \
@@ -77,12 +79,16 @@ impl Scylla {
         let events = self.unknown(std::mem::take(&mut batch.events)).await?;
         let now = self.clock.now();
         let (mut writes, mut fresh, mut lines) = (Vec::new(), Fresh::default(), BTreeMap::new());
+        let mut bodies = Vec::new();
         for row in &events {
-            self.put_event(row, now, &mut writes, &mut fresh.places);
+            self.put_event(row, now, &mut bodies, &mut writes, &mut fresh.places);
             let bucket = stamp::bucket(row.offset);
             let line = Line::at(row.site.as_str(), What::Events, row.occurred_at, row.partition, bucket, row.received_at.utc_day());
             raise(&mut lines, line, stamp::taken(row.received_at, now));
         }
+        // Before the rows: where a row is, its body is whole.
+        self.write_events(&events, now, bodies).await?;
+        self.write_raw(&mut batch.quarantine, now).await?;
         for row in &batch.quarantine {
             let line = put_quarantined(row, now, &mut writes);
             raise(&mut lines, line, stamp::taken(row.received_at, now));
@@ -94,8 +100,67 @@ impl Scylla {
         put_labels(batch, &mut writes);
         put_links(batch, &mut writes);
         fresh.lines = self.listing.put(lines, &mut writes);
-        self.cluster.write(writes).await?;
+        self.write_events(&events, now, writes).await?;
         self.remember(fresh);
+        Ok(())
+    }
+
+    /// Writes what a batch's events make. Where that is refused, it tells whose it is: see [`Self::refused`].
+    async fn write_events(&self, events: &[EventRow], now: Timestamp, writes: Vec<Write>) -> Result<(), Error> {
+        match self.cluster.write(writes).await {
+            Err(error @ cql::Error::Refused(_)) => {
+                let refused = self.refused(events, now).await?;
+                Err(if refused.is_empty() { error.into() } else { Error::Refused(refused) })
+            }
+            written => Ok(written?),
+        }
+    }
+
+    /// Those of these events whose rows are refused, each by itself, while an ordinary event's are taken: it is for what they are, say their size. Where that
+    /// one is refused too (no room, no right to write), it is not for these.
+    async fn refused(&self, events: &[EventRow], now: Timestamp) -> Result<Vec<Refused>, Error> {
+        let Some(first) = events.first() else { return Ok(Vec::new()) };
+        let ordinary = ordinary(first.site.clone(), now);
+        self.write_alone(&ordinary, now, vec![b"{}".to_vec()]).await?;
+        let each = events.iter().map(|row| async move {
+            match self.write_alone(row, now, Vec::new()).await {
+                Ok(()) => Ok(None),
+                Err(cql::Error::Refused(why)) => Ok(Some(Refused { partition: row.partition, offset: row.offset, why })),
+                Err(other) => Err(other),
+            }
+        });
+        Ok(Cluster::gather(each.collect()).await?.into_iter().flatten().collect())
+    }
+
+    /// Writes one event by itself, and these chunks of a body with it.
+    async fn write_alone(&self, row: &EventRow, now: Timestamp, chunks: Vec<Vec<u8>>) -> Result<(), cql::Error> {
+        let (mut bodies, mut writes) = (Vec::new(), Vec::new());
+        self.put_event(row, now, &mut bodies, &mut writes, &mut BTreeSet::new());
+        put_body(row.site.as_str(), row.partition as i16, row.offset as i64, chunks, stamp::taken(row.received_at, now), &mut bodies);
+        self.cluster.write(bodies).await?;
+        self.cluster.write(writes).await
+    }
+
+    /// Writes the large ones of quarantined records' bytes. Those that are refused are left out of their rows: the log has them.
+    async fn write_raw(&self, rows: &mut [QuarantineRow], now: Timestamp) -> Result<(), Error> {
+        let of = |row: &QuarantineRow| {
+            let (site, mut writes) = (row.site.as_ref().map_or("", |site| site.as_str()), Vec::new());
+            put_body(site, row.partition as i16, row.offset as i64, split(&row.raw).1, stamp::taken(row.received_at, now), &mut writes);
+            writes
+        };
+        match self.cluster.write(rows.iter().flat_map(of).collect()).await {
+            Err(cql::Error::Refused(_)) => {}
+            written => return Ok(written?),
+        }
+        for row in rows {
+            match self.cluster.write(of(row)).await {
+                Err(cql::Error::Refused(_)) => {
+                    row.raw = bytes::Bytes::new();
+                    row.message.push_str(" (the store does not take its bytes either)");
+                }
+                written => written?,
+            }
+        }
         Ok(())
     }
 
@@ -125,19 +190,19 @@ impl Scylla {
 
     /// Whether an event's row is there: what it is found by outlives it.
     pub(super) async fn stands(&self, site: &str, part: u16, offset: u64, occurred_at: i64) -> Result<bool, Error> {
-        let day = crate::event::Timestamp::from_micros(occurred_at).utc_day();
+        let day = Timestamp::from_micros(occurred_at).utc_day();
         let place = (site, day, part as i16, stamp::bucket(offset), occurred_at, offset as i64);
         Ok(!self.cluster.rows::<(i64,)>(STANDS, place).await?.is_empty())
     }
 
     /// An event's row, its body, and what it is found by.
-    fn put_event(&self, row: &EventRow, now: crate::event::Timestamp, writes: &mut Vec<Write>, places: &mut BTreeSet<Place>) {
+    fn put_event(&self, row: &EventRow, now: Timestamp, bodies: &mut Vec<Write>, writes: &mut Vec<Write>, places: &mut BTreeSet<Place>) {
         let (site, day, part, pos) = (row.site.as_str().to_owned(), row.occurred_at.utc_day(), row.partition as i16, row.offset as i64);
         let (at, stamp) = (row.occurred_at.micros(), stamp::taken(row.received_at, now));
         let (columns, chunks) = EventColumns::of(row, now);
         let bytes = columns.size();
         writes.push(Write::new(PUT_EVENT, columns).beside((&row.site, day, part, stamp::bucket(row.offset)), bytes));
-        put_body(&site, part, pos, chunks, stamp, writes);
+        put_body(&site, part, pos, chunks, stamp, bodies);
         let (fingerprint, key_kind, channel) = (row.fingerprint as i64, row.key_kind as i8, row.channel as i8);
         let kept = (site.clone(), row.event_id.clone(), day, report(row), part, pos, at, fingerprint, key_kind, row.kind.clone(), channel, stamp);
         writes.push(Write::new(PUT_BY_ID, kept));
@@ -177,8 +242,32 @@ fn put_body(site: &str, part: i16, pos: i64, chunks: Vec<Vec<u8>>, stamp: i64, w
     }
 }
 
-/// A quarantined record; gives the line it is listed by.
-fn put_quarantined(row: &QuarantineRow, now: crate::event::Timestamp, writes: &mut Vec<Write>) -> Line {
+/// An event of no size, where no event stands and nobody looks for one.
+fn ordinary(site: SiteId, now: Timestamp) -> EventRow {
+    EventRow {
+        site,
+        event_id: String::new(),
+        fingerprint: 0,
+        key_kind: KeyKind::Event,
+        kind: String::new(),
+        occurred_at: Timestamp::ZERO,
+        received_at: now,
+        partition: u16::MAX,
+        offset: 0,
+        verdict: Verdict::Counted,
+        flags: Flags::default(),
+        channel: Channel::Server,
+        customer: Some([0; 16]),
+        visitor: None,
+        products: vec![String::new()],
+        objects: Vec::new(),
+        body_key: 0,
+        body: bytes::Bytes::new(),
+    }
+}
+
+/// A quarantined record, whose chunks are there; gives the line it is listed by.
+fn put_quarantined(row: &QuarantineRow, now: Timestamp, writes: &mut Vec<Write>) -> Line {
     let site = row.site.as_ref().map_or("", |site| site.as_str());
     let (day, part, pos, stamp) = (row.received_at.utc_day(), row.partition as i16, row.offset as i64, stamp::taken(row.received_at, now));
     let bucket = stamp::bucket(row.offset);
@@ -188,7 +277,6 @@ fn put_quarantined(row: &QuarantineRow, now: crate::event::Timestamp, writes: &m
     let (event_id, code, message, pointer) = (row.event_id.clone(), row.code.clone(), row.message.clone(), row.pointer.clone());
     let columns = (site.to_owned(), day, part, bucket, row.received_at.micros(), pos, event_id, code, message, pointer, raw, count, stamp);
     writes.push(Write::new(PUT_QUARANTINE, columns).beside((site, day, part, bucket), bytes));
-    put_body(site, part, pos, chunks, stamp, writes);
     Line::at(site, What::Quarantine, row.received_at, row.partition, bucket, 0)
 }
 

@@ -1,0 +1,206 @@
+//! Faults of the servers underneath: brokers that die, a store that is gone, slow or refuses, records that are none. Nothing acknowledged is lost, nothing counts
+//! twice, and the product goes on by itself.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use contrail::archive::{self, QuarantineRow};
+use contrail::cql;
+use contrail::event::{Clock, SiteId};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::{Value, json};
+
+use crate::crash::{Shared, start_senders};
+use crate::foreign::{Foreign, program, serve};
+use crate::harness::Server;
+use crate::shop;
+
+fn is_long() -> bool {
+    std::env::var_os("CONTRAIL_TEST_LONG").is_some()
+}
+
+fn url(node: &Foreign) -> String {
+    format!("scylla://{}/contrail", node.address)
+}
+
+/// The program with its log on these brokers.
+fn on_brokers(brokers: &Foreign, replication: u8) -> Command {
+    let mut program = program(&[
+        ("CONTRAIL_LOG", &*format!("kafka://{}", brokers.address)),
+        ("CONTRAIL_KAFKA_REPLICATION", &*replication.to_string()),
+        ("CONTRAIL_KAFKA_SESSION_TIMEOUT", "10s"),
+    ]);
+    if replication == 1 {
+        program.env("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true");
+    }
+    program
+}
+
+/// The program with its log on a broker, and objects and archive on a node, whose tables are there.
+fn on_both(broker: &Foreign, node: &Foreign) -> Command {
+    let made = || {
+        let mut program = on_brokers(broker, 1);
+        program.env("CONTRAIL_STORE", url(node)).env("CONTRAIL_ARCHIVE", url(node));
+        program.env("CONTRAIL_SCYLLA_REPLICATION", "{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}");
+        program
+    };
+    let migrated = made().arg("migrate").stderr(Stdio::piped()).output().unwrap();
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    made()
+}
+
+/// A number that `/metrics` shows, 0 where it does not.
+fn metric(server: &Server, name: &str) -> f64 {
+    let text = server.get("/metrics").text();
+    text.lines().filter_map(|line| line.strip_prefix(name)).filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// Waits for what must come.
+fn wait_for(what: &str, longest: Duration, mut there: impl FnMut() -> bool) {
+    let asked = Instant::now();
+    while !there() {
+        assert!(asked.elapsed() < longest, "{what}: not within {longest:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Appends bytes to a topic beside the product.
+fn append_raw(broker: &Foreign, topic: &str, partition: i32, bytes: &[u8]) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap();
+    producer.send(BaseRecord::<(), [u8]>::to(topic).partition(partition).payload(bytes)).map_err(|(error, _)| error).unwrap();
+    producer.flush(Duration::from_secs(30)).unwrap();
+}
+
+/// What the archive has in quarantine of the shop.
+fn quarantined(node: &Foreign) -> Vec<QuarantineRow> {
+    let url = url(node);
+    let asking = async {
+        let settings = archive::Settings { scylla: cql::Settings::default(), ..archive::Settings::default() };
+        let archive = archive::open(&url, std::path::Path::new(""), &settings, Clock::system()).await.unwrap();
+        archive.quarantine(&SiteId::parse("demo").unwrap(), None, 100).await.unwrap()
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(asking)
+}
+
+#[test]
+fn slow_poison_and_what_the_store_cannot_keep_go_to_quarantine_and_the_partition_goes_on() {
+    // Nothing that the product writes by itself is as large as this, but for pieces of large bodies.
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--set", "max_mutation_size=200KiB"]));
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(on_both(&broker, &node), &dir.path().join("data"));
+    let view = |n: usize| json!({"type": "product_viewed", "event_id": format!("v{n}"), "product": {"id": "p1", "name": "Mug"}, "customer": {"id": "c1"}});
+    let large: Value = json!({"type": "product_viewed", "event_id": "large", "product": {"id": "p2"}, "customer": {"id": "c1"},
+        "properties": {"text": "x".repeat(900_000)}});
+    server.accept(&(0..50).map(view).collect::<Vec<_>>());
+    for partition in 0..16 {
+        append_raw(&broker, "contrail.events", partition, b"\x07this is no record");
+        append_raw(&broker, "contrail.changes", partition, b"\x07this is no change");
+    }
+    server.accept(&[large.clone()]);
+    server.accept(&(50..100).map(view).collect::<Vec<_>>());
+    server.settle();
+    let report = server.read("/v1/reports/top-viewed");
+    assert_eq!((&report["rows"][0]["views"], report["rows"].as_array().unwrap().len()), (&json!(100), 1), "{report}");
+    assert_eq!(server.get("/readyz").json()["stopped_partitions"], json!([]));
+    assert!(metric(&server, "contrail_cql_refusals_total") > 0.0);
+    assert_eq!(metric(&server, "contrail_archiver_quarantined_total"), 17.0, "one in each partition, and what is too large");
+    let kept = quarantined(&node);
+    assert_eq!(kept.iter().map(|row| (&*row.event_id, &*row.code)).collect::<Vec<_>>(), [("large", "refused_by_store")], "{:?}", kept[0].message);
+    server.assert_audit();
+    // Another process makes the same of it; a repeat is judged anew, and what is not too large is taken.
+    assert!(server.stop().success());
+    let server = serve(on_both(&broker, &node), &dir.path().join("data"));
+    server.accept(&[large, view(7), view(100)]);
+    server.settle();
+    assert_eq!(server.read("/v1/reports/top-viewed")["rows"][0]["views"], 101);
+    assert_eq!(quarantined(&node).len(), 2);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+#[test]
+fn slow_of_three_brokers_one_may_die_and_of_two_nothing_is_taken() {
+    let brokers = Foreign::up_with("kafka", &["--brokers", "3"]);
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let day = shop::day(seed, 6_000);
+    let (shared, total) = Shared::batches(&day.events, 20, &mut rng);
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(on_brokers(&brokers, 3), &dir.path().join("data"));
+    assert_eq!(server.get("/readyz").json()["allow_single_replica"], false);
+    server.address.clone_into(&mut shared.address.write().unwrap());
+    let (shared, senders) = start_senders(shared);
+    // The share of what is sent that was taken up so far.
+    let sent = |parts: usize| {
+        shared.unlocked.store(total * parts / 10, Ordering::SeqCst);
+        wait_for("batches are taken", Duration::from_secs(120), || shared.sent.load(Ordering::SeqCst) >= total * parts / 10);
+    };
+    sent(2);
+    // Each broker leads a third of the partitions.
+    brokers.kill_named("kafka-1");
+    sent(5);
+    brokers.restart_named("kafka-1");
+    sent(6);
+    brokers.kill_named("kafka-2");
+    brokers.kill_named("kafka-3");
+    let asked = Instant::now();
+    // Its bearer repeats it later with the same ids.
+    let refused = server.post(&serde_json::to_vec(&day.events[..5]).unwrap());
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.text());
+    assert!(asked.elapsed() < Duration::from_secs(40), "a refusal within the time a record may wait: {:?}", asked.elapsed());
+    let asked = Instant::now();
+    assert_eq!((server.get("/readyz").status, server.get("/metrics").status), (200, 200));
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    brokers.restart_named("kafka-2");
+    brokers.restart_named("kafka-3");
+    sent(10);
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    server.accept(&day.events[..5]);
+    server.settle();
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+#[test]
+fn slow_a_store_that_stands_still_takes_nothing_and_loses_nothing() {
+    let away = Duration::from_secs(if is_long() { 60 } else { 20 });
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up("cassandra"));
+    let day = shop::day(21, 4_000);
+    let (first, rest) = day.events.split_at(2_000);
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(on_both(&broker, &node), &dir.path().join("data"));
+    server.accept(first);
+    for killed in [false, true] {
+        if killed { node.kill() } else { node.signal("STOP") }
+        let gone = Instant::now();
+        // The log takes what is sent all the while.
+        let (early, late) = if killed { rest.split_at(1_000) } else { rest[..500].split_at(250) };
+        server.accept(early);
+        for path in ["/v1/live/documents/top.viewed", "/v1/reports/top-viewed"] {
+            let asked = Instant::now();
+            let answer = server.get(path);
+            // What is in memory may still be told.
+            assert!(answer.status == 503 || (answer.status == 200 && path.contains("live")), "{path}: {}", answer.text());
+            assert!(asked.elapsed() < Duration::from_secs(40), "{path} took {:?}", asked.elapsed());
+        }
+        wait_for("the archiver says that it waits", Duration::from_secs(60), || server.get("/readyz").json()["archiver_waits_for"].is_string());
+        server.accept(late);
+        std::thread::sleep(away.saturating_sub(gone.elapsed()));
+        if killed { node.restart() } else { node.signal("CONT") }
+        server.settle();
+        assert_eq!(server.get("/readyz").json()["archiver_waits_for"], Value::Null);
+    }
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
