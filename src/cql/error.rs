@@ -1,7 +1,10 @@
 //! What can go wrong with a cluster, and which of it is worth trying again. Used by this folder's loop of attempts, and by the stores for what is
 //! left of it.
 
-use scylla::errors::{DbError, ExecutionError, PrepareError, RequestAttemptError};
+use scylla::errors::{
+    ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind as Setup, DbError, ExecutionError, MetadataError, NewSessionError,
+    PrepareError, RequestAttemptError,
+};
 
 /// What can go wrong with a cluster.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -27,6 +30,32 @@ impl Error {
     /// Whether the same call may succeed later, with nothing changed but the cluster's state.
     pub const fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// Why no node was reached at the start, with the settings that say how. The driver gives up by itself, after 5 s for each node.
+pub(super) fn of_connecting(nodes: &[String], error: &NewSessionError) -> Error {
+    let nodes = nodes.join(",");
+    let last = match error {
+        NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken { last_connection_error })) => {
+            Some(last_connection_error)
+        }
+        _ => None,
+    };
+    match last {
+        Some(ConnectionError::ConnectionSetupRequestError(setup))
+            if matches!(setup.error, Setup::MissingAuthentication | Setup::DbError(DbError::AuthenticationError, _)) =>
+        {
+            let told = match &setup.error {
+                Setup::DbError(_, told) => told.as_str(),
+                _ => "one is needed",
+            };
+            Error::Settings(format!("{nodes}: the nodes refuse the login (scylla.username, CONTRAIL_SCYLLA_PASSWORD): {told}"))
+        }
+        Some(ConnectionError::IoError(error)) if error.get_ref().is_some_and(|inner| inner.is::<openssl::ssl::Error>()) => {
+            Error::Settings(format!("{nodes}: no encrypted connection to the nodes (scylla.tls, scylla.ca_file): {error}"))
+        }
+        _ => Error::Unavailable(format!("{nodes}: no node answers as scylla.tls has it: {error}")),
     }
 }
 

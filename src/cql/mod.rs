@@ -133,7 +133,7 @@ impl Cluster {
         if settings.tls {
             builder = builder.tls_context(Some(OpenSsl010Config::new(tls(&settings.ca_file)?)));
         }
-        let failed = |error| Error::Unavailable(format!("{}: {error}", address.nodes.join(",")));
+        let failed = |error| error::of_connecting(&address.nodes, &error);
         let mut session = Box::pin(builder.clone().build()).await.map_err(failed)?;
         // By default there is one connection to each shard. Cassandra has none, and takes more by several connections to a node.
         if session.get_cluster_state().get_nodes_info().iter().all(|node| node.sharder().is_none()) {

@@ -75,6 +75,11 @@ impl Status {
         }
     }
 
+    /// This process owns no partition of the topic until it is given some: it begins anew, and others may have them meanwhile.
+    pub(super) fn release_all(&self, topic: Topic) {
+        (0..PARTITIONS).for_each(|partition| self.release(topic, partition));
+    }
+
     pub(super) fn froze(&self) {
         self.frozen.fetch_add(1, Ordering::Relaxed);
         metrics::counter!("contrail_keeper_frozen_total").increment(1);

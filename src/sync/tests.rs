@@ -389,6 +389,35 @@ fn flaky(dir: &Path, script: impl IntoIterator<Item = Option<Failure>>) -> Arc<F
     Arc::new(Flaky { log, script: Mutex::new(script.into_iter().collect()), damaged: Mutex::default() })
 }
 
+/// While a router waits to begin again, others may have its partitions: their lags are not its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_router_that_waits_to_begin_again_tells_of_no_partition() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = flaky(dir.path(), [Some(Failure::Before)]);
+    let (status, stop) = (Arc::new(Status::default()), CancellationToken::new());
+    let hour = Duration::from_secs(3_600);
+    let router = Router {
+        log: Arc::clone(&log) as _,
+        store: Arc::new(EmbeddedStore::open(&dir.path().join("objects.db"), Duration::ZERO).unwrap()),
+        feed: Arc::new(LocalFeed::new(Default::default())),
+        rules: Arc::new(|_| Arc::default()),
+        settings: RouterSettings { backoff: (hour, hour), ..router_settings() },
+        status: Arc::clone(&status),
+    };
+    let mut routing = JoinSet::new();
+    routing.spawn(router.run(stop.clone()));
+    let reach = async |owned: usize| {
+        while status.routed().iter().filter(|at| **at != super::status::ELSEWHERE).count() != owned {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reach(16)).await.expect("it owns them all");
+    log.append(Topic::Events, vec![view("e1", "sku-1", "c1", start_time())]).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), reach(0)).await.expect("it waits, and owns none");
+    stop.cancel();
+    routing.join_next().await.unwrap().unwrap().unwrap();
+}
+
 /// An append that failed, or whose answer was lost, is made again from the stored offset and counts once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_router_that_begins_again_counts_once() {

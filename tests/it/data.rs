@@ -28,10 +28,18 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+fn set(name: &str) -> &'static Set {
+    SETS.iter().find(|set| set.name == name).unwrap()
+}
+
+/// The data set in full, where the data sets are at hand.
+pub(crate) fn real_file(name: &str) -> Option<PathBuf> {
+    std::env::var_os("CONTRAIL_TEST_DATA").map(|dir| Path::new(&dir).join(set(name).real))
+}
+
 fn files(name: &str) -> Vec<PathBuf> {
-    let set = SETS.iter().find(|set| set.name == name).unwrap();
-    let mut found = vec![root().join("tests/fixtures").join(set.fixture)];
-    found.extend(std::env::var_os("CONTRAIL_TEST_DATA").map(|dir| Path::new(&dir).join(set.real)));
+    let mut found = vec![root().join("tests/fixtures").join(set(name).fixture)];
+    found.extend(real_file(name));
     found
 }
 

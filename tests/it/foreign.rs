@@ -11,7 +11,6 @@ use rand::{Rng, SeedableRng};
 
 use crate::crash::{Shared, start_senders};
 use crate::harness::{Server, binary};
-use crate::same::{assert_same, copy, told, told_from};
 use crate::{inspect, shop};
 
 /// One server, of the test's own: it is killed and started again at will, and ends with the test.
@@ -92,31 +91,6 @@ pub(crate) fn program(settings: &[(&str, &str)]) -> Command {
 /// That program, serving.
 pub(crate) fn serve(program: Command, data: &Path) -> Server {
     Server::start(program, data, &[]).unwrap_or_else(|status| panic!("the server ended at its start: {status}"))
-}
-
-/// The same events, sent to the embedded product and to this one with a stop between, give equal reports, objects and revisions; and the audit is clean. `store` is
-/// where this one keeps its objects.
-pub(crate) fn assert_same_data_as_embedded(seed: u64, store: &str, serve: impl Fn(&Path) -> Server) {
-    let day = shop::day(seed, 6_000);
-    let dir = tempfile::tempdir().unwrap();
-    let (embedded, other) = (dir.path().join("embedded"), dir.path().join("other"));
-    assert!(Server::on(&embedded, &[]).stop().success());
-    // Both have the same site, and so the same keyed hashes.
-    copy(&embedded, &other);
-    carry_sites(&embedded, store);
-    let server = Server::on(&embedded, &[]);
-    server.accept(&day.events);
-    let on_embedded = told(server, &day, true);
-
-    let server = serve(&other);
-    server.accept(&day.events);
-    server.settle();
-    assert!(server.stop().success());
-    let server = serve(&other);
-    server.accept(&day.events[..100]);
-    shop::assert_reports_equal_tally(&server, &day);
-    let on_other = told_from(server, store, &day, true);
-    assert_same(&on_embedded, &on_other, "embedded and the other");
 }
 
 /// Puts the sites of a data directory where a store on a cluster has them.

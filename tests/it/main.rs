@@ -16,6 +16,7 @@ mod kafka;
 mod late;
 mod learning;
 mod live;
+mod mixes;
 mod moving;
 mod observe;
 mod orders;

@@ -1,5 +1,7 @@
 //! The archive on a real Cassandra against the suite, and what is its own.
 
+mod security;
+
 use std::sync::Arc;
 
 use super::*;

@@ -14,6 +14,7 @@ mod broadcast;
 mod consumer;
 mod member;
 mod producer;
+mod reach;
 mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -139,10 +140,13 @@ impl KafkaLog {
     /// Connects, and makes or checks the topics.
     ///
     /// # Errors
-    /// [`Error::Format`] for a wrong URL or setting, or for topics that Contrail must not use; [`Error::Unavailable`] where the brokers do not answer.
+    /// [`Error::Format`] for a wrong URL or setting, a login or encryption that the brokers refuse, or for topics that Contrail must not use;
+    /// [`Error::Unavailable`] where the brokers do not answer.
     pub async fn open(url: &str, settings: Settings) -> Result<Self, Error> {
         let brokers = settings::brokers(url)?;
         let client = settings::client(&brokers, &settings)?;
+        let reached = client.clone();
+        blocking(move || reach::reach(&reached)).await?;
         let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
         let admin = Arc::new(admin);
         let names = Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()));

@@ -115,6 +115,7 @@ impl Keeper {
                 Err(error) if !error.is_retryable() => return Err(error),
                 Err(error) => tracing::warn!(%error, "keeper begins again from its stored checkpoints"),
             }
+            self.status.release_all(Topic::Changes);
             metrics::counter!("contrail_keeper_restarts_total").increment(1);
             if began.elapsed() > Duration::from_secs(60) {
                 wait = self.settings.backoff.0;

@@ -86,6 +86,7 @@ impl Router {
                 Err(error) if !error.is_retryable() => return Err(error),
                 Err(error) => tracing::warn!(%error, "router begins again from its stored offsets"),
             }
+            self.status.release_all(Topic::Events);
             metrics::counter!("contrail_router_restarts_total").increment(1);
             if began.elapsed() > Duration::from_secs(60) {
                 wait = self.settings.backoff.0;

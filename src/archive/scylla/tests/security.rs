@@ -1,0 +1,68 @@
+//! The archive over encrypted connections and with a login, on a real Cassandra of its own, and what is told where the node refuses either.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::cql::{Address, Settings, migrate};
+
+/// A node that takes encrypted connections of those who name themselves, and no others.
+struct Guarded {
+    dir: tempfile::TempDir,
+    told: String,
+}
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
+
+impl Guarded {
+    fn up() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let up = Command::new(SCRIPT).args(["up", "cassandra", "--tls", "--password", "--own", "--dir"]).arg(dir.path()).output().unwrap();
+        assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+        Self { dir, told: String::from_utf8(up.stdout).unwrap() }
+    }
+
+    fn told(&self, key: &str) -> &str {
+        self.told.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap()
+    }
+
+    fn settings(&self) -> Settings {
+        let (username, password) = self.told("CASSANDRA_LOGIN").split_once(':').unwrap();
+        Settings { tls: true, ca_file: self.told("TLS_CA").into(), username: username.into(), password: password.into(), ..settings() }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        drop(Command::new(SCRIPT).args(["down", "--kill", "--dir"]).arg(self.dir.path()).output());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_archive_works_encrypted_and_with_a_login_and_says_which_setting_is_refused() {
+    let node = Guarded::up();
+    let (url, good) = (format!("scylla://{}/guarded", node.told("CASSANDRA")), node.settings());
+    migrate(&Address::parse(&url).unwrap(), &good).await.unwrap();
+    let archive = Scylla::open(&url, &good, Clock::system()).await.unwrap();
+    archive.write(counted(5, 5)).await.unwrap();
+    assert_eq!(counts(&archive).await, 5);
+    drop(archive);
+
+    let login = "scylla.username, CONTRAIL_SCYLLA_PASSWORD";
+    for (settings, told) in [
+        (Settings { password: "wrong-secret".into(), ..good.clone() }, login),
+        (Settings { username: "somebody".into(), ..good.clone() }, login),
+        (Settings { username: String::new(), ..good.clone() }, login),
+        // The system's authorities have not signed this node's certificate.
+        (Settings { ca_file: String::new(), ..good.clone() }, "scylla.tls, scylla.ca_file"),
+        (Settings { ca_file: "/nowhere/ca.pem".into(), ..good.clone() }, "scylla.ca_file `/nowhere/ca.pem`"),
+        (Settings { tls: false, ..good.clone() }, "scylla.tls"),
+    ] {
+        let started = Instant::now();
+        let refused = Scylla::open(&url, &settings, Clock::system()).await.err().expect(told).to_string();
+        assert!(started.elapsed() < Duration::from_secs(30), "{told}: {:?}", started.elapsed());
+        assert!(refused.contains(told), "{told}: {refused}");
+        // The user is called the same as its password is here.
+        assert!(settings.password == "cassandra" || !refused.contains(&settings.password), "{refused}");
+    }
+}
