@@ -163,5 +163,5 @@ fn slow_killed_a_hundred_times_under_load() {
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
     assert!(server.stop().success());
-    assert!(inspect::assert_revisions_equal_changes(&data, "embedded") > 10, "the day made objects");
+    assert!(inspect::assert_revisions_equal_changes(&data, "embedded", "embedded") > 10, "the day made objects");
 }

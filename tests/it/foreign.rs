@@ -151,6 +151,6 @@ pub(crate) fn assert_kills_lose_nothing(foreign: &Foreign, kills: &Kills, serve:
     server.assert_audit();
     assert!(server.stop().success());
     if let Some(store) = &kills.objects {
-        assert!(inspect::assert_revisions_equal_changes(&data, store) > 100);
+        assert!(inspect::assert_revisions_equal_changes(&data, "embedded", store) > 100);
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use contrail::archive::embedded::Embedded;
 use contrail::archive::{Archive, Books};
 use contrail::event::change::Origin;
 use contrail::event::{Change, Clock, ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
-use contrail::eventlog::{self, Topic};
+use contrail::eventlog::{self, EventLog, Topic};
 use contrail::sync::ObjectStore;
 use contrail::sync::embedded::EmbeddedStore;
 use contrail::sync::object::Object;
@@ -20,7 +21,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Where a server keeps its objects: in its data directory, or on a cluster.
-async fn store_of(data: &Path, url: &str) -> Box<dyn ObjectStore> {
+pub(crate) async fn store_of(data: &Path, url: &str) -> Box<dyn ObjectStore> {
     if url == "embedded" {
         return Box::new(EmbeddedStore::open(&data.join("objects.db"), Duration::ZERO).unwrap());
     }
@@ -46,10 +47,17 @@ async fn objects(data: &Path, url: &str) -> Vec<Object> {
     found
 }
 
+/// The log that a server's settings name so, as one of the tests' own brokers has it.
+pub(crate) async fn log_of(data: &Path, url: &str) -> Arc<dyn EventLog> {
+    let kafka = eventlog::kafka::Settings { replication: 1, allow_single_replica: true, ..eventlog::kafka::Settings::default() };
+    let settings = eventlog::Settings { kafka, ..eventlog::Settings::default() };
+    eventlog::open(url, &data.join("log"), settings, Clock::system()).await.unwrap()
+}
+
 /// Every object's event id is the number of distinct changes the log holds for it. Gives how many objects there are.
-pub(crate) fn assert_revisions_equal_changes(data: &Path, store: &str) -> usize {
+pub(crate) fn assert_revisions_equal_changes(data: &Path, log: &str, store: &str) -> usize {
     block_on(async {
-        let log = eventlog::open("embedded", &data.join("log"), eventlog::Settings::default(), Clock::system()).await.unwrap();
+        let log = log_of(data, log).await;
         let mut changes = HashMap::<ObjectKey, u64>::new();
         let mut versions = HashMap::<ObjectKey, u64>::new();
         for (partition, bounds) in (0..PARTITIONS).zip(log.bounds(Topic::Changes).await.unwrap()) {
