@@ -25,13 +25,13 @@ impl Flaky {
         Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)), refused: None }
     }
 
-    /// One that also refuses an event for good.
+    /// One that refuses an event for good, and else does as it is told.
     pub(super) fn refusing(inner: Arc<dyn Archive>, seed: u64, event_id: &'static str) -> Self {
         Self { refused: Some(event_id), ..Self::new(inner, seed) }
     }
 
     fn fails(&self) -> bool {
-        self.calls.lock().unwrap().random_bool(0.1)
+        self.refused.is_none() && self.calls.lock().unwrap().random_bool(0.1)
     }
 
     fn maybe<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
