@@ -14,14 +14,14 @@ use tokio::runtime::Handle;
 
 use super::{At, Error, backends, data};
 use crate::archive::audit::{Audit, audit};
-use crate::archive::{self, Archive, Cursor};
+use crate::archive::{self, Archive, Cursor, archiver};
 use crate::config::Config;
 use crate::event::{Clock, PARTITIONS};
 use crate::eventlog::kafka::KafkaLog;
 use crate::eventlog::{Append, EventLog, Topic};
 use crate::site::{self, Sites};
 use crate::sync::embedded::EmbeddedStore;
-use crate::sync::{self, ObjectStore};
+use crate::sync::{self, ObjectStore, keeper, router};
 
 /// Bytes of the log read at once.
 const READ: usize = 4 << 20;
@@ -179,6 +179,10 @@ async fn carry_log(source: &dyn EventLog, kafka: &KafkaLog, told: &Told) -> Resu
                 told(Moved { what: topic.name(), count });
             }
         }
+    }
+    // Their readers stand in the midst of these topics before they first subscribe.
+    for (topic, group) in [(Topic::Events, router::GROUP), (Topic::Events, archiver::GROUP), (Topic::Changes, keeper::GROUP)] {
+        kafka.adopt_group(topic, group).await.at(STAGE)?;
     }
     Ok(())
 }

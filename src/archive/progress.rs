@@ -47,7 +47,12 @@ impl Progress {
 
     /// Records read into no batch yet, as far as known: what `/metrics` shows as lag.
     pub fn lag(&self) -> u64 {
-        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).values().map(|progress| progress.end.saturating_sub(progress.cursor.next)).sum()
+        self.partitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .map(|progress| progress.end.saturating_sub(progress.cursor.next))
+            .sum()
     }
 
     /// Why nothing can be written at present, if so: it is tried again.

@@ -54,6 +54,8 @@ pub use stamp::{STAMP_LOW_BITS, stamp};
 
 /// Time for one attempt, above the time that a node gives its replicas (2 s).
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// How often a connection is tried, and how long that may take: a node that stands still is told from one that is slow.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// First pause between attempts; doubles.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between attempts.
@@ -125,8 +127,12 @@ impl Cluster {
             .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
             .load_balancing_policy(policy.build())
             .build();
-        let mut builder =
-            SessionBuilder::new().known_nodes(&address.nodes).default_execution_profile_handle(profile.into_handle()).connection_timeout(ATTEMPT);
+        let mut builder = SessionBuilder::new()
+            .known_nodes(&address.nodes)
+            .default_execution_profile_handle(profile.into_handle())
+            .connection_timeout(ATTEMPT)
+            .keepalive_interval(KEEPALIVE)
+            .keepalive_timeout(KEEPALIVE);
         if !settings.username.is_empty() {
             builder = builder.user(&settings.username, &settings.password);
         }
@@ -289,12 +295,14 @@ impl Cluster {
         let mut pause = PAUSE;
         loop {
             let permit = self.limiter.acquire().await;
-            let error = match attempt().await {
-                Ok(done) => {
+            // The driver gives a statement that is being prepared no time of its own: it would wait for as long as the connection is taken for whole.
+            let error = match tokio::time::timeout(ATTEMPT, attempt()).await {
+                Ok(Ok(done)) => {
                     permit.succeeded();
                     return Ok(done);
                 }
-                Err(error) => error,
+                Ok(Err(error)) => error,
+                Err(_) => ExecutionError::RequestTimeout(ATTEMPT),
             };
             let class = class_of(&error);
             match class {

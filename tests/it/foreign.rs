@@ -66,13 +66,6 @@ impl Foreign {
     pub(crate) fn restart_named(&self, name: &str) {
         run(&["start", name], self.dir.path());
     }
-
-    /// Sends its process a signal.
-    pub(crate) fn signal(&self, name: &str) {
-        let told = std::fs::read_to_string(self.dir.path().join(&self.name).join("pid")).unwrap();
-        let pid = told.split_whitespace().next().unwrap();
-        assert!(Command::new("kill").args([&format!("-{name}"), pid]).status().unwrap().success());
-    }
 }
 
 impl Drop for Foreign {

@@ -1,4 +1,4 @@
-//! Faults of the servers underneath: brokers that die, a store that is gone, slow or refuses, records that are none. Nothing acknowledged is lost, nothing counts
+//! Faults of the servers underneath: brokers that die, a store that refuses, records that are none. Nothing acknowledged is lost, nothing counts
 //! twice, and the product goes on by itself.
 
 use std::process::{Command, Stdio};
@@ -18,10 +18,6 @@ use crate::crash::{Shared, start_senders};
 use crate::foreign::{Foreign, program, serve};
 use crate::harness::Server;
 use crate::shop;
-
-fn is_long() -> bool {
-    std::env::var_os("CONTRAIL_TEST_LONG").is_some()
-}
 
 fn url(node: &Foreign) -> String {
     format!("scylla://{}/contrail", node.address)
@@ -92,7 +88,8 @@ fn slow_poison_and_what_the_store_cannot_keep_go_to_quarantine_and_the_partition
     let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--set", "max_mutation_size=200KiB"]));
     let dir = tempfile::tempdir().unwrap();
     let server = serve(on_both(&broker, &node), &dir.path().join("data"));
-    let view = |n: usize| json!({"type": "product_viewed", "event_id": format!("v{n}"), "product": {"id": "p1", "name": "Mug"}, "customer": {"id": "c1"}});
+    let view =
+        |n: usize| json!({"type": "product_viewed", "event_id": format!("v{n}"), "product": {"id": "p1", "name": "Mug"}, "customer": {"id": "c1"}});
     let large: Value = json!({"type": "product_viewed", "event_id": "large", "product": {"id": "p2"}, "customer": {"id": "c1"},
         "properties": {"text": "x".repeat(900_000)}});
     server.accept(&(0..50).map(view).collect::<Vec<_>>());
@@ -164,41 +161,6 @@ fn slow_of_three_brokers_one_may_die_and_of_two_nothing_is_taken() {
     }
     server.accept(&day.events[..5]);
     server.settle();
-    shop::assert_archived_once(&server, &day);
-    shop::assert_reports_equal_tally(&server, &day);
-    server.assert_audit();
-    assert!(server.stop().success());
-}
-
-#[test]
-fn slow_a_store_that_stands_still_takes_nothing_and_loses_nothing() {
-    let away = Duration::from_secs(if is_long() { 60 } else { 20 });
-    let (broker, node) = (Foreign::up("kafka"), Foreign::up("cassandra"));
-    let day = shop::day(21, 4_000);
-    let (first, rest) = day.events.split_at(2_000);
-    let dir = tempfile::tempdir().unwrap();
-    let server = serve(on_both(&broker, &node), &dir.path().join("data"));
-    server.accept(first);
-    for killed in [false, true] {
-        if killed { node.kill() } else { node.signal("STOP") }
-        let gone = Instant::now();
-        // The log takes what is sent all the while.
-        let (early, late) = if killed { rest.split_at(1_000) } else { rest[..500].split_at(250) };
-        server.accept(early);
-        for path in ["/v1/live/documents/top.viewed", "/v1/reports/top-viewed"] {
-            let asked = Instant::now();
-            let answer = server.get(path);
-            // What is in memory may still be told.
-            assert!(answer.status == 503 || (answer.status == 200 && path.contains("live")), "{path}: {}", answer.text());
-            assert!(asked.elapsed() < Duration::from_secs(40), "{path} took {:?}", asked.elapsed());
-        }
-        wait_for("the archiver says that it waits", Duration::from_secs(60), || server.get("/readyz").json()["archiver_waits_for"].is_string());
-        server.accept(late);
-        std::thread::sleep(away.saturating_sub(gone.elapsed()));
-        if killed { node.restart() } else { node.signal("CONT") }
-        server.settle();
-        assert_eq!(server.get("/readyz").json()["archiver_waits_for"], Value::Null);
-    }
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();

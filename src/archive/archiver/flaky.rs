@@ -6,7 +6,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::archive::{
-    Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
+    Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Refused, Scan, Sought,
+    WriteBatch,
 };
 use crate::event::identity::{CheckoutView, Entry, IdentityKey, Sale, StepCount};
 use crate::event::{SiteId, Timestamp};
@@ -15,15 +16,22 @@ use crate::event::{SiteId, Timestamp};
 pub(super) struct Flaky {
     inner: Arc<dyn Archive>,
     calls: Mutex<StdRng>,
+    /// An event of which it takes no row.
+    refused: Option<&'static str>,
 }
 
 impl Flaky {
     pub(super) fn new(inner: Arc<dyn Archive>, seed: u64) -> Self {
-        Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)) }
+        Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)), refused: None }
+    }
+
+    /// One that refuses an event for good, and else does as it is told.
+    pub(super) fn refusing(inner: Arc<dyn Archive>, seed: u64, event_id: &'static str) -> Self {
+        Self { refused: Some(event_id), ..Self::new(inner, seed) }
     }
 
     fn fails(&self) -> bool {
-        self.calls.lock().unwrap().random_bool(0.1)
+        self.refused.is_none() && self.calls.lock().unwrap().random_bool(0.1)
     }
 
     fn maybe<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
@@ -46,6 +54,9 @@ impl Archive for Flaky {
         self.maybe(self.inner.books_of(partition, keys).await)
     }
     async fn write(&self, mut batch: WriteBatch) -> Result<(), Error> {
+        if let Some(row) = batch.events.iter().find(|row| Some(&*row.event_id) == self.refused) {
+            return Err(Error::Refused(vec![Refused { partition: row.partition, offset: row.offset, why: "too large".into() }]));
+        }
         if self.fails() {
             // As far as the event rows, or some of them.
             batch.events.truncate(batch.events.len() / 2 + 1);

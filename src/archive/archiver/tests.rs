@@ -397,6 +397,27 @@ async fn what_cannot_be_read_is_quarantined_and_the_partition_goes_on() {
     let books = world.archive.books(&site(), at(0), at(3_600)).await.unwrap();
     assert_eq!((books[0].1.appended, books[0].1.archived, books[0].1.quarantined), (2, 1, 1));
     assert!(world.progress.failed().is_empty());
+    assert_clean(&world).await;
+}
+
+#[tokio::test]
+async fn what_the_store_refuses_by_itself_is_quarantined_and_the_books_balance() {
+    let mut world = World::new().await;
+    let inner = Arc::clone(&world.archive);
+    world.archive = Arc::new(Flaky::refusing(Arc::clone(&inner), 5, "e3"));
+    let records: Vec<Record> = (0..40).map(|n| record(&format!("e{n}"), at(n), viewed("p1", "c1", at(n)))).collect();
+    world.append(&records).await;
+    // A repeat of what was not taken is not taken either.
+    world.append(&records[3..4]).await;
+    world.catch_up().await;
+    world.archive = inner;
+    let kept = world.archive.quarantine(&site(), None, 10).await.unwrap();
+    assert_eq!(kept.iter().map(|row| (&*row.event_id, &*row.code, &*row.message)).collect::<Vec<_>>(), [("e3", "refused_by_store", "too large"); 2]);
+    assert_eq!(kept[0].raw, records[3].body);
+    let total = world.archive.totals(&site(), Metric::Views, at(0), at(900), Bots::Include).await.unwrap();
+    assert_eq!(total[0].1.counts[0], 39);
+    assert_eq!(world.progress.waits(), None);
+    assert_clean(&world).await;
 }
 
 #[tokio::test]

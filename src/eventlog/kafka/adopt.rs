@@ -4,10 +4,12 @@
 //! Kafka numbers records from 0 on and gives nobody a say in it. So a partition is filled with empty records up to where the other log begins; these
 //! are deleted, and what follows is appended as it is.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use rdkafka::{Offset as At, TopicPartitionList};
 
-use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, failed, topics};
+use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, blocking, failed, topics};
 use crate::event::PARTITIONS;
 
 /// Empty records of one call.
@@ -39,6 +41,15 @@ impl KafkaLog {
             }
         }
         self.delete_below(&list).await
+    }
+
+    /// Makes a group known that stands somewhere in the log already, by what its room has stored.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; may be called again.
+    pub async fn adopt_group(&self, topic: Topic, group: &str) -> Result<(), Error> {
+        let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
+        blocking(move || inner.register(topic, &group, true)).await
     }
 
     /// Deletes what lies below an offset, by partition.

@@ -36,6 +36,8 @@ pub(super) struct Shared {
     pub(super) topic: Topic,
     /// The topic's name at the brokers.
     name: String,
+    /// The group's name at the brokers.
+    group: String,
     member: Mutex<Member>,
     /// Wakes the reader.
     wake: Notify,
@@ -206,8 +208,15 @@ pub(super) type Ended = mpsc::Receiver<std::convert::Infallible>;
 
 /// Joins a group of a topic and starts the thread.
 pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<(Arc<Shared>, Ended), Error> {
-    let shared =
-        Arc::new(Shared { topic, name: name.to_owned(), member: Mutex::default(), wake: Notify::new(), reader: Condvar::new(), drain: session / 3 });
+    let shared = Arc::new(Shared {
+        topic,
+        name: name.to_owned(),
+        group: group.to_owned(),
+        member: Mutex::default(),
+        wake: Notify::new(),
+        reader: Condvar::new(),
+        drain: session / 3,
+    });
     let mut config = config.clone();
     config
         .set("group.id", group)
@@ -347,7 +356,7 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
     };
     match done {
         Ok(()) => true,
-        Err(error @ Error::OutOfRange { .. }) => {
+        Err(error @ (Error::OutOfRange { .. } | Error::Format(_))) => {
             let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Look(partition, _) | Task::Pause(partition)) = task;
             shared.member().fail(partition, error);
             shared.wake.notify_one();
@@ -365,6 +374,7 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
 fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     let bounds = super::bounds_of(consumer.client(), &shared.name, partition)?;
     super::check_range(shared.topic, partition, offset, bounds)?;
+    check_topic(consumer, shared, partition, offset)?;
     read_from(consumer, shared, partition, offset)?;
     let mut member = shared.member();
     member.sought(partition, offset, bounds.next);
@@ -380,6 +390,28 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
         read_from(consumer, shared, partition, offset)?;
     }
     Ok(())
+}
+
+/// Whether a sought offset is one of this topic: from the start on it is, and the brokers are told so; later, they must know that the group read here. With a
+/// topic they forget what groups committed of it.
+fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
+    let found = consumer.committed_offsets(shared.list([partition]), super::LOOK).map_err(failed)?;
+    let has_read = found.elements().iter().any(|element| matches!(element.offset(), At::Offset(_)) && element.metadata() != super::UNREAD);
+    if has_read {
+        return Ok(());
+    }
+    if offset == 0 {
+        let mut list = shared.list([partition]);
+        list.set_all_offsets(At::Offset(0)).map_err(failed)?;
+        return consumer.commit(&list, CommitMode::Sync).map_err(failed);
+    }
+    let Shared { name, group, .. } = shared;
+    Err(Error::Format(format!(
+        "kafka topic `{name}` partition {partition}: its reader stands at {offset}, and the brokers know nothing of what group `{group}` read. Either the topic \
+         was deleted and made anew, and the stores belong to the former one; or the group was away for longer than `offsets.retention.minutes`. Only if it \
+         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --group {group} --topic {name} --reset-offsets --to-earliest \
+         --execute`, and start them again"
+    )))
 }
 
 fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {

@@ -7,6 +7,8 @@
 //! * Kafka removes nothing by itself (`retention.ms=-1`, checked): [`KafkaLog::retain`] deletes what is old and below every group's offset. A group
 //!   registers by committing offset 0 when it first subscribes. (A broker forgets the offsets of a group that had no member for
 //!   `offsets.retention.minutes`, 7 days by default: set that as long as a reader may be away.)
+//! * A topic that was deleted and made anew under its name is another one, however far it has grown. Brokers forget with a topic what groups committed of
+//!   it: a reader that goes on at a stored offset while they know of no reading of its group is refused.
 //! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids.
 
 mod adopt;
@@ -54,6 +56,9 @@ const LEAVE: Duration = Duration::from_secs(10);
 
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Goes with a commit that only registers a group: nobody of it has read yet.
+const UNREAD: &str = "unread";
 
 /// Consumers for reads outside of groups that are kept between calls.
 const IDLE_READERS: usize = 4;
@@ -218,13 +223,16 @@ impl Inner {
         Ok((0..PARTITIONS).zip(stored).map(|(partition, stored)| said(partition).or(stored).unwrap_or(0)).collect())
     }
 
-    /// Makes a group known, so that it holds retention back from now on.
-    fn register(&self, topic: Topic, group: &str) -> Result<(), Error> {
+    /// Makes a group known, so that it holds retention back from now on; as one that has read, or that has yet to.
+    fn register(&self, topic: Topic, group: &str, has_read: bool) -> Result<(), Error> {
         if self.stored_offsets(topic, group)?.iter().any(Option::is_some) {
             return Ok(());
         }
         let mut list = self.partitions(topic);
         list.set_all_offsets(At::Offset(0)).map_err(failed)?;
+        if !has_read {
+            list.elements().iter_mut().for_each(|element| element.set_metadata(UNREAD));
+        }
         let consumer = self.onlooker(group)?;
         match of_group(|| consumer.commit(&list, CommitMode::Sync)) {
             // It has members already, and one of them registered it.
@@ -370,7 +378,7 @@ impl EventLog for KafkaLog {
         self.0.check_open()?;
         let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
         let member = blocking(move || {
-            inner.register(topic, &group)?;
+            inner.register(topic, &group, false)?;
             let mut config = inner.client.clone();
             if !inner.settings.instance.is_empty() {
                 inner.wait_for_former(&group)?;

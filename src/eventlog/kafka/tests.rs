@@ -64,22 +64,66 @@ async fn brokers_that_do_not_answer_are_told_at_the_start() {
     assert!(started.elapsed() < 2 * ASK, "it does not hang");
 }
 
+/// The log after its topic of events was deleted, and made anew.
+async fn recreated(fresh: &Fresh) -> KafkaLog {
+    testing::delete_topic(&format!("{}.events", fresh.0.prefix)).await;
+    let asked = Instant::now();
+    // The broker deletes a moment later.
+    loop {
+        match fresh.log().await {
+            Ok(log) if log.bounds(Topic::Events).await.is_ok_and(|bounds| bounds[4].next == 0) => return log,
+            _ => assert!(asked.elapsed() < Duration::from_secs(30), "the topic does not go"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_topic_that_has_grown_past_its_reader_is_told() {
+    let fresh = Fresh::new();
+    let log = fresh.log().await.unwrap();
+    log.append(Topic::Events, vec![record(4, "a"), record(4, "b"), record(4, "c")]).await.unwrap();
+    // Nothing was committed by this reader, and it stands at 3 all the same.
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    reader.seek(4, 0);
+    assert!(matches!(reader.next(99).await, Ok(Delivery::Records { partition: 4, next: 3, .. })));
+    log.close().await.unwrap();
+    let log = fresh.log().await.unwrap();
+    log.append(Topic::Events, vec![record(4, "d")]).await.unwrap();
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    reader.seek(4, 3);
+    assert!(matches!(reader.next(99).await, Ok(Delivery::Records { partition: 4, next: 4, .. })), "the same topic");
+    log.close().await.unwrap();
+
+    let log = recreated(&fresh).await;
+    log.append(Topic::Events, (0..9).map(|_| record(4, "new")).collect()).await.unwrap();
+    for _ in 0..2 {
+        let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+        assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+        reader.seek(4, 4);
+        let told = reader.next(1).await;
+        assert!(matches!(&told, Ok(Delivery::Failed { partition: 4, error: Error::Format(what) }) if what.contains("made anew")), "{told:?}");
+        reader.seek(5, 0);
+    }
+    log.close().await.unwrap();
+    // An operator who knows better; and one who moved what the readers stand in.
+    let log = fresh.log().await.unwrap();
+    log.forget_group(Topic::Events, "g").await.unwrap();
+    log.adopt_group(Topic::Events, "g").await.unwrap();
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    reader.seek(4, 4);
+    assert!(matches!(reader.next(99).await, Ok(Delivery::Records { partition: 4, next: 9, .. })));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recreated_topic_is_told_and_not_read_from_its_start() {
     let fresh = Fresh::new();
     let log = fresh.log().await.unwrap();
     log.append(Topic::Events, vec![record(4, "a"), record(4, "b"), record(4, "c")]).await.unwrap();
     log.close().await.unwrap();
-    let name = format!("{}.events", fresh.0.prefix);
-    testing::delete_topic(&name).await;
-    let asked = Instant::now();
-    // The broker deletes a moment later.
-    let log = loop {
-        match fresh.log().await {
-            Ok(log) if log.bounds(Topic::Events).await.is_ok_and(|bounds| bounds[4].next == 0) => break log,
-            _ => assert!(asked.elapsed() < Duration::from_secs(30), "the topic does not go"),
-        }
-    };
+    let log = recreated(&fresh).await;
     log.append(Topic::Events, vec![record(4, "new")]).await.unwrap();
     let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
     assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
