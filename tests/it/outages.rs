@@ -97,7 +97,7 @@ fn slow_poison_and_what_the_store_cannot_keep_go_to_quarantine_and_the_partition
         append_raw(&broker, "contrail.events", partition, b"\x07this is no record");
         append_raw(&broker, "contrail.changes", partition, b"\x07this is no change");
     }
-    server.accept(&[large.clone()]);
+    server.accept(std::slice::from_ref(&large));
     server.accept(&(50..100).map(view).collect::<Vec<_>>());
     server.settle();
     let report = server.read("/v1/reports/top-viewed");

@@ -61,7 +61,8 @@ pub(crate) struct Plan {
 
 /// All three.
 pub(crate) async fn run(contrail: &Path, plan: &Plan) -> anyhow::Result<Findings> {
-    let mut findings = Findings::new(format!("on Kafka and CQL: a backlog of {} events, then {:.0} events/s for {} s", plan.events, plan.rate, plan.seconds));
+    let mut findings =
+        Findings::new(format!("on Kafka and CQL: a backlog of {} events, then {:.0} events/s for {} s", plan.events, plan.rate, plan.seconds));
     backlog(contrail, plan, &mut findings).await?;
     let settings = plan.settings("steady");
     migrate(contrail, &settings)?;
