@@ -154,7 +154,7 @@ fn slow_kafka_learning_beside_a_live_process_reports_what_that_one_does() {
     };
     let live = serve(settings(&[]), &dir.path().join("live"));
     live.accept(&day.events[..1_000]);
-    let more = [("CONTRAIL_ROLES", r#"["sync", "archive"]"#), ("CONTRAIL_LEARNING", r#"["sync", "archive"]"#)];
+    let more = [("CONTRAIL_ROLES", r#"["sync", "archive", "web"]"#), ("CONTRAIL_LEARNING", r#"["sync", "archive"]"#)];
     let other = serve(settings(&more), &dir.path().join("learning"));
     live.accept(&day.events[1_000..]);
     live.accept(&day.events[..100]);

@@ -120,11 +120,25 @@ async fn find(admin: &Admin, name: &str) -> Result<Option<Found>, Error> {
     }))
 }
 
-/// The settings of a topic that matter here, by name.
+/// The settings of a topic, by name. A broker that has yet to hear of a new topic tells none, and is asked again.
 async fn describe(admin: &Admin, name: &str) -> Result<Vec<(String, String)>, Error> {
-    let answers = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options()).await.map_err(failed)?;
-    let resource = answers.into_iter().next().ok_or_else(|| failed("no answer to describing a topic"))?.map_err(failed)?;
-    Ok(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+    let asked = Instant::now();
+    loop {
+        let answers = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options()).await.map_err(failed)?;
+        let told: Vec<(String, String)> = match answers.into_iter().next() {
+            Some(Ok(resource)) => resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect(),
+            Some(Err(RDKafkaErrorCode::UnknownTopicOrPartition)) => Vec::new(),
+            Some(Err(code)) => return Err(failed(code)),
+            None => return Err(failed("no answer to describing a topic")),
+        };
+        if told.iter().any(|(key, _)| key == "cleanup.policy") {
+            return Ok(told);
+        }
+        if asked.elapsed() > SETTLE {
+            return Err(failed(format!("the brokers tell no settings of topic `{name}`")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn check_layout(name: &str, found: &Found, settings: &Settings) -> Result<(), Error> {

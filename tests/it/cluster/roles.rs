@@ -74,7 +74,6 @@ fn roles_that_cannot_be_split_are_refused_at_the_start() {
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(!out.status.success() && said.contains(told), "{said}");
     };
-    refused(&[], "ingest", "log = \"embedded\" is this process's alone");
     // Refused before anybody is asked.
     let log = ("CONTRAIL_LOG", "kafka://127.0.0.1:1");
     refused(&[log], "ingest,web,archive", "store = \"embedded\" is this process's alone");
