@@ -143,7 +143,7 @@ fn what_was_learned_is_what_is_then_done() {
 #[test]
 fn slow_kafka_learning_beside_a_live_process_reports_what_that_one_does() {
     let broker = Foreign::up("kafka");
-    let day = shop::day(32, 2_000);
+    let day = shop::day(32, 4_000);
     let dir = tempfile::tempdir().unwrap();
     let address = format!("kafka://{}", broker.address);
     let settings = |more: &[(&'static str, &'static str)]| {
