@@ -1,5 +1,6 @@
 //! End to end: the shipped binary, started as a user starts it, spoken to over HTTP, killed as machines kill.
 
+#![cfg(all(feature = "kafka", feature = "scylla"))]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets the unexpected fails")]
 
 mod cluster;
