@@ -87,7 +87,7 @@ fn changed(before: &BTreeMap<(&'static str, String), u64>, after: &BTreeMap<(&'s
 
 #[test]
 fn what_was_learned_is_what_is_then_done() {
-    let day = shop::day(33, 3_000);
+    let day = shop::day(33, 4_000);
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let (early, late) = day.events.split_at(1_000);
