@@ -57,3 +57,7 @@ pub mod import;
 
 // The command line.
 pub mod cli;
+
+// Real servers for tests.
+#[cfg(test)]
+mod testing;

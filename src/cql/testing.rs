@@ -1,26 +1,17 @@
 //! One real Cassandra for all tests that need it, started by `tests/servers/run` when first asked for; it ends with this process.
 //! `CONTRAIL_TEST_SCYLLA` names another one.
 
-use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{Address, Cluster, Settings, migrate};
+pub(crate) use crate::testing::Servers;
 
 /// The addresses of running nodes.
 pub(crate) fn nodes() -> &'static str {
-    static NODES: OnceLock<(String, tempfile::TempDir)> = OnceLock::new();
-    let (address, _dir) = NODES.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
-        let up = Command::new(script).args(["up", "cassandra", "--dir"]).arg(dir.path()).output().unwrap();
-        assert!(up.status.success(), "no Cassandra to test with: {}", String::from_utf8_lossy(&up.stderr));
-        let told = String::from_utf8(up.stdout).unwrap();
-        let address = told.lines().find_map(|line| line.strip_prefix("CASSANDRA=")).expect("its address").to_owned();
-        (address, dir)
-    });
-    address
+    static NODES: OnceLock<Servers> = OnceLock::new();
+    NODES.get_or_init(|| Servers::up(&["cassandra"])).told("CASSANDRA")
 }
 
 /// The URL of a keyspace that nobody else uses.

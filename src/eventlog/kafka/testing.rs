@@ -1,7 +1,6 @@
 //! One real Kafka for all tests that need it, started by `tests/servers/run` when first asked for; it ends with this process. `CONTRAIL_TEST_KAFKA` names
 //! another one.
 
-use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,20 +10,12 @@ use rdkafka::admin::{AdminClient, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
 use super::{Settings, topics};
+pub(super) use crate::testing::Servers;
 
 /// The address of a running broker.
 pub(crate) fn broker() -> &'static str {
-    static BROKER: OnceLock<(String, tempfile::TempDir)> = OnceLock::new();
-    let (address, _dir) = BROKER.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
-        let up = Command::new(script).args(["up", "kafka", "--dir"]).arg(dir.path()).output().unwrap();
-        assert!(up.status.success(), "no Kafka to test with: {}", String::from_utf8_lossy(&up.stderr));
-        let told = String::from_utf8(up.stdout).unwrap();
-        let address = told.lines().find_map(|line| line.strip_prefix("KAFKA=")).expect("its address").to_owned();
-        (address, dir)
-    });
-    address
+    static BROKER: OnceLock<Servers> = OnceLock::new();
+    BROKER.get_or_init(|| Servers::up(&["kafka"])).told("KAFKA")
 }
 
 /// The URL of the broker.

@@ -290,7 +290,8 @@ impl KeeperState {
                 continue;
             };
             slot.used = true;
-            match slot.object.apply(&change, offset, self.expiry.ttl_of(&change.key.name)) {
+            let fold = slot.object.apply(&change, offset, self.expiry.ttl_of(&change.key.name));
+            match fold {
                 Fold::Applied => counts.applied += 1,
                 Fold::Repeat => counts.repeats += 1,
                 Fold::Refused => {
@@ -306,7 +307,10 @@ impl KeeperState {
                 slot.partition = batch.partition;
                 place.pending.insert(offset);
             }
-            self.scheduler.touch(&change.key, bytes, now);
+            // What is published again bears the object's present event id, and a subscriber takes it for all that led there: so it waits for the last repeat.
+            if fold == Fold::Applied || offset == slot.object.head().upto {
+                self.scheduler.touch(&change.key, bytes, now);
+            }
         }
         Ok(())
     }

@@ -131,6 +131,42 @@ fn a_hot_object_stays_in_budget_and_ends_exact() {
     assert_budget(&shelf.writes);
 }
 
+/// A keeper dies between commit and publishing; its successor reads the same changes in several pieces.
+#[test]
+fn what_was_committed_and_not_published_is_published_whole_however_it_is_read_again() {
+    let key = map("product.p1");
+    let partition = key.partition();
+    let change = |n: u64| {
+        let mut change = add(&key, n, 0);
+        change.ops = vec![Op::Merge { item: format!("item-{n}").into(), field: "views".into(), with: Merge::Add(1) }];
+        stored(n, &change)
+    };
+    let mut shelf = Shelf::default();
+    let mut died = state();
+    died.assign(partition, Checkpoint::default());
+    shelf.read(&mut died, partition, &[change(0), change(1), change(2)], ms(0));
+    shelf.put(&died.due(ms(10), usize::MAX, |_| true), ms(10));
+
+    let mut state = state();
+    state.assign(partition, Checkpoint::default());
+    let (mut seen, mut items) = (0, Vec::new());
+    for n in 0..4 {
+        shelf.read(&mut state, partition, &[change(n)], ms(20 + n as i64 * 20));
+        let flight = state.due(ms(30 + n as i64 * 20), usize::MAX, |_| true);
+        for (applied, _) in &flight.applied {
+            // As a subscriber does.
+            if applied.event_id > seen {
+                seen = applied.event_id;
+                items.extend(applied.rows.iter().map(|row| row.item.clone()));
+            }
+        }
+        state.written(&flight);
+        assert_eq!(flight.writes.len(), usize::from(n == 3), "repeats are not written again");
+        assert_eq!(state.checkpoints().is_empty(), n < 2, "a place moves only past what is published");
+    }
+    assert_eq!(items, ["item-0", "item-1", "item-2", "item-3"]);
+}
+
 #[test]
 fn a_restart_does_not_refill_the_budget() {
     let hot = map("product.hot");

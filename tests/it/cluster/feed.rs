@@ -124,7 +124,9 @@ pub(super) fn assert_subscribers_anywhere_see_every_change(
         let items: BTreeMap<String, Value> =
             read["items"].as_object().unwrap().iter().map(|(key, item)| (key.clone(), item["data"].clone())).collect();
         for seen in both {
-            assert_eq!(seen.items, items, "{path}: what changes made equals what is read");
+            let differing = items.keys().chain(seen.items.keys()).filter(|key| items.get(*key) != seen.items.get(*key));
+            let differing: Vec<_> = differing.map(|key| (key, seen.items.get(key), items.get(key))).collect();
+            assert!(differing.is_empty(), "{path}: what changes made (snapshots {:?}) and what is read: {differing:?}", seen.snapshots);
             assert!(seen.writes.len() > 20, "{path}: {} writes, {:?}", seen.writes.len(), seen.snapshots);
         }
         assert_eq!(read, other_web.read(path), "{path}");

@@ -1,40 +1,26 @@
 //! The archive over encrypted connections and with a login, on a real Cassandra of its own, and what is told where the node refuses either.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::cql::testing::Servers;
 use crate::cql::{Address, Settings, migrate};
 
 /// A node that takes encrypted connections of those who name themselves, and no others.
-struct Guarded {
-    dir: tempfile::TempDir,
-    told: String,
-}
-
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
+struct Guarded(Servers);
 
 impl Guarded {
     fn up() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let up = Command::new(SCRIPT).args(["up", "cassandra", "--tls", "--password", "--own", "--dir"]).arg(dir.path()).output().unwrap();
-        assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
-        Self { dir, told: String::from_utf8(up.stdout).unwrap() }
+        Self(Servers::up(&["cassandra", "--tls", "--password", "--own"]))
     }
 
-    fn told(&self, key: &str) -> &str {
-        self.told.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap()
+    fn told(&self, name: &str) -> &str {
+        self.0.told(name)
     }
 
     fn settings(&self) -> Settings {
         let (username, password) = self.told("CASSANDRA_LOGIN").split_once(':').unwrap();
         Settings { tls: true, ca_file: self.told("TLS_CA").into(), username: username.into(), password: password.into(), ..settings() }
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        drop(Command::new(SCRIPT).args(["down", "--kill", "--dir"]).arg(self.dir.path()).output());
     }
 }
 

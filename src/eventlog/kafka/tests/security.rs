@@ -1,27 +1,18 @@
 //! The log over encrypted connections and with a login, on a real Kafka of its own, and what is told where the brokers refuse either.
 
-use std::process::Command;
-
+use super::testing::Servers;
 use super::*;
 
 /// A broker that takes connections in every way, each at an address of its own.
-struct Guarded {
-    dir: tempfile::TempDir,
-    told: String,
-}
-
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/run");
+struct Guarded(Servers);
 
 impl Guarded {
     fn up() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let up = Command::new(SCRIPT).args(["up", "kafka", "--tls", "--password", "--own", "--dir"]).arg(dir.path()).output().unwrap();
-        assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
-        Self { dir, told: String::from_utf8(up.stdout).unwrap() }
+        Self(Servers::up(&["kafka", "--tls", "--password", "--own"]))
     }
 
-    fn told(&self, key: &str) -> &str {
-        self.told.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap()
+    fn told(&self, name: &str) -> &str {
+        self.0.told(name)
     }
 
     fn security(&self, tls: bool, mechanism: &str) -> Security {
@@ -32,12 +23,6 @@ impl Guarded {
 
     async fn log(&self, address: &str, security: Security) -> Result<KafkaLog, Error> {
         KafkaLog::open(&format!("kafka://{}", self.told(address)), Settings { security, ..testing::fresh() }).await
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        drop(Command::new(SCRIPT).args(["down", "--kill", "--dir"]).arg(self.dir.path()).output());
     }
 }
 
