@@ -27,7 +27,7 @@ pub(super) fn sought(taken: &[Taken], entries: &HashMap<IdentityKey, Entry>, cur
     let mut sought: BTreeMap<SiteId, Vec<Sought>> = BTreeMap::new();
     for (partition, record, event, key) in taken.iter().filter_map(Taken::judged) {
         let until = cursors.get(&partition).copied().unwrap_or_default().received_at.max(record.received_at);
-        if can_be_forgotten(event, until) && lacks(entries.get(&key), record, event) {
+        if can_be_forgotten(event.occurred_at, until) && lacks(entries.get(&key), record, event) {
             let one = Sought { event_id: record.event_id.clone(), day: Some(event.occurred_at.utc_day()) };
             sought.entry(record.site.clone()).or_default().push(one);
         }
@@ -37,8 +37,8 @@ pub(super) fn sought(taken: &[Taken], entries: &HashMap<IdentityKey, Entry>, cur
 
 /// Whether a first report of the event's day can have been forgotten in a partition whose greatest `received_at` is `until` (or by retention, which goes by
 /// the clock that `received_at` is of).
-fn can_be_forgotten(event: &Event, until: Timestamp) -> bool {
-    event.occurred_at.floor_to_seconds(DAY) < until.plus_seconds(DAY - EVENT_MEMORY_SECONDS)
+pub(super) fn can_be_forgotten(occurred_at: Timestamp, until: Timestamp) -> bool {
+    occurred_at.floor_to_seconds(DAY) < until.plus_seconds(DAY - EVENT_MEMORY_SECONDS)
 }
 
 /// Whether it is the event id that decides on a record, and its entry does not hold this content.

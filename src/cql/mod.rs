@@ -72,6 +72,7 @@ const AT_ONCE: usize = 256;
 /// A connected cluster with its prepared statements.
 pub struct Cluster {
     session: Session,
+    keyspace: String,
     prepared: RwLock<HashMap<&'static str, PreparedStatement>>,
     limiter: Limiter,
     patience: Duration,
@@ -147,6 +148,7 @@ impl Cluster {
         }
         Ok(Self {
             session,
+            keyspace: address.keyspace.clone(),
             prepared: RwLock::new(HashMap::new()),
             limiter: Limiter::new(),
             patience: settings.patience,
@@ -276,8 +278,8 @@ impl Cluster {
         if let Some(known) = self.prepared.read().unwrap_or_else(PoisonError::into_inner).get(cql) {
             return Ok(known.clone());
         }
-        let attempt =
-            || -> Attempt<'_, PreparedStatement> { Box::pin(async { Ok(self.session.prepare(Statement::new(cql).with_page_size(PAGE)).await?) }) };
+        let statement = Statement::new(qualified(cql, &self.keyspace)).with_page_size(PAGE);
+        let attempt = || -> Attempt<'_, PreparedStatement> { Box::pin(async { Ok(self.session.prepare(statement.clone()).await?) }) };
         let mut statement = self.try_again(cql, attempt).await?;
         statement.set_is_idempotent(true);
         self.prepared.write().unwrap_or_else(PoisonError::into_inner).insert(cql, statement.clone());
@@ -335,6 +337,15 @@ type Attempt<'a, T> = BoxFuture<'a, Result<T, ExecutionError>>;
 /// Connections to each node of Cassandra.
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
 
+/// A statement with its table's keyspace before its name, where it names none: what a prepared statement means must not hang on what its connection used last.
+fn qualified(cql: &str, keyspace: &str) -> String {
+    let named = ["INTO ", "FROM ", "UPDATE ", "TRUNCATE "].iter().filter_map(|before| Some(cql.find(before)? + before.len())).min();
+    match named.and_then(|at| cql.split_at_checked(at)) {
+        Some((before, table)) if !table.split(' ').next().is_some_and(|name| name.contains('.')) => format!("{before}{keyspace}.{table}"),
+        _ => cql.to_owned(),
+    }
+}
+
 fn form(cql: &str, error: &dyn std::error::Error) -> Error {
     Error::Form(format!("{error} ({cql})"))
 }
@@ -380,6 +391,18 @@ fn gather(writes: Vec<Write>) -> Vec<Vec<Write>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_statement_names_its_keyspace() {
+        let of = |cql| qualified(cql, "shop");
+        assert_eq!(of("SELECT a FROM event WHERE b = ?"), "SELECT a FROM shop.event WHERE b = ?");
+        assert_eq!(of("INSERT INTO event (a) VALUES (?) USING TIMESTAMP ?"), "INSERT INTO shop.event (a) VALUES (?) USING TIMESTAMP ?");
+        assert_eq!(of("DELETE FROM event WHERE a = ?"), "DELETE FROM shop.event WHERE a = ?");
+        assert_eq!(of("UPDATE event SET a = ?"), "UPDATE shop.event SET a = ?");
+        assert_eq!(of("TRUNCATE event"), "TRUNCATE shop.event");
+        let system = "SELECT a FROM system_schema.tables WHERE b = 'event'";
+        assert_eq!(of(system), system);
+    }
 
     #[test]
     fn only_rows_of_one_partition_go_together() {

@@ -59,16 +59,27 @@ pub(crate) struct Plan {
     pub seconds: u64,
 }
 
-/// All three.
+/// Events of the backlog, and seconds at the steady rate, that warm the servers up: their compilers come to it only after thousands of the same requests.
+const WARM: (u64, u64) = (20_000, 30);
+
+/// All three, first for the servers alone.
 pub(crate) async fn run(contrail: &Path, plan: &Plan) -> anyhow::Result<Findings> {
+    let mut ignored = Findings::new(String::new());
+    backlog(contrail, plan, ("warm_backlog", WARM.0), &mut ignored).await?;
+    steady(contrail, plan, ("warm_steady", WARM.1), &mut ignored).await?;
     let mut findings =
         Findings::new(format!("on Kafka and CQL: a backlog of {} events, then {:.0} events/s for {} s", plan.events, plan.rate, plan.seconds));
-    backlog(contrail, plan, &mut findings).await?;
-    let settings = plan.settings("steady");
+    backlog(contrail, plan, ("backlog", plan.events), &mut findings).await?;
+    steady(contrail, plan, ("steady", plan.seconds), &mut findings).await?;
+    Ok(findings)
+}
+
+/// Latencies of all roles in one process.
+async fn steady(contrail: &Path, plan: &Plan, (name, seconds): (&str, u64), findings: &mut Findings) -> anyhow::Result<()> {
+    let settings = plan.settings(name);
     migrate(contrail, &settings)?;
     let limits = latency::Limits { subscriber_ms: 250.0, report_ms: f64::INFINITY };
-    latency::measure(contrail, &settings, (plan.rate, plan.seconds), &limits, &mut findings).await?;
-    Ok(findings)
+    latency::measure(contrail, &settings, (plan.rate, seconds), &limits, findings).await
 }
 
 impl Plan {
@@ -99,25 +110,25 @@ fn migrate(contrail: &Path, settings: &[(&'static str, String)]) -> anyhow::Resu
 }
 
 /// What waits in the log is archived by one process, then its objects are kept by another.
-async fn backlog(contrail: &Path, plan: &Plan, findings: &mut Findings) -> anyhow::Result<()> {
-    let settings = plan.settings("backlog");
+async fn backlog(contrail: &Path, plan: &Plan, (name, events): (&str, u64), findings: &mut Findings) -> anyhow::Result<()> {
+    let settings = plan.settings(name);
     migrate(contrail, &settings)?;
     let server = Server::start_with(contrail, &["--roles", "ingest"], &settings, None).await?;
-    let (day, requests) = Day::begin(9, plan.events, BATCH);
+    let (day, requests) = Day::begin(9, events, BATCH);
     let began = Instant::now();
     send(&server.address, requests, 8, Pace::Closed).await?;
     day.tally()?;
-    findings.note("backlog taken", format!("{:.0} events/s", plan.events as f64 / began.elapsed().as_secs_f64()));
+    findings.note("backlog taken", format!("{:.0} events/s", events as f64 / began.elapsed().as_secs_f64()));
     server.stop().await?;
 
-    let archived = catch_up(contrail, &settings, "archive", plan.events, findings).await?;
+    let archived = catch_up(contrail, &settings, "archive", events, findings).await?;
     let session = SessionBuilder::new().known_nodes(plan.nodes.split(',')).build().await?;
-    let (rows, bare) = bare(contrail, plan, &session).await?;
+    let (rows, bare) = bare(contrail, plan, name, &session).await?;
     let ours = rows as f64 / archived.as_secs_f64();
     findings.note("rows of the archive", format!("{rows}: {ours:.0} rows/s by the archiver"));
     findings.note("the same rows by the bare driver", format!("{:.0} rows/s", rows as f64 / bare.as_secs_f64()));
     findings.at_least("archiver over bare driver, rows a second", ours / (rows as f64 / bare.as_secs_f64()), 0.8, "x");
-    catch_up(contrail, &settings, "sync", plan.events, findings).await?;
+    catch_up(contrail, &settings, "sync", events, findings).await?;
     Ok(())
 }
 
@@ -159,11 +170,12 @@ async fn catch_up(
 }
 
 /// The rows that stand in the archive's tables, written to fresh ones by prepared statements and nothing else. Gives how many and how long.
-async fn bare(contrail: &Path, plan: &Plan, session: &Session) -> anyhow::Result<(usize, Duration)> {
-    migrate(contrail, &plan.settings("bare"))?;
+async fn bare(contrail: &Path, plan: &Plan, name: &str, session: &Session) -> anyhow::Result<(usize, Duration)> {
+    let bare = format!("{name}_bare");
+    migrate(contrail, &plan.settings(&bare))?;
     let mut writes = Vec::new();
     for table in TABLES {
-        let (from, to) = (Plan::keyspace("backlog"), Plan::keyspace("bare"));
+        let (from, to) = (Plan::keyspace(name), Plan::keyspace(&bare));
         let found = session.query_iter(format!("SELECT * FROM {from}.{table}"), ()).await?;
         let names: Vec<String> = found.column_specs().iter().map(|column| column.name().to_owned()).collect();
         let insert = format!("INSERT INTO {to}.{table} ({}) VALUES ({})", names.join(", "), vec!["?"; names.len()].join(", "));

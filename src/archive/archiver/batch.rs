@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use tokio::time::Instant;
 
 use super::{Aside, Pending, Run};
@@ -49,7 +50,8 @@ impl Run {
         let aside = Arc::clone(&self.aside);
         let (taken, keys) = on_cpu(&self.computing, move || pending.read(&aside)).await?;
         let mut entries = HashMap::with_capacity(keys.len());
-        for (partition, mut keys) in keys {
+        let mut unknown = keys;
+        unknown.values_mut().for_each(|keys| {
             keys.retain(|key| match self.recent.entries.take(key) {
                 Some(entry) => {
                     entries.insert(*key, entry);
@@ -57,8 +59,9 @@ impl Run {
                 }
                 None => true,
             });
-            entries.extend(self.job.archive.identities(partition, &keys).await?);
-        }
+        });
+        let archive = &self.job.archive;
+        entries.extend(of_each(unknown, |partition, keys| async move { archive.identities(partition, &keys).await }).await?);
         let recalled = self.recall(&taken, &entries, &cursors).await?;
         let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
         let folded = on_cpu(&self.computing, move || fold::fold_all(taken, entries, recalled, cursors, &rules, &objects_of)).await?;
@@ -87,28 +90,35 @@ impl Run {
 
     /// Makes a batch's differences absolute, over what the archive holds.
     async fn complete(&mut self, folded: Folded) -> Result<(WriteBatch, HashMap<IdentityKey, Entry>), Error> {
-        let mut unknown: BTreeMap<u16, Vec<CellKey>> = BTreeMap::new();
+        let mut unknown_cells: BTreeMap<u16, Vec<CellKey>> = BTreeMap::new();
         let mut cells = HashMap::new();
         for key in folded.additions.keys() {
             match self.recent.cells.take(key) {
                 Some(value) => drop(cells.insert(key.clone(), value)),
-                None => unknown.entry(key.0).or_default().push(key.1.clone()),
+                None => unknown_cells.entry(key.0).or_default().push(key.1.clone()),
             }
         }
-        for (partition, keys) in unknown {
-            cells.extend(self.job.archive.cells(partition, &keys).await?.into_iter().map(|(key, value)| ((partition, key), value)));
-        }
-        let mut unknown: BTreeMap<u16, Vec<(SiteId, Timestamp)>> = BTreeMap::new();
+        let mut unknown_books: BTreeMap<u16, Vec<(SiteId, Timestamp)>> = BTreeMap::new();
         let mut books = HashMap::new();
         for key in folded.books.keys() {
             match self.recent.books.take(key) {
                 Some(value) => drop(books.insert(key.clone(), value)),
-                None => unknown.entry(key.0).or_default().push((key.1.clone(), key.2)),
+                None => unknown_books.entry(key.0).or_default().push((key.1.clone(), key.2)),
             }
         }
-        for (partition, keys) in unknown {
-            books.extend(self.job.archive.books_of(partition, &keys).await?.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)));
-        }
+        let archive = &self.job.archive;
+        let (found_cells, found_books) = tokio::try_join!(
+            of_each(unknown_cells, |partition, keys| async move {
+                let found = archive.cells(partition, &keys).await?;
+                Ok(found.into_iter().map(|(key, value)| ((partition, key), value)).collect())
+            }),
+            of_each(unknown_books, |partition, keys| async move {
+                let found = archive.books_of(partition, &keys).await?;
+                Ok(found.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)).collect())
+            })
+        )?;
+        cells.extend(found_cells);
+        books.extend(found_books);
         let rules = Arc::clone(&self.job.rules);
         on_cpu(&self.computing, move || folded.into_batch(&rules, |key| cells.remove(key), |key| books.remove(key))).await
     }
@@ -166,6 +176,15 @@ impl Pending {
         }
         (taken, keys)
     }
+}
+
+/// Asks the archive for what is needed of each partition, of all at once.
+async fn of_each<K, T, F>(keys: BTreeMap<u16, Vec<K>>, ask: impl Fn(u16, Vec<K>) -> F) -> Result<impl Iterator<Item = T>, Error>
+where
+    F: Future<Output = Result<Vec<T>, Error>>,
+{
+    let asked = keys.into_iter().filter(|(_, keys)| !keys.is_empty()).map(|(partition, keys)| ask(partition, keys));
+    Ok(try_join_all(asked).await?.into_iter().flatten())
 }
 
 /// Computes away from the threads that serve requests.

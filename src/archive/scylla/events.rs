@@ -1,13 +1,14 @@
 //! Event rows, what they are found by, and all else that is only ever inserted: labels, links, quarantined records, sites. Written first of a
 //! batch. Every row is a function of its record, and so may be written again.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use super::listing::{Line, What};
 use super::rows::{EventColumns, PUT_EVENT, report, split};
 use super::{Scylla, label, stamp};
-use crate::archive::{Error, EventRow, QuarantineRow, Refused, WriteBatch};
+use crate::archive::recall::can_be_forgotten;
+use crate::archive::{Cursor, Error, EventRow, QuarantineRow, Refused, WriteBatch};
 use crate::cql::{self, Cluster, Write};
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
@@ -76,7 +77,7 @@ impl Remembered {
 impl Scylla {
     /// Writes what a batch only inserts, each row acknowledged when this returns.
     pub(super) async fn insert(&self, batch: &mut WriteBatch) -> Result<(), Error> {
-        let events = self.unknown(std::mem::take(&mut batch.events)).await?;
+        let events = self.unknown(std::mem::take(&mut batch.events), &batch.cursors).await?;
         let now = self.clock.now();
         let (mut writes, mut fresh, mut lines) = (Vec::new(), Fresh::default(), BTreeMap::new());
         let mut bodies = Vec::new();
@@ -165,16 +166,21 @@ impl Scylla {
     }
 
     /// The rows that are to be written: those whose report stands nowhere else. One that stands at its own place is written again, as what belongs
-    /// to it may be missing.
-    async fn unknown(&self, mut events: Vec<EventRow>) -> Result<Vec<EventRow>, Error> {
+    /// to it may be missing. Not asked for are those that identity, which let them through, cannot have forgotten by where their partition then is.
+    async fn unknown(&self, mut events: Vec<EventRow>, cursors: &[(u16, Cursor)]) -> Result<Vec<EventRow>, Error> {
         events.sort_by_key(|row| (row.occurred_at, row.partition, row.offset));
         let mut seen = HashSet::new();
         events.retain(|row| seen.insert((row.site.clone(), row.event_id.clone(), row.occurred_at.utc_day(), report(row))));
-        let mut elsewhere = Vec::with_capacity(events.len());
-        for rows in events.chunks(LOOKED_FOR) {
-            elsewhere.extend(Cluster::gather(rows.iter().map(|row| self.stands_elsewhere(row)).collect()).await?);
+        let until: HashMap<u16, Timestamp> = cursors.iter().map(|(part, cursor)| (*part, cursor.received_at)).collect();
+        let is_in_doubt = |row: &EventRow| until.get(&row.partition).is_none_or(|until| can_be_forgotten(row.occurred_at, *until));
+        let mut elsewhere = HashSet::new();
+        let doubtful: Vec<&EventRow> = events.iter().filter(|row| is_in_doubt(row)).collect();
+        for rows in doubtful.chunks(LOOKED_FOR) {
+            let answers = Cluster::gather(rows.iter().map(|row| self.stands_elsewhere(row)).collect()).await?;
+            elsewhere.extend(rows.iter().zip(answers).filter(|(_, elsewhere)| *elsewhere).map(|(row, _)| (row.partition, row.offset)));
         }
-        Ok(events.into_iter().zip(elsewhere).filter(|(_, elsewhere)| !elsewhere).map(|(row, _)| row).collect())
+        events.retain(|row| !elsewhere.contains(&(row.partition, row.offset)));
+        Ok(events)
     }
 
     async fn stands_elsewhere(&self, row: &EventRow) -> Result<bool, Error> {
