@@ -72,6 +72,7 @@ const AT_ONCE: usize = 256;
 /// A connected cluster with its prepared statements.
 pub struct Cluster {
     session: Session,
+    is_scylladb: bool,
     keyspace: String,
     prepared: RwLock<HashMap<&'static str, PreparedStatement>>,
     limiter: Limiter,
@@ -143,11 +144,13 @@ impl Cluster {
         let failed = |error| error::of_connecting(&address.nodes, &error);
         let mut session = Box::pin(builder.clone().build()).await.map_err(failed)?;
         // By default there is one connection to each shard. Cassandra has none, and takes more by several connections to a node.
-        if session.get_cluster_state().get_nodes_info().iter().all(|node| node.sharder().is_none()) {
+        let shards = session.get_cluster_state().get_nodes_info().iter().any(|node| node.sharder().is_some());
+        if !shards {
             session = Box::pin(builder.pool_size(PoolSize::PerHost(CONNECTIONS)).build()).await.map_err(failed)?;
         }
         Ok(Self {
             session,
+            is_scylladb: shards,
             keyspace: address.keyspace.clone(),
             prepared: RwLock::new(HashMap::new()),
             limiter: Limiter::new(),
@@ -257,7 +260,7 @@ impl Cluster {
             [Write { cql, values, .. }] => {
                 let statement = self.prepare(cql).await?;
                 let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, values)) };
-                self.try_until(Class::Cut, cql, attempt).await
+                self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
             }
             [Write { cql, .. }, ..] => {
                 let mut batch = Batch::new(BatchType::Unlogged);
@@ -267,7 +270,7 @@ impl Cluster {
                 }
                 let values: Vec<_> = writes.iter().map(|write| &write.values).collect();
                 let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
-                self.try_until(Class::Cut, cql, attempt).await
+                self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
             }
         };
         attempted.map(drop)
@@ -288,23 +291,32 @@ impl Cluster {
 
     /// Attempts until one succeeds, one is refused for good, or time is up.
     async fn try_again<'a, T>(&self, cql: &str, attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
-        self.try_until(Class::Lasting, cql, attempt).await
+        self.try_until(Class::Lasting, ATTEMPT, cql, attempt).await
     }
 
-    /// The same, giving up at once after an error of this class too.
-    async fn try_until<'a, T>(&self, gives_up: Class, cql: &str, mut attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
+    /// The same, giving up at once after an error of this class too; each attempt takes so long at most.
+    async fn try_until<'a, T>(
+        &self,
+        gives_up: Class,
+        longest: Duration,
+        cql: &str,
+        mut attempt: impl FnMut() -> Attempt<'a, T> + Send,
+    ) -> Result<T, Error> {
         let until = Instant::now() + self.patience;
         let mut pause = PAUSE;
         loop {
-            let permit = self.limiter.acquire().await;
+            // Behind others that wait for a node that stands still it must not take longer than by itself.
+            let Ok(permit) = tokio::time::timeout_at(until, self.limiter.acquire()).await else {
+                return Err(Error::Unavailable("too many requests wait for the cluster".into()));
+            };
             // The driver gives a statement that is being prepared no time of its own: it would wait for as long as the connection is taken for whole.
-            let error = match tokio::time::timeout(ATTEMPT, attempt()).await {
+            let error = match tokio::time::timeout(longest, attempt()).await {
                 Ok(Ok(done)) => {
                     permit.succeeded();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
-                Err(_) => ExecutionError::RequestTimeout(ATTEMPT),
+                Err(_) => ExecutionError::RequestTimeout(longest),
             };
             let class = class_of(&error);
             match class {
@@ -351,11 +363,21 @@ fn form(cql: &str, error: &dyn std::error::Error) -> Error {
 }
 
 fn tls(ca_file: &str) -> Result<openssl::ssl::SslConnectorBuilder, Error> {
+    if ca_file.is_empty() {
+        // The driver does not compare names: any certificate of a public authority would do, and be told the password.
+        return Err(Error::Settings(
+            "scylla.tls needs scylla.ca_file, the certificate of the authority that signs nodes of this cluster alone".into(),
+        ));
+    }
     let failed = |error: openssl::error::ErrorStack| Error::Settings(format!("scylla.ca_file `{ca_file}`: {error}"));
     let mut builder = openssl::ssl::SslConnector::builder(openssl::ssl::SslMethod::tls_client()).map_err(failed)?;
-    if !ca_file.is_empty() {
-        builder.set_ca_file(ca_file).map_err(failed)?;
+    // That one alone, not those of the system.
+    let mut trusted = openssl::x509::store::X509StoreBuilder::new().map_err(failed)?;
+    let pem = std::fs::read(ca_file).map_err(|error| Error::Settings(format!("scylla.ca_file `{ca_file}`: {error}")))?;
+    for certificate in openssl::x509::X509::stack_from_pem(&pem).map_err(failed)? {
+        trusted.add_cert(certificate).map_err(failed)?;
     }
+    builder.set_cert_store(trusted.build());
     Ok(builder)
 }
 
