@@ -148,7 +148,9 @@ async fn carry_objects(path: PathBuf, objects: sync::scylla::Scylla, told: &Told
             handle.block_on(objects.commit_router(page.commits))?;
             told(Moved { what: "objects", count });
             Ok(())
-        })
+        })?;
+        // Their log begins in the midst: readers may never go back before these places.
+        handle.block_on(objects.adopted())
     });
     carrying.await.at(STAGE)?.at(STAGE)
 }
