@@ -293,21 +293,24 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
     while shared.member().stopped.is_none() {
         let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
         while let Some(task) = tasks.pop_front() {
+            let began = Instant::now();
             if !perform(consumer, shared, task) {
-                // The group must be served meanwhile: the rest comes after the next poll.
-                shared.member().put_off(task, tasks);
+                // The group must be served meanwhile, and the other partitions: the rest comes after what polls have to give.
+                shared.member().put_off(task, tasks, (began, Instant::now()));
                 break;
             }
+            shared.member().done(task);
         }
         if committed.elapsed() >= COMMIT_EVERY {
             committed = Instant::now();
             commit(consumer, shared, CommitMode::Async);
         }
         if !has_room(consumer, shared, &mut full_since) {
+            shared.member().drained();
             continue;
         }
         match consumer.poll(POLL) {
-            None => {}
+            None => shared.member().drained(),
             Some(Ok(message)) => take(shared, &message),
             Some(Err(error)) => complain(consumer, shared, &error),
         }
@@ -357,8 +360,7 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
     match done {
         Ok(()) => true,
         Err(error @ (Error::OutOfRange { .. } | Error::Format(_))) => {
-            let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Look(partition, _) | Task::Pause(partition)) = task;
-            shared.member().fail(partition, error);
+            shared.member().fail(task.partition(), error);
             shared.wake.notify_one();
             true
         }

@@ -12,6 +12,9 @@ pub(super) const READ_AHEAD: usize = 16 << 20;
 /// A partition that has records waiting at the brokers and got none for so long is sought anew.
 const STALL: Duration = Duration::from_secs(30);
 
+/// How long a task that failed is left alone: at least, and at most. In between as long as the attempt took, and twice as long from time to time.
+const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+
 /// One owned partition.
 #[derive(Debug, Default)]
 struct Part {
@@ -27,6 +30,8 @@ struct Part {
     end: Offset,
     /// When it last got a record, or was sought.
     moved: Option<Instant>,
+    /// After a task that failed: before when none of its kind is tried again, and how long that is.
+    rest: Option<(Instant, Duration)>,
 }
 
 impl Part {
@@ -48,6 +53,14 @@ pub(super) enum Task {
     Look(u16, Offset),
 }
 
+impl Task {
+    /// The partition it is for.
+    pub(super) const fn partition(self) -> u16 {
+        let (Self::Seek(partition, _) | Self::ReadOn(partition, _) | Self::Pause(partition) | Self::Look(partition, _)) = self;
+        partition
+    }
+}
+
 /// How far a revocation is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Revocation {
@@ -66,6 +79,8 @@ pub(super) struct Member {
     parts: BTreeMap<u16, Part>,
     /// Tasks that the reader's calls made.
     tasks: VecDeque<Task>,
+    /// After an attempt that failed: until when records that are there are taken before anything else is tried.
+    taking: Option<Instant>,
     /// The partition served last.
     served: u16,
     /// By partition what the reader said is reflected in its store, and whether the brokers may not know it yet.
@@ -148,8 +163,11 @@ impl Member {
         }
     }
 
-    /// What the thread has to do, each partition's latest wish.
+    /// What the thread has to do, each partition's latest wish; nothing for a partition that rests, nor while records that are there go first.
     pub(super) fn tasks(&mut self, now: Instant) -> Vec<Task> {
+        if self.taking.is_some_and(|until| now < until) {
+            return Vec::new();
+        }
         let mut tasks: Vec<Task> = self.tasks.drain(..).collect();
         tasks.retain_mut(|task| match task {
             Task::Seek(partition, offset) => self.parts.get(partition).is_some_and(|part| part.seek == Some(*offset)),
@@ -167,10 +185,16 @@ impl Member {
             let moved = *part.moved.get_or_insert(now);
             if now.duration_since(moved) > STALL {
                 part.moved = Some(now);
-                tasks.push(if expected < part.end { Task::ReadOn(*partition, expected) } else { Task::Look(*partition, expected) });
+                // What failed is still to be done.
+                if !tasks.iter().any(|task| task.partition() == *partition) {
+                    tasks.push(if expected < part.end { Task::ReadOn(*partition, expected) } else { Task::Look(*partition, expected) });
+                }
             }
         }
-        tasks
+        let rests = |task: &Task| self.parts.get(&task.partition()).and_then(|part| part.rest).is_some_and(|(until, _)| now < until);
+        let (later, due): (Vec<Task>, Vec<Task>) = tasks.into_iter().partition(|task| !matches!(task, Task::Pause(_)) && rests(task));
+        self.tasks.extend(later);
+        due
     }
 
     /// A task that came of the thread's own doing.
@@ -178,10 +202,34 @@ impl Member {
         self.tasks.push_back(task);
     }
 
-    /// A task that could not be done at present, and those behind it. They go first next time: one partition that cannot be asked for holds up no other.
-    pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>) {
+    /// A task that could not be done at present, from when to when that was tried, and those behind it. One partition that cannot be asked for holds up no other:
+    /// what is behind goes first next time, records that are there before all, and the partition rests for longer each time. A look is not repeated:
+    /// where it is still wanted, it is made again.
+    pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>, (began, now): (Instant, Instant)) {
+        let (least, most) = REST;
+        let took = now.duration_since(began).max(least);
+        self.taking = Some(now + took);
         self.tasks.extend(rest);
+        if let Task::Look(..) = task {
+            return;
+        }
         self.tasks.push_back(task);
+        if let Some(part) = self.parts.get_mut(&task.partition()) {
+            let wait = part.rest.map_or(took, |(_, last)| (last * 2).max(took).min(most));
+            part.rest = Some((now + wait, wait));
+        }
+    }
+
+    /// A task was done. Where the brokers were asked for it, its partition rests no longer.
+    pub(super) fn done(&mut self, task: Task) {
+        if let Some(part) = self.parts.get_mut(&task.partition()).filter(|_| !matches!(task, Task::Pause(_))) {
+            part.rest = None;
+        }
+    }
+
+    /// All records that are there were taken.
+    pub(super) fn drained(&mut self) {
+        self.taking = None;
     }
 
     /// Kafka reads a sought partition from here on; `end` is its end. False where the reader has sought elsewhere since.
@@ -394,8 +442,44 @@ mod tests {
         }
         let tasks = member.tasks(at(0));
         assert_eq!(tasks, [Task::Seek(0, 6), Task::Seek(1, 7)]);
-        member.put_off(tasks[0], tasks[1..].iter().copied());
-        assert_eq!(member.tasks(at(1)), [Task::Seek(1, 7), Task::Seek(0, 6)]);
+        member.put_off(tasks[0], tasks[1..].iter().copied(), (at(0), at(3)));
+        assert_eq!(member.tasks(at(4)), [], "records that are there are taken first, for as long as the attempt took");
+        member.drained();
+        assert_eq!(member.tasks(at(4)), [Task::Seek(1, 7)], "the other one does not wait for what failed");
+        member.done(Task::Seek(1, 7));
+        assert!(member.sought(1, 7, 9));
+
+        member.pause(1);
+        assert_eq!(member.tasks(at(5)), [Task::Pause(1)]);
+
+        // What failed is tried ever less often.
+        let mut due = 6;
+        for wait in [6, 12, 24, 30, 30] {
+            assert_eq!(member.tasks(at(due - 1)), []);
+            assert_eq!(member.tasks(at(due)), [Task::Seek(0, 6)]);
+            member.put_off(Task::Seek(0, 6), [], (at(due), at(due + 3)));
+            member.drained();
+            due += 3 + wait;
+        }
+        member.seek(0, 8);
+        assert_eq!(member.tasks(at(due)), [Task::Seek(0, 8)]);
+        member.done(Task::Seek(0, 8));
+        member.put_off(Task::Seek(0, 8), [], (at(due), at(due)));
+        assert_eq!(member.tasks(at(due + 1)), [Task::Seek(0, 8)], "once it was reached, it is soon tried again");
+    }
+
+    #[test]
+    fn a_look_that_failed_is_made_anew_in_its_time() {
+        let mut member = reading();
+        member.take("events", 0, stored(5), at(60));
+        for offset in 5..9 {
+            member.take("events", 1, stored(offset), at(20));
+        }
+        assert_eq!(member.tasks(at(60)), [Task::Look(1, 9)]);
+        member.put_off(Task::Look(1, 9), [], (at(60), at(63)));
+        assert_eq!(member.tasks(at(62)), []);
+        assert_eq!(member.tasks(at(70)), [], "not at once");
+        assert_eq!(member.tasks(at(91)), [Task::ReadOn(0, 6), Task::Look(1, 9)]);
     }
 
     #[test]
