@@ -411,8 +411,8 @@ fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, 
     Err(Error::Format(format!(
         "kafka topic `{name}` partition {partition}: its reader stands at {offset}, and the brokers know nothing of what group `{group}` read. Either the topic \
          was deleted and made anew, and the stores belong to the former one; or the group was away for longer than `offsets.retention.minutes`. Only if it \
-         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --group {group} --topic {name} --reset-offsets --to-earliest \
-         --execute`, and start them again"
+         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group {group} --topic {name} \
+         --reset-offsets --to-earliest --execute` (with `--command-config FILE` where the brokers want TLS or a login), and start them again"
     )))
 }
 
