@@ -151,8 +151,9 @@ impl Producer {
             return Ok(Vec::new());
         }
         let bytes: usize = records.iter().map(|record| record.value.len()).sum();
-        self.take_room(records.len(), bytes)?;
         let producer = self.current()?;
+        // Last of what may fail: its records give the room back.
+        self.take_room(records.len(), bytes)?;
         let (call, answered) = Call::new(records.len());
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
@@ -178,7 +179,7 @@ impl Producer {
         Ok(())
     }
 
-    /// The producer to use; a new one where the last failed for good.
+    /// The producer to use; a new one where the last failed for good. [`Error::Unavailable`] where none can be made at present: the next call tries again.
     fn current(&self) -> Result<Arc<ThreadedProducer<Reports>>, Error> {
         let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
         let Some((code, reason)) = current.client().fatal_error() else { return Ok(current) };
@@ -186,7 +187,7 @@ impl Producer {
         if Arc::ptr_eq(&slot, &current) {
             tracing::error!(%code, reason, "the kafka producer failed for good; a new one takes over");
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
-            *slot = Arc::new(create(&self.config)?);
+            *slot = Arc::new(create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?);
         }
         Ok(Arc::clone(&slot))
     }
