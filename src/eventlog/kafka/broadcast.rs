@@ -12,7 +12,7 @@ use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 
 use super::bounds_of;
-use super::producer::Producer;
+use super::producer::{Late, Producer};
 use super::settings::{self, Settings};
 use super::topics::{self, Purpose, failed};
 use crate::event::PARTITIONS;
@@ -67,7 +67,7 @@ impl Broadcast {
         let admin = Arc::new(client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?);
         let name = format!("{}.{name}", settings.prefix);
         topics::ensure(&admin, &name, Purpose::Feed, settings).await?;
-        let producer = Producer::new(&client, LINGER)?;
+        let producer = Producer::new(&client, LINGER, Late::Dropped)?;
         Ok(Self { name, client, producer })
     }
 

@@ -9,7 +9,8 @@
 //!   `offsets.retention.minutes`, 7 days by default: set that as long as a reader may be away.)
 //! * A topic that was deleted and made anew under its name is another one, however far it has grown. Brokers forget with a topic what groups committed of
 //!   it: a reader that goes on at a stored offset while they know of no reading of its group is refused.
-//! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids.
+//! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids. Of changes,
+//!   what is there of a partition's records are the first of them.
 
 mod adopt;
 mod broadcast;
@@ -41,7 +42,7 @@ use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
 pub use broadcast::{Broadcast, Heard, Tail};
-use producer::{LINGER, Producer};
+use producer::{LINGER, Late, Producer};
 pub use settings::{Security, Settings};
 use topics::{ASK, Purpose, failed};
 
@@ -71,7 +72,10 @@ struct Inner {
     settings: Settings,
     names: [String; 2],
     admin: Arc<AdminClient<DefaultClientContext>>,
-    producer: Producer,
+    /// Of events: what is late is sent again, with the same ids.
+    loose: Producer,
+    /// Of changes: whoever reads an object's changes takes one that comes behind a later one for a repeat.
+    gapless: Producer,
     members: Mutex<Vec<Subscribed>>,
     readers: Mutex<Vec<Reading>>,
     closed: AtomicBool,
@@ -158,9 +162,9 @@ impl KafkaLog {
         for name in &names {
             topics::ensure(&admin, name, Purpose::Log, &settings).await?;
         }
-        let producer = Producer::new(&client, LINGER)?;
+        let (loose, gapless) = (Producer::new(&client, LINGER, Late::Dropped)?, Producer::new(&client, LINGER, Late::Kept)?);
         let (members, readers) = (Mutex::default(), Mutex::default());
-        Ok(Self(Arc::new(Inner { client, settings, names, admin, producer, members, readers, closed: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Inner { client, settings, names, admin, loose, gapless, members, readers, closed: AtomicBool::new(false) })))
     }
 }
 
@@ -175,6 +179,14 @@ impl Inner {
 
     fn check_open(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::SeqCst) { Err(Error::Closed("the log was closed".into())) } else { Ok(()) }
+    }
+
+    async fn append(&self, producer: &Producer, topic: Topic, records: &[Append]) -> Result<Vec<Offset>, Error> {
+        self.check_open()?;
+        if let Some(bytes) = records.iter().map(|record| record.value.len()).find(|bytes| *bytes > MAX_RECORD) {
+            return Err(Error::TooLarge { bytes });
+        }
+        producer.append(self.name(topic), records).await
     }
 
     fn group(&self, topic: Topic, group: &str) -> String {
@@ -367,11 +379,11 @@ impl Inner {
 #[async_trait]
 impl EventLog for KafkaLog {
     async fn append(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, Error> {
-        self.0.check_open()?;
-        if let Some(bytes) = records.iter().map(|record| record.value.len()).find(|bytes| *bytes > MAX_RECORD) {
-            return Err(Error::TooLarge { bytes });
-        }
-        self.0.producer.append(self.0.name(topic), &records).await
+        let producer = match topic {
+            Topic::Events => &self.0.loose,
+            Topic::Changes => &self.0.gapless,
+        };
+        self.0.append(producer, topic, &records).await
     }
 
     async fn subscribe(&self, topic: Topic, group: &str) -> Result<Box<dyn Consumer>, Error> {
@@ -452,7 +464,9 @@ impl EventLog for KafkaLog {
                 }
             }
             inner.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            inner.producer.flush()
+            let until = Instant::now() + producer::TIMEOUT;
+            let (loose, gapless) = (inner.loose.flush(until), inner.gapless.flush(until));
+            loose.and(gapless)
         })
         .await
     }
