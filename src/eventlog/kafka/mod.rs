@@ -18,6 +18,7 @@ mod consumer;
 mod member;
 mod producer;
 mod reach;
+mod reads;
 mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -31,26 +32,22 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
 
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
 pub use broadcast::{Broadcast, Heard, Tail};
 use producer::{LINGER, Late, Producer};
+use reads::Readers;
 pub use settings::{Security, Settings};
 use topics::{ASK, Purpose, failed};
 
 /// How long a look at one partition may take: scrapes and answers wait for it.
 const LOOK: Duration = Duration::from_secs(3);
-
-/// How long a read waits for records that are known to be there.
-const READ: Duration = Duration::from_secs(30);
 
 /// How long closing waits for members to leave their groups, and forgetting a group for its last one.
 const LEAVE: Duration = Duration::from_secs(10);
@@ -60,9 +57,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Goes with a commit that only registers a group: nobody of it has read yet.
 const UNREAD: &str = "unread";
-
-/// Consumers for reads outside of groups that are kept between calls.
-const IDLE_READERS: usize = 4;
 
 /// The log on Kafka.
 pub struct KafkaLog(Arc<Inner>);
@@ -77,7 +71,7 @@ struct Inner {
     /// Of changes: whoever reads an object's changes takes one that comes behind a later one for a repeat.
     gapless: Producer,
     members: Mutex<Vec<Subscribed>>,
-    readers: Mutex<Vec<Reading>>,
+    readers: Readers,
     closed: AtomicBool,
 }
 
@@ -86,12 +80,6 @@ struct Subscribed {
     group: String,
     member: Weak<consumer::Shared>,
     ended: consumer::Ended,
-}
-
-/// A consumer outside of groups, and what it would read next.
-struct Reading {
-    consumer: BaseConsumer,
-    next: (Topic, u16, Offset),
 }
 
 /// Runs something that blocks where that is allowed.
@@ -163,7 +151,7 @@ impl KafkaLog {
             topics::ensure(&admin, name, Purpose::Log, &settings).await?;
         }
         let (loose, gapless) = (Producer::new(&client, LINGER, Late::Dropped)?, Producer::new(&client, LINGER, Late::Kept)?);
-        let (members, readers) = (Mutex::default(), Mutex::default());
+        let (members, readers) = (Mutex::default(), Readers::default());
         Ok(Self(Arc::new(Inner { client, settings, names, admin, loose, gapless, members, readers, closed: AtomicBool::new(false) })))
     }
 }
@@ -202,9 +190,14 @@ impl Inner {
 
     /// A consumer of a group that takes no part in it.
     fn onlooker(&self, group: &str) -> Result<BaseConsumer, Error> {
+        self.onlooking(group).create().map_err(failed)
+    }
+
+    /// What makes a consumer one.
+    fn onlooking(&self, group: &str) -> ClientConfig {
         let mut config = self.client.clone();
         config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error").set("allow.auto.create.topics", "false");
-        config.create().map_err(failed)
+        config
     }
 
     fn all_bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error> {
@@ -269,62 +262,6 @@ impl Inner {
             }
             std::thread::sleep(PAUSE);
         }
-    }
-
-    fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, Error> {
-        let bounds = bounds_of(self.admin.inner(), self.name(topic), partition)?;
-        check_range(topic, partition, from, bounds)?;
-        if from == bounds.next {
-            return Ok(Vec::new());
-        }
-        let consumer = self.reader_at(topic, partition, from)?;
-        let (mut found, mut bytes, asked) = (Vec::<Stored>::new(), 0, Instant::now());
-        let mut at = from;
-        while at < bounds.next && (found.is_empty() || bytes < max_bytes) {
-            match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => {
-                    if message.offset() != at as i64 {
-                        let what = format!("the brokers went on at {}", message.offset());
-                        return Err(Error::Damaged { topic: topic.name(), partition, offset: at, what });
-                    }
-                    let value = message.payload().map(Bytes::copy_from_slice).unwrap_or_default();
-                    if !found.is_empty() && bytes + value.len() > max_bytes {
-                        // It is taken and cannot be given back: this consumer does not stand where the next read begins.
-                        return Ok(found);
-                    }
-                    bytes += value.len();
-                    found.push(Stored { offset: at, value });
-                    at += 1;
-                }
-                Some(Err(error)) => return Err(failed(error)),
-                None if asked.elapsed() > READ => return Err(failed("a partition's leader does not answer")),
-                None => {}
-            }
-        }
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if readers.len() >= IDLE_READERS {
-            drop(readers.remove(0));
-        }
-        readers.push(Reading { consumer, next: (topic, partition, at) });
-        Ok(found)
-    }
-
-    /// A consumer that reads a partition from an offset on: one that stands there, or one sent there.
-    fn reader_at(&self, topic: Topic, partition: u16, from: Offset) -> Result<BaseConsumer, Error> {
-        let kept = {
-            let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            let there = readers.iter().position(|reading| reading.next == (topic, partition, from));
-            there.map(|at| readers.remove(at).consumer)
-        };
-        if let Some(consumer) = kept {
-            return Ok(consumer);
-        }
-        let consumer = self.onlooker(&self.group(topic, "reads"))?;
-        let mut list = TopicPartitionList::new();
-        let at = At::Offset(i64::try_from(from).map_err(failed)?);
-        list.add_partition_offset(self.name(topic), i32::from(partition), at).map_err(failed)?;
-        consumer.assign(&list).map_err(failed)?;
-        Ok(consumer)
     }
 
     /// Every group that ever subscribed to a topic, by its full name.
@@ -436,6 +373,12 @@ impl EventLog for KafkaLog {
     }
 
     async fn retain(&self, now: Timestamp) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            inner.readers.close_idle(Instant::now());
+            Ok(())
+        })
+        .await?;
         for topic in Topic::ALL {
             let inner = Arc::clone(&self.0);
             let deletable = blocking(move || inner.deletable(topic, now)).await?;
@@ -463,7 +406,7 @@ impl EventLog for KafkaLog {
                     tracing::warn!(group, "a member of a group did not leave in time");
                 }
             }
-            inner.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            inner.readers.close();
             let until = Instant::now() + producer::TIMEOUT;
             let (loose, gapless) = (inner.loose.flush(until), inner.gapless.flush(until));
             loose.and(gapless)
