@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
@@ -350,6 +351,15 @@ impl EventLog for KafkaLog {
     async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error> {
         let inner = Arc::clone(&self.0);
         blocking(move || inner.all_bounds(topic)).await
+    }
+
+    async fn ends(&self, topic: Topic) -> Vec<Option<Offset>> {
+        // At once: a partition whose leader does not answer holds up no other.
+        let asked = (0..PARTITIONS).map(|partition| {
+            let inner = Arc::clone(&self.0);
+            blocking(move || bounds_of(inner.admin.inner(), inner.name(topic), partition))
+        });
+        join_all(asked).await.into_iter().map(|bounds| Some(bounds.ok()?.next)).collect()
     }
 
     async fn committed(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, Error> {

@@ -192,6 +192,7 @@ async fn a_fresh_log_goes_on_where_another_stands() {
     for _ in 0..2 {
         log.begin_at(Topic::Events, &starts, &|_| {}).await.unwrap();
         assert_eq!(log.bounds(Topic::Events).await.unwrap(), starts.iter().map(|at| Bounds { start: *at, next: *at }).collect::<Vec<_>>());
+        assert_eq!(log.ends(Topic::Events).await, starts.iter().copied().map(Some).collect::<Vec<_>>());
     }
     let appended = log.append(Topic::Events, vec![record(15, "a"), record(15, "b"), record(0, "c")]).await.unwrap();
     assert_eq!(appended, [165_000, 165_001, 0]);
