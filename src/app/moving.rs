@@ -170,8 +170,8 @@ async fn carry_log(source: &dyn EventLog, kafka: &KafkaLog, told: &Told) -> Resu
                 let Some(last) = records.last() else { break };
                 let next = last.offset + 1;
                 count += records.len() as u64;
-                let appended =
-                    kafka.append(topic, records.into_iter().map(|record| Append { partition, value: record.value }).collect()).await.at(STAGE)?;
+                let appends = records.into_iter().map(|record| Append { partition, value: record.value }).collect();
+                let appended = kafka.append_gapless(topic, appends).await.at(STAGE)?;
                 if appended.first() != Some(&at) || appended.last() != Some(&(next - 1)) {
                     let wrong =
                         format!("{} partition {partition}: {at} came to stand at {:?}: somebody else writes there", topic.name(), appended.first());

@@ -293,21 +293,24 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
     while shared.member().stopped.is_none() {
         let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
         while let Some(task) = tasks.pop_front() {
+            let began = Instant::now();
             if !perform(consumer, shared, task) {
-                // The group must be served meanwhile: the rest comes after the next poll.
-                shared.member().put_off(task, tasks);
+                // The group must be served meanwhile, and the other partitions: the rest comes after what polls have to give.
+                shared.member().put_off(task, tasks, (began, Instant::now()));
                 break;
             }
+            shared.member().done(task);
         }
         if committed.elapsed() >= COMMIT_EVERY {
             committed = Instant::now();
             commit(consumer, shared, CommitMode::Async);
         }
         if !has_room(consumer, shared, &mut full_since) {
+            shared.member().drained();
             continue;
         }
         match consumer.poll(POLL) {
-            None => {}
+            None => shared.member().drained(),
             Some(Ok(message)) => take(shared, &message),
             Some(Err(error)) => complain(consumer, shared, &error),
         }
@@ -357,8 +360,7 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
     match done {
         Ok(()) => true,
         Err(error @ (Error::OutOfRange { .. } | Error::Format(_))) => {
-            let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Look(partition, _) | Task::Pause(partition)) = task;
-            shared.member().fail(partition, error);
+            shared.member().fail(task.partition(), error);
             shared.wake.notify_one();
             true
         }
@@ -409,8 +411,8 @@ fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, 
     Err(Error::Format(format!(
         "kafka topic `{name}` partition {partition}: its reader stands at {offset}, and the brokers know nothing of what group `{group}` read. Either the topic \
          was deleted and made anew, and the stores belong to the former one; or the group was away for longer than `offsets.retention.minutes`. Only if it \
-         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --group {group} --topic {name} --reset-offsets --to-earliest \
-         --execute`, and start them again"
+         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group {group} --topic {name} \
+         --reset-offsets --to-earliest --execute` (with `--command-config FILE` where the brokers want TLS or a login), and start them again"
     )))
 }
 

@@ -1,15 +1,17 @@
-//! Appends to Kafka: one idempotent producer for all callers, one completion for each call. Used by `KafkaLog::append` alone; must never tell a
-//! caller that nothing was appended where something may have been.
+//! Appends to Kafka: idempotent producers, one completion for each call. Used by `KafkaLog` and `Broadcast`; must never tell a caller that nothing was
+//! appended where something may have been.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::time::timeout_at;
 
 use crate::eventlog::{Append, Error, MAX_RECORD, Offset};
 
@@ -18,7 +20,7 @@ const MAX_WAITING_RECORDS: usize = 200_000;
 const MAX_WAITING_BYTES: usize = 128 << 20;
 
 /// How long the brokers may take for a record. Beyond it the outcome is unknown.
-const TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a record of the log waits for others to go with.
 pub(super) const LINGER: Duration = Duration::from_millis(5);
@@ -26,12 +28,29 @@ pub(super) const LINGER: Duration = Duration::from_millis(5);
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
 
+/// What becomes of a record that the brokers have not taken within [`TIMEOUT`]. Its caller is told then, either way, that its outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// It is given up. A later record of its partition may be appended all the same.
+    Dropped,
+    /// It stays, and all behind it: what is ever appended of a partition's records is the first of them, without a gap. Until it is settled, later calls wait.
+    Kept,
+}
+
 /// The producer. A fatal error (the brokers lost track of its sequence) replaces it; what was on its way then is unknown to its callers.
 pub(super) struct Producer {
     config: ClientConfig,
+    late: Late,
+    /// [`TIMEOUT`].
+    timeout: Duration,
     current: RwLock<Arc<ThreadedProducer<Reports>>>,
     waiting: Arc<Waiting>,
+    /// Calls that were told that the outcome is unknown, and whose records are kept.
+    overdue: tokio::sync::Mutex<Vec<Answer>>,
 }
+
+/// Comes when all records of a call are settled.
+type Answer = oneshot::Receiver<Vec<Result<Offset, Error>>>;
 
 /// What is queued or on its way.
 #[derive(Default)]
@@ -86,7 +105,7 @@ struct Open {
 }
 
 impl Call {
-    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<Vec<Result<Offset, Error>>>) {
+    fn new(records: usize) -> (Arc<Self>, Answer) {
         let (answer, answered) = oneshot::channel();
         let open = Open { left: records, settled: vec![Ok(0); records], answer: Some(answer) };
         (Arc::new(Self(Mutex::new(open))), answered)
@@ -120,7 +139,7 @@ fn refused(error: &KafkaError, bytes: usize) -> Error {
 
 impl Producer {
     /// `linger` is how long a record waits for others to go with.
-    pub(super) fn new(client: &ClientConfig, linger: Duration) -> Result<Self, Error> {
+    pub(super) fn new(client: &ClientConfig, linger: Duration, late: Late) -> Result<Self, Error> {
         let mut config = client.clone();
         config
             .set("enable.idempotence", "true")
@@ -128,11 +147,16 @@ impl Producer {
             .set("linger.ms", linger.as_millis().to_string())
             .set("compression.type", "lz4")
             .set("message.max.bytes", MAX_MESSAGE.to_string())
-            .set("message.timeout.ms", TIMEOUT.as_millis().to_string())
             .set("queue.buffering.max.messages", (2 * MAX_WAITING_RECORDS).to_string())
             .set("queue.buffering.max.kbytes", (2 * (MAX_WAITING_BYTES >> 10)).to_string());
+        match late {
+            Late::Dropped => config.set("message.timeout.ms", TIMEOUT.as_millis().to_string()),
+            // Never. And where the brokers refuse a record for good, the producer fails before it sends one behind it.
+            Late::Kept => config.set("message.timeout.ms", "0").set("enable.gapless.guarantee", "true"),
+        };
         let first = create(&config)?;
-        Ok(Self { config, current: RwLock::new(Arc::new(first)), waiting: Arc::default() })
+        let (current, overdue) = (RwLock::new(Arc::new(first)), tokio::sync::Mutex::default());
+        Ok(Self { config, late, timeout: TIMEOUT, current, waiting: Arc::default(), overdue })
     }
 
     /// Appends records of one topic; see [`crate::eventlog::EventLog::append`]. Every record is within [`MAX_RECORD`].
@@ -151,9 +175,14 @@ impl Producer {
             return Ok(Vec::new());
         }
         let bytes: usize = records.iter().map(|record| record.value.len()).sum();
-        self.take_room(records.len(), bytes)?;
+        let until = tokio::time::Instant::now() + self.timeout;
+        // One that failed for good settles what it has left.
+        drop(self.current()?);
+        self.wait_for_overdue(until).await?;
         let producer = self.current()?;
-        let (call, answered) = Call::new(records.len());
+        // Last of what may fail: its records give the room back.
+        self.take_room(records.len(), bytes)?;
+        let (call, mut answered) = Call::new(records.len());
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
             let message =
@@ -162,7 +191,38 @@ impl Producer {
                 message.delivery_opaque.settle(Err(refused(&error, record.value.len())));
             }
         }
-        answered.await.map_err(|_| Error::Unavailable("kafka: the producer ended".into()))
+        let ended = |_| Error::Unavailable("kafka: the producer ended".into());
+        match self.late {
+            Late::Dropped => answered.await.map_err(ended),
+            Late::Kept => match timeout_at(until, &mut answered).await {
+                Ok(answer) => answer.map_err(ended),
+                Err(_) => {
+                    self.overdue.lock().await.push(answered);
+                    Err(Error::Unavailable("kafka: the brokers do not answer; what was to be appended is still on its way".into()))
+                }
+            },
+        }
+    }
+
+    /// Waits until what calls that gave up have left is settled: repeats must not pile up behind it.
+    async fn wait_for_overdue(&self, until: tokio::time::Instant) -> Result<(), Error> {
+        let settled = async {
+            let mut overdue = self.overdue.lock().await;
+            while let Some(answer) = overdue.last_mut() {
+                drop(answer.await);
+                overdue.pop();
+            }
+        };
+        let late = |_| Error::Unavailable("kafka: the brokers do not answer; what an earlier call left is still on its way".into());
+        timeout_at(until, settled).await.map_err(late)
+    }
+
+    /// Whether the brokers have not answered for [`TIMEOUT`].
+    fn is_overdue(&self) -> bool {
+        // Who holds it waits for them.
+        let Ok(mut overdue) = self.overdue.try_lock() else { return true };
+        overdue.retain_mut(|answer| answer.try_recv() == Err(TryRecvError::Empty));
+        !overdue.is_empty()
     }
 
     /// Takes room for a call, or refuses it before any of it is queued.
@@ -178,7 +238,7 @@ impl Producer {
         Ok(())
     }
 
-    /// The producer to use; a new one where the last failed for good.
+    /// The producer to use; a new one where the last failed for good. [`Error::Unavailable`] where none can be made at present: the next call tries again.
     fn current(&self) -> Result<Arc<ThreadedProducer<Reports>>, Error> {
         let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
         let Some((code, reason)) = current.client().fatal_error() else { return Ok(current) };
@@ -186,19 +246,32 @@ impl Producer {
         if Arc::ptr_eq(&slot, &current) {
             tracing::error!(%code, reason, "the kafka producer failed for good; a new one takes over");
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
-            *slot = Arc::new(create(&self.config)?);
+            *slot = Arc::new(create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?);
+            // It sends no more, nor does it settle what it has.
+            give_up(&current);
         }
         Ok(Arc::clone(&slot))
     }
 
-    /// Waits until what was queued is settled, at most as long as a record may take. Blocking.
-    pub(super) fn flush(&self) -> Result<(), Error> {
+    /// Waits until what was queued is settled, at most until `until`, and not for what is overdue already; gives up what is left then. Blocking.
+    pub(super) fn flush(&self, until: Instant) -> Result<(), Error> {
         let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-        match current.flush(TIMEOUT) {
-            Err(error) if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) => Err(unknown(&error)),
-            _ => Ok(()),
+        let overdue = self.is_overdue();
+        let patience = if overdue { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+        match current.flush(patience) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                give_up(&current);
+                let told = overdue || error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal);
+                if told { Ok(()) } else { Err(unknown(&error)) }
+            }
         }
     }
+}
+
+/// Settles all that a producer holds; it is sent no more, though what is on the wire may arrive.
+fn give_up(producer: &ThreadedProducer<Reports>) {
+    producer.purge(PurgeConfig::default().queue().inflight());
 }
 
 fn create(config: &ClientConfig) -> Result<ThreadedProducer<Reports>, Error> {
@@ -229,7 +302,7 @@ mod tests {
         // Nobody listens there: what is queued stays queued until its time is over.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1");
-        let producer = Arc::new(Producer::new(&config, LINGER).unwrap());
+        let producer = Arc::new(Producer::new(&config, LINGER, Late::Dropped).unwrap());
         let records = |count: usize| vec![Append { partition: 0, value: bytes::Bytes::from_static(b"x") }; count];
         let waiting = {
             let (producer, many) = (Arc::clone(&producer), records(MAX_WAITING_RECORDS));
@@ -243,5 +316,29 @@ mod tests {
         assert_eq!(producer.append("t", &records(1)).await, Err(Error::Full("the queue to the brokers is full")));
         assert_eq!(producer.waiting.records.load(Ordering::Relaxed), MAX_WAITING_RECORDS, "what was refused takes no room");
         drop(waiting);
+    }
+    #[tokio::test]
+    async fn a_late_record_that_is_kept_holds_up_what_would_be_sent_behind_it() {
+        // Nobody listens there.
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1");
+        let mut producer = Producer::new(&config, LINGER, Late::Kept).unwrap();
+        producer.timeout = Duration::from_millis(100);
+        assert_eq!(producer.config.get("message.timeout.ms"), Some("0"), "the brokers' answer alone settles a record");
+        let record = [Append { partition: 0, value: bytes::Bytes::from_static(b"x") }];
+        let waiting = || producer.waiting.records.load(Ordering::Relaxed);
+        for told in ["what was to be appended", "what an earlier call left", "what an earlier call left"] {
+            let refused = producer.append("t", &record).await.unwrap_err();
+            assert!(matches!(&refused, Error::Unavailable(what) if what.contains(told)), "{refused}");
+            assert_eq!(waiting(), 1, "it is on its way still, and nothing piles up behind it");
+        }
+        // Closing does not wait for it once more.
+        let closing = Instant::now();
+        producer.flush(closing + 3 * TIMEOUT).unwrap();
+        assert!(closing.elapsed() < TIMEOUT);
+        while waiting() > 0 {
+            assert!(closing.elapsed() < 3 * TIMEOUT, "it is not given up");
+            tokio::task::yield_now().await;
+        }
     }
 }
