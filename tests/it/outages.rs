@@ -1,4 +1,4 @@
-//! Faults of the servers underneath: brokers that die, a store that refuses, records that are none. Nothing acknowledged is lost, nothing counts
+//! Faults of the servers underneath: brokers that die, a store that is gone or refuses, records that are none. Nothing acknowledged is lost, nothing counts
 //! twice, and the product goes on by itself.
 
 use std::process::{Command, Stdio};
@@ -18,6 +18,10 @@ use crate::crash::{Shared, start_senders};
 use crate::foreign::{Foreign, program, serve};
 use crate::harness::Server;
 use crate::shop;
+
+fn is_long() -> bool {
+    std::env::var_os("CONTRAIL_TEST_LONG").is_some()
+}
 
 fn url(node: &Foreign) -> String {
     format!("scylla://{}/contrail", node.address)
@@ -161,6 +165,62 @@ fn slow_of_three_brokers_one_may_die_and_of_two_nothing_is_taken() {
     }
     server.accept(&day.events[..5]);
     server.settle();
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+/// What is read of a store that does not answer says so, and when to come again.
+fn assert_reads_are_refused_in_time(server: &Server) {
+    let ask = |path: &str| {
+        let asked = Instant::now();
+        let answer = server.get(path);
+        let took = asked.elapsed();
+        let again = answer.header("retry-after").and_then(|seconds| seconds.parse().ok());
+        assert!(answer.status == 503 && matches!(again, Some(1..=5)), "{path}: {} {again:?} {}", answer.status, answer.text());
+        // A call to the store is tried again for 30 s, and its last attempt may take 5 s.
+        assert!(took < Duration::from_secs(50), "{path} took {took:?}");
+    };
+    std::thread::scope(|scope| {
+        for path in ["/v1/live/maps/product.p1", "/v1/reports/top-viewed", "/v1/export?format=ndjson", "/v1/export?format=csv"] {
+            scope.spawn(move || ask(path));
+        }
+    });
+}
+
+#[test]
+fn slow_a_store_that_stands_still_or_is_gone_loses_nothing() {
+    let away = Duration::from_secs(if is_long() { 60 } else { 15 });
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up("cassandra"));
+    let day = shop::day(21, 4_000);
+    let (first, rest) = day.events.split_at(2_000);
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(on_both(&broker, &node), &dir.path().join("data"));
+    server.accept(first);
+    for (killed, sent) in [(false, &rest[..1_000]), (true, &rest[1_000..])] {
+        let gone = Instant::now();
+        if killed {
+            node.kill();
+        } else {
+            node.signal("STOP");
+        }
+        // The log takes what is sent all the while.
+        let (early, late) = sent.split_at(500);
+        server.accept(early);
+        assert_reads_are_refused_in_time(&server);
+        wait_for("the archiver says that it waits", Duration::from_secs(60), || server.get("/readyz").json()["archiver_waits_for"].is_string());
+        server.accept(late);
+        std::thread::sleep(away.saturating_sub(gone.elapsed()));
+        if killed {
+            node.restart();
+        } else {
+            node.signal("CONT");
+        }
+        server.settle();
+        let ready = server.get("/readyz");
+        assert_eq!((ready.status, &ready.json()["archiver_waits_for"], &ready.json()["stopped_partitions"]), (200, &Value::Null, &json!([])));
+    }
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
