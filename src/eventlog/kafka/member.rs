@@ -12,6 +12,9 @@ pub(super) const READ_AHEAD: usize = 16 << 20;
 /// A partition that has records waiting at the brokers and got none for so long is sought anew.
 const STALL: Duration = Duration::from_secs(30);
 
+/// A partition that librdkafka told so often in a row not to fetch is sought anew. (Once may be on its way there.)
+const GIVEN_UP: u8 = 2;
+
 /// One owned partition.
 #[derive(Debug, Default)]
 struct Part {
@@ -27,6 +30,8 @@ struct Part {
     end: Offset,
     /// When it last got a record, or was sought.
     moved: Option<Instant>,
+    /// How often in a row librdkafka told that it does not fetch it.
+    unfetched: u8,
 }
 
 impl Part {
@@ -229,6 +234,21 @@ impl Member {
         part.end = end;
     }
 
+    /// Whether librdkafka fetches a partition, as it tells now and then. One that it gave up, as where a leader for a moment did not have an offset that is
+    /// there, it never takes up by itself.
+    pub(super) fn heard_fetched(&mut self, partition: u16, is_fetched: bool) {
+        let Some(part) = self.parts.get_mut(&partition) else { return };
+        let Some(expected) = part.expected.filter(|_| !is_fetched && !part.paused) else {
+            part.unfetched = 0;
+            return;
+        };
+        part.unfetched += 1;
+        if part.unfetched >= GIVEN_UP {
+            part.unfetched = 0;
+            self.tasks.push_back(Task::ReadOn(partition, expected));
+        }
+    }
+
     /// The group gave it these.
     pub(super) fn assigned(&mut self, mut partitions: Vec<u16>) {
         partitions.sort_unstable();
@@ -331,6 +351,18 @@ mod tests {
         member.take("events", 0, stored(7), at(0));
         assert_eq!(offsets(&mut member, 99), None, "told once");
         assert_eq!(member.reading(), [(1, 6)]);
+    }
+
+    #[test]
+    fn a_partition_that_is_not_fetched_is_read_anew() {
+        let mut member = reading();
+        member.pause(1);
+        drop(member.tasks(at(0)));
+        for (is_fetched, expected) in [(false, None), (true, None), (false, None), (false, Some(Task::ReadOn(0, 5))), (false, None)] {
+            member.heard_fetched(0, is_fetched);
+            member.heard_fetched(1, is_fetched);
+            assert_eq!(member.tasks(at(0)), Vec::from_iter(expected));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
@@ -26,11 +26,21 @@ pub(super) const LINGER: Duration = Duration::from_millis(5);
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
 
+/// The least time between two producers: where brokers refuse every one of them, calls are refused too and none is made for each.
+const APART: Duration = Duration::from_secs(1);
+
 /// The producer. A fatal error (the brokers lost track of its sequence) replaces it; what was on its way then is unknown to its callers.
 pub(super) struct Producer {
     config: ClientConfig,
-    current: RwLock<Arc<ThreadedProducer<Reports>>>,
+    current: RwLock<Current>,
     waiting: Arc<Waiting>,
+}
+
+type Client = Arc<ThreadedProducer<Reports>>;
+
+struct Current {
+    client: Client,
+    since: Instant,
 }
 
 /// What is queued or on its way.
@@ -41,7 +51,22 @@ struct Waiting {
 }
 
 /// Receives what became of each record.
-struct Reports;
+#[derive(Default)]
+struct Reports {
+    /// After a record that has no offset: its partition, and what librdkafka numbers the next one of its batch with.
+    unplaced: Mutex<Option<(i32, i64)>>,
+}
+
+impl Reports {
+    /// Where an acknowledged record is; None where that is not known. Brokers that took a batch before and forgot where (DUPLICATE_SEQUENCE_NUMBER) tell -1 of
+    /// it, from which librdkafka counts on.
+    fn place(&self, partition: i32, offset: i64) -> Option<Offset> {
+        let mut unplaced = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = u64::try_from(offset).ok().filter(|_| *unplaced != Some((partition, offset)));
+        *unplaced = known.is_none().then_some((partition, offset + 1));
+        known
+    }
+}
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -54,7 +79,9 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, place: Box<Place>) {
         place.settle(match result {
-            Ok(message) => u64::try_from(message.offset()).map_err(|_| Error::Unavailable("a broker acknowledged without an offset".into())),
+            Ok(message) => {
+                self.place(message.partition(), message.offset()).ok_or_else(|| Error::Unavailable("a broker acknowledged without an offset".into()))
+            }
             Err((error, message)) => Err(refused(error, message.payload().map_or(0, <[u8]>::len))),
         });
     }
@@ -132,14 +159,15 @@ impl Producer {
             .set("queue.buffering.max.messages", (2 * MAX_WAITING_RECORDS).to_string())
             .set("queue.buffering.max.kbytes", (2 * (MAX_WAITING_BYTES >> 10)).to_string());
         let first = create(&config)?;
-        Ok(Self { config, current: RwLock::new(Arc::new(first)), waiting: Arc::default() })
+        Ok(Self { config, current: RwLock::new(first), waiting: Arc::default() })
     }
 
     /// Appends records of one topic; see [`crate::eventlog::EventLog::append`]. Every record is within [`MAX_RECORD`].
     pub(super) async fn append(&self, topic: &str, records: &[Append]) -> Result<Vec<Offset>, Error> {
         let settled = self.append_each(topic, records).await?;
         // What one record was refused for says nothing of the call's others: they may be there.
-        settled.into_iter().map(|one| one.map_err(|error| Error::Unavailable(error.to_string()))).collect()
+        let unknown = |error| if let Error::Unavailable(_) = error { error } else { Error::Unavailable(error.to_string()) };
+        settled.into_iter().map(|one| one.map_err(unknown)).collect()
     }
 
     /// The same, and tells of each record, in the order given, what became of it: [`Error::TooLarge`] was not appended, of all else that is unknown.
@@ -151,8 +179,8 @@ impl Producer {
             return Ok(Vec::new());
         }
         let bytes: usize = records.iter().map(|record| record.value.len()).sum();
-        self.take_room(records.len(), bytes)?;
         let producer = self.current()?;
+        self.take_room(records.len(), bytes)?;
         let (call, answered) = Call::new(records.len());
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
@@ -162,6 +190,8 @@ impl Producer {
                 message.delivery_opaque.settle(Err(refused(&error, record.value.len())));
             }
         }
+        // One that was replaced ends on a thread of its own, not here.
+        drop(producer);
         answered.await.map_err(|_| Error::Unavailable("kafka: the producer ended".into()))
     }
 
@@ -179,21 +209,25 @@ impl Producer {
     }
 
     /// The producer to use; a new one where the last failed for good.
-    fn current(&self) -> Result<Arc<ThreadedProducer<Reports>>, Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+    fn current(&self) -> Result<Client, Error> {
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
         let Some((code, reason)) = current.client().fatal_error() else { return Ok(current) };
         let mut slot = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&slot, &current) {
+        if Arc::ptr_eq(&slot.client, &current) {
+            if slot.since.elapsed() < APART {
+                return Err(Error::Unavailable(format!("kafka: the producer failed for good: {code}: {reason}")));
+            }
             tracing::error!(%code, reason, "the kafka producer failed for good; a new one takes over");
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
-            *slot = Arc::new(create(&self.config)?);
+            let former = std::mem::replace(&mut *slot, create(&self.config)?);
+            retire(former.client);
         }
-        Ok(Arc::clone(&slot))
+        Ok(Arc::clone(&slot.client))
     }
 
     /// Waits until what was queued is settled, at most as long as a record may take. Blocking.
     pub(super) fn flush(&self) -> Result<(), Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
         match current.flush(TIMEOUT) {
             Err(error) if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) => Err(unknown(&error)),
             _ => Ok(()),
@@ -201,8 +235,22 @@ impl Producer {
     }
 }
 
-fn create(config: &ClientConfig) -> Result<ThreadedProducer<Reports>, Error> {
-    config.create_with_context(Reports).map_err(|error| Error::Format(format!("kafka: {error}")))
+fn create(config: &ClientConfig) -> Result<Current, Error> {
+    let client = config.create_with_context(Reports::default()).map_err(|error| Error::Format(format!("kafka: {error}")))?;
+    Ok(Current { client: Arc::new(client), since: Instant::now() })
+}
+
+/// Lets a producer that failed for good hear what became of what is on its way, and ends it: that blocks.
+fn retire(producer: Client) {
+    let ending = move || {
+        drop(producer.flush(TIMEOUT));
+        while Arc::strong_count(&producer) > 1 {
+            std::thread::sleep(super::PAUSE);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kafka-retired".into()).spawn(ending) {
+        tracing::error!(%error, "no thread for a producer's end");
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +270,16 @@ mod tests {
         call.settle(0, Err(Error::Unavailable("lost".into())));
         call.settle(1, Ok(1));
         assert_eq!(answered.await.unwrap(), [Err(Error::Unavailable("lost".into())), Ok(1)]);
+    }
+
+    #[test]
+    fn numbers_that_are_no_offsets_are_not_told() {
+        let reports = Reports::default();
+        let told: Vec<_> = [(3, 7), (3, -1), (3, 0), (3, 1), (3, 8), (4, 0), (3, -1001), (3, -1001), (3, 9), (3, -1), (4, 0)]
+            .into_iter()
+            .map(|(partition, offset)| reports.place(partition, offset))
+            .collect();
+        assert_eq!(told, [Some(7), None, None, None, Some(8), Some(0), None, None, Some(9), None, Some(0)]);
     }
 
     #[tokio::test]
