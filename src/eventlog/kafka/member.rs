@@ -14,6 +14,8 @@ const STALL: Duration = Duration::from_secs(30);
 
 /// How long a task that failed is left alone: at least, and at most. In between as long as the attempt took, and twice as long from time to time.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+/// A partition that librdkafka told so often in a row not to fetch is sought anew. (Once may be on its way there.)
+const GIVEN_UP: u8 = 2;
 
 /// One owned partition.
 #[derive(Debug, Default)]
@@ -32,6 +34,8 @@ struct Part {
     moved: Option<Instant>,
     /// After a task that failed: before when none of its kind is tried again, and how long that is.
     rest: Option<(Instant, Duration)>,
+    /// How often in a row librdkafka told that it does not fetch it.
+    unfetched: u8,
 }
 
 impl Part {
@@ -275,6 +279,21 @@ impl Member {
             part.moved = None;
         }
         part.end = end;
+    }
+
+    /// Whether librdkafka fetches a partition, as it tells now and then. One that it gave up, as where a leader for a moment did not have an offset that is
+    /// there, it never takes up by itself.
+    pub(super) fn heard_fetched(&mut self, partition: u16, is_fetched: bool) {
+        let Some(part) = self.parts.get_mut(&partition) else { return };
+        let Some(expected) = part.expected.filter(|_| !is_fetched && !part.paused) else {
+            part.unfetched = 0;
+            return;
+        };
+        part.unfetched += 1;
+        if part.unfetched >= GIVEN_UP {
+            part.unfetched = 0;
+            self.tasks.push_back(Task::ReadOn(partition, expected));
+        }
     }
 
     /// The group gave it these.

@@ -42,7 +42,7 @@ use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
 pub use broadcast::{Broadcast, Heard, Tail};
-use producer::{LINGER, Late, Producer};
+use producer::{LINGER, Late, Producer, ROUND_LINGER};
 use reads::Readers;
 pub use settings::{Security, Settings};
 use topics::{ASK, Purpose, failed};
@@ -147,14 +147,24 @@ impl KafkaLog {
         blocking(move || reach::reach(&reached)).await?;
         let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
         let admin = Arc::new(admin);
-        let names = Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()));
-        for name in &names {
+        for name in &names(&settings) {
             topics::ensure(&admin, name, Purpose::Log, &settings).await?;
         }
-        let (loose, gapless) = (Producer::new(&client, LINGER, Late::Dropped)?, Producer::new(&client, LINGER, Late::Kept)?);
+        Self::over(client, admin, settings)
+    }
+
+    /// The log over topics that are as they must be.
+    fn over(client: ClientConfig, admin: Arc<AdminClient<DefaultClientContext>>, settings: Settings) -> Result<Self, Error> {
+        let names = names(&settings);
+        let (loose, gapless) = (Producer::new(&client, LINGER, Late::Dropped)?, Producer::new(&client, ROUND_LINGER, Late::Kept)?);
         let (members, readers) = (Mutex::default(), Readers::default());
         Ok(Self(Arc::new(Inner { client, settings, names, admin, loose, gapless, members, readers, closed: AtomicBool::new(false) })))
     }
+}
+
+/// The topics' names at the brokers.
+fn names(settings: &Settings) -> [String; 2] {
+    Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()))
 }
 
 impl Inner {
@@ -211,6 +221,7 @@ impl Inner {
         let found = of_group(|| consumer.committed_offsets(self.partitions(topic), ASK)).map_err(failed)?;
         let mut offsets = vec![None; usize::from(PARTITIONS)];
         for element in found.elements() {
+            element.error().map_err(failed)?;
             if let (At::Offset(offset), Some(slot)) = (element.offset(), usize::try_from(element.partition()).ok().and_then(|at| offsets.get_mut(at)))
             {
                 *slot = u64::try_from(offset).ok();

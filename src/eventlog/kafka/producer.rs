@@ -25,6 +25,9 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a record of the log waits for others to go with.
 pub(super) const LINGER: Duration = Duration::from_millis(5);
 
+/// The same of callers that append a whole round at once and wait for it: nothing else comes meanwhile.
+pub(super) const ROUND_LINGER: Duration = Duration::from_millis(1);
+
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
 
@@ -37,13 +40,16 @@ pub(super) enum Late {
     Kept,
 }
 
+/// The least time between two producers: where brokers refuse every one of them, calls are refused too and none is made for each.
+const APART: Duration = Duration::from_secs(1);
+
 /// The producer. A fatal error (the brokers lost track of its sequence) replaces it; what was on its way then is unknown to its callers.
 pub(super) struct Producer {
     config: ClientConfig,
     late: Late,
     /// [`TIMEOUT`].
     timeout: Duration,
-    current: RwLock<Arc<ThreadedProducer<Reports>>>,
+    current: RwLock<Current>,
     waiting: Arc<Waiting>,
     /// Calls that were told that the outcome is unknown, and whose records are kept.
     overdue: tokio::sync::Mutex<Vec<Answer>>,
@@ -51,6 +57,13 @@ pub(super) struct Producer {
 
 /// Comes when all records of a call are settled.
 type Answer = oneshot::Receiver<Vec<Result<Offset, Error>>>;
+
+type Client = Arc<ThreadedProducer<Reports>>;
+
+struct Current {
+    client: Client,
+    since: Instant,
+}
 
 /// What is queued or on its way.
 #[derive(Default)]
@@ -60,7 +73,22 @@ struct Waiting {
 }
 
 /// Receives what became of each record.
-struct Reports;
+#[derive(Default)]
+struct Reports {
+    /// After a record that has no offset: its partition, and what librdkafka numbers the next one of its batch with.
+    unplaced: Mutex<Option<(i32, i64)>>,
+}
+
+impl Reports {
+    /// Where an acknowledged record is; None where that is not known. Brokers that took a batch before and forgot where (DUPLICATE_SEQUENCE_NUMBER) tell -1 of
+    /// it, from which librdkafka counts on.
+    fn place(&self, partition: i32, offset: i64) -> Option<Offset> {
+        let mut unplaced = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = u64::try_from(offset).ok().filter(|_| *unplaced != Some((partition, offset)));
+        *unplaced = known.is_none().then_some((partition, offset + 1));
+        known
+    }
+}
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -73,7 +101,9 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, place: Box<Place>) {
         place.settle(match result {
-            Ok(message) => u64::try_from(message.offset()).map_err(|_| Error::Unavailable("a broker acknowledged without an offset".into())),
+            Ok(message) => {
+                self.place(message.partition(), message.offset()).ok_or_else(|| Error::Unavailable("a broker acknowledged without an offset".into()))
+            }
             Err((error, message)) => Err(refused(error, message.payload().map_or(0, <[u8]>::len))),
         });
     }
@@ -155,7 +185,7 @@ impl Producer {
             Late::Kept => config.set("message.timeout.ms", "0").set("enable.gapless.guarantee", "true"),
         };
         let first = create(&config)?;
-        let (current, overdue) = (RwLock::new(Arc::new(first)), tokio::sync::Mutex::default());
+        let (current, overdue) = (RwLock::new(first), tokio::sync::Mutex::default());
         Ok(Self { config, late, timeout: TIMEOUT, current, waiting: Arc::default(), overdue })
     }
 
@@ -163,7 +193,8 @@ impl Producer {
     pub(super) async fn append(&self, topic: &str, records: &[Append]) -> Result<Vec<Offset>, Error> {
         let settled = self.append_each(topic, records).await?;
         // What one record was refused for says nothing of the call's others: they may be there.
-        settled.into_iter().map(|one| one.map_err(|error| Error::Unavailable(error.to_string()))).collect()
+        let unknown = |error| if let Error::Unavailable(_) = error { error } else { Error::Unavailable(error.to_string()) };
+        settled.into_iter().map(|one| one.map_err(unknown)).collect()
     }
 
     /// The same, and tells of each record, in the order given, what became of it: [`Error::TooLarge`] was not appended, of all else that is unknown.
@@ -191,6 +222,8 @@ impl Producer {
                 message.delivery_opaque.settle(Err(refused(&error, record.value.len())));
             }
         }
+        // One that was replaced ends on a thread of its own, not here.
+        drop(producer);
         let ended = |_| Error::Unavailable("kafka: the producer ended".into());
         match self.late {
             Late::Dropped => answered.await.map_err(ended),
@@ -239,23 +272,30 @@ impl Producer {
     }
 
     /// The producer to use; a new one where the last failed for good. [`Error::Unavailable`] where none can be made at present: the next call tries again.
-    fn current(&self) -> Result<Arc<ThreadedProducer<Reports>>, Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+    fn current(&self) -> Result<Client, Error> {
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
         let Some((code, reason)) = current.client().fatal_error() else { return Ok(current) };
         let mut slot = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&slot, &current) {
+        if Arc::ptr_eq(&slot.client, &current) {
+            if slot.since.elapsed() < APART {
+                return Err(Error::Unavailable(format!("kafka: the producer failed for good: {code}: {reason}")));
+            }
             tracing::error!(%code, reason, "the kafka producer failed for good; a new one takes over");
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
-            *slot = Arc::new(create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?);
-            // It sends no more, nor does it settle what it has.
-            give_up(&current);
+            let made = create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?;
+            let former = std::mem::replace(&mut *slot, made);
+            if self.late == Late::Kept {
+                // It sends no more, and what it has has no time limit.
+                give_up(&former.client);
+            }
+            retire(former.client);
         }
-        Ok(Arc::clone(&slot))
+        Ok(Arc::clone(&slot.client))
     }
 
     /// Waits until what was queued is settled, at most until `until`, and not for what is overdue already; gives up what is left then. Blocking.
     pub(super) fn flush(&self, until: Instant) -> Result<(), Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
         let overdue = self.is_overdue();
         let patience = if overdue { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
         match current.flush(patience) {
@@ -274,8 +314,22 @@ fn give_up(producer: &ThreadedProducer<Reports>) {
     producer.purge(PurgeConfig::default().queue().inflight());
 }
 
-fn create(config: &ClientConfig) -> Result<ThreadedProducer<Reports>, Error> {
-    config.create_with_context(Reports).map_err(|error| Error::Format(format!("kafka: {error}")))
+fn create(config: &ClientConfig) -> Result<Current, Error> {
+    let client = config.create_with_context(Reports::default()).map_err(|error| Error::Format(format!("kafka: {error}")))?;
+    Ok(Current { client: Arc::new(client), since: Instant::now() })
+}
+
+/// Lets a producer that failed for good hear what became of what is on its way, and ends it: that blocks.
+fn retire(producer: Client) {
+    let ending = move || {
+        drop(producer.flush(TIMEOUT));
+        while Arc::strong_count(&producer) > 1 {
+            std::thread::sleep(super::PAUSE);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kafka-retired".into()).spawn(ending) {
+        tracing::error!(%error, "no thread for a producer's end");
+    }
 }
 
 #[cfg(test)]
@@ -295,6 +349,16 @@ mod tests {
         call.settle(0, Err(Error::Unavailable("lost".into())));
         call.settle(1, Ok(1));
         assert_eq!(answered.await.unwrap(), [Err(Error::Unavailable("lost".into())), Ok(1)]);
+    }
+
+    #[test]
+    fn numbers_that_are_no_offsets_are_not_told() {
+        let reports = Reports::default();
+        let told: Vec<_> = [(3, 7), (3, -1), (3, 0), (3, 1), (3, 8), (4, 0), (3, -1001), (3, -1001), (3, 9), (3, -1), (4, 0)]
+            .into_iter()
+            .map(|(partition, offset)| reports.place(partition, offset))
+            .collect();
+        assert_eq!(told, [Some(7), None, None, None, Some(8), Some(0), None, None, Some(9), None, Some(0)]);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! The log on a real Kafka against the suite, and what is its own. The broker is started once for all tests, by `tests/servers/run`, and ends with this
 //! process; `CONTRAIL_TEST_KAFKA` names another one.
 
+mod faults;
+mod mock;
 mod security;
 
 use bytes::Bytes;

@@ -64,6 +64,18 @@ fn a_gap_fails_its_partition_alone() {
 }
 
 #[test]
+fn a_partition_that_is_not_fetched_is_read_anew() {
+    let mut member = reading();
+    member.pause(1);
+    drop(member.tasks(at(0)));
+    for (is_fetched, expected) in [(false, None), (true, None), (false, None), (false, Some(Task::ReadOn(0, 5))), (false, None)] {
+        member.heard_fetched(0, is_fetched);
+        member.heard_fetched(1, is_fetched);
+        assert_eq!(member.tasks(at(0)), Vec::from_iter(expected));
+    }
+}
+
+#[test]
 fn a_paused_partition_keeps_what_it_has_and_reads_on_where_it_was() {
     let mut member = reading();
     member.take("events", 0, stored(5), at(0));
