@@ -215,6 +215,19 @@ async fn large_bodies_and_records_come_back_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_label_is_refused_is_named() {
+    let bench = Fresh::new();
+    let archive = bench.scylla().await;
+    let WriteBatch { events, labels, .. } = sample();
+    let mut long = labels[0].clone();
+    (long.2, long.3.event_id) = ("x".repeat(70_000), "e2".into());
+    let batch = WriteBatch { events, labels: vec![labels[0].clone(), long], ..WriteBatch::default() };
+    let Err(Error::Refused(refused)) = archive.write(batch.clone()).await else { panic!("it was taken, or by nobody's fault") };
+    assert_eq!(refused.iter().map(|refused| (refused.partition, refused.offset)).collect::<Vec<_>>(), [(4, 0)]);
+    archive.write(WriteBatch { labels, ..batch }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn identity_forgets_events_as_its_partition_moves_on() {
     let bench = Fresh::new();
     let archive = bench.scylla().await;
