@@ -21,7 +21,7 @@ use super::fold::ObjectsOf;
 use super::progress::Progress;
 use super::top::{self, Touched};
 use super::{Archive, Cursor, Error, Refused};
-use crate::background::Worker;
+use crate::background::{Worker, aside};
 use crate::event::{Clock, PARTITIONS, RulesOf};
 use crate::eventlog::{Consumer, Delivery, EventLog, Stored, Topic};
 
@@ -371,7 +371,7 @@ impl Run {
         let age = i64::try_from(self.job.settings.retention.as_secs()).unwrap_or(i64::MAX);
         let (archive, before) = (Arc::clone(&self.job.archive), self.job.clock.now().plus_seconds(-age));
         let owned: Vec<u16> = self.owned.keys().copied().collect();
-        let mut retaining = Box::pin(async move { archive.retain(before, &owned).await });
+        let mut retaining = aside(async move { archive.retain(before, &owned).await });
         let max_bytes = self.job.settings.max_bytes;
         let retained = loop {
             let room = max_bytes.saturating_sub(self.pending.bytes);

@@ -332,7 +332,8 @@ pub struct Kept {
     pub offset: u64,
 }
 
-/// The archive. Writers and readers may be different processes on a cluster; one writer per `events` partition.
+/// The archive. Writers and readers may be different processes on a cluster; one writer per `events` partition. Calls may wait for one another (a cluster takes
+/// so many requests at once): whoever begins one polls it to its end, or drops it.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
     /// Where a partition's archiver goes on; the default where it never ran. To be asked by that archiver, before it reads anything else of the partition: the store may
