@@ -192,6 +192,28 @@ async fn durable_stays_behind_by_the_safety_window() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_move_goes_on_only_from_the_state_that_it_began_with() {
+    let bench = Fresh::new();
+    let begin = async |next: u64, days: &[i32]| {
+        let mut cursors = vec![Cursor::default(); ALL.len()];
+        cursors[3] = Cursor { next, received_at: at(next as i64) };
+        bench.scylla().await.begin_adopting(&cursors, days).await
+    };
+    begin(10, &[1, 2]).await.unwrap();
+    let (key, value) = views(10);
+    let archive = bench.scylla().await;
+    archive.adopt(WriteBatch { cells: vec![(3, key, value)], ..WriteBatch::default() }, None).await.unwrap();
+    begin(10, &[1, 2]).await.unwrap();
+    // It has gone on since; or retention has taken something.
+    for gone_on in [begin(11, &[1, 2]).await, begin(10, &[2]).await] {
+        let told = gone_on.unwrap_err();
+        assert!(told.to_string().contains("use a new keyspace") && !told.is_retryable(), "{told}");
+    }
+    // No partition takes it for a piece of its journal.
+    assert_eq!(archive.cursor(3).await.unwrap(), Cursor::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_and_records_come_back_whole() {
     let bench = Fresh::new();
     let archive = bench.scylla().await;
