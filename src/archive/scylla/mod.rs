@@ -180,10 +180,11 @@ impl Scylla {
             let lost =
                 format!("partition {part} stands at {}, and its journal ends at {last}: what the store acknowledged is lost in part", stored.next);
             metrics::counter!("contrail_archive_lost_acknowledgements_total").increment(1);
-            return Err(Error::Store(lost));
+            return Err(Error::Lost(lost));
         }
         for (_, piece) in pieces {
-            self.apply(&BTreeMap::from([(part, piece)]), &BTreeMap::new()).await?;
+            // Read one by one: all of the safety window's may be large.
+            self.apply(&BTreeMap::from([(part, Part::read(&piece)?)]), &BTreeMap::new()).await?;
         }
         // A line that was removed since may have been put behind its removal just now.
         self.listing.forget();

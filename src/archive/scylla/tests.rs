@@ -172,8 +172,8 @@ async fn what_a_killed_node_lost_is_made_good_or_told() {
     assert_eq!(known[0].1, Entry::Event(EventEntry { first: 20, fingerprints: vec![20] }));
     // The cursor stands, and what it stands for cannot be told.
     next.cluster.write(vec![Write::new(LOSE_PIECES, (stamp + 1, 10i64))]).await.unwrap();
-    let refused = bench.scylla().await.cursor(3).await.unwrap_err().to_string();
-    assert!(refused.contains("lost in part"), "{refused}");
+    let refused = bench.scylla().await.cursor(3).await.unwrap_err();
+    assert!(matches!(refused, Error::Lost(_)) && refused.to_string().contains("lost in part"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
