@@ -1,7 +1,11 @@
-//! Threads whose work nobody waits for: they step back, so that those who serve requests get the processor first. Used by the archive and by the embedded
-//! stores. Must never be given work that a request waits for.
+//! Work beside its owner's loop. Threads that step back, so that those who serve requests get the processor first: used by the archive and by the embedded
+//! stores; must never be given work that a request waits for. And tasks that go on while their owner does something else: used by router, keeper and archiver;
+//! must never outlive their owner.
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 /// How far such a thread steps back (`nice`): beside one busy thread of the others it still gets a quarter of a core, so that it cannot starve.
 #[cfg(target_os = "linux")]
@@ -51,6 +55,22 @@ impl Worker {
     }
 }
 
+/// Begins work at once, on a task of its own; what is given tells how it ended, and dropped ends it. For work that holds what others
+/// wait for, as a cluster's calls do (it takes so many at once): such must go on while its owner does something else. A panic is the caller's.
+pub fn aside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> BoxFuture<'static, T> {
+    let mut task = JoinSet::new();
+    task.spawn(work);
+    async move {
+        match task.join_next().await {
+            Some(Ok(done)) => done,
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends.
+            Some(Err(_)) | None => std::future::pending().await,
+        }
+    }
+    .boxed()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +91,20 @@ mod tests {
         }
         assert_eq!(worker.run(|| panic!("told to")).await, None::<()>);
         assert_eq!(worker.run(|| 1).await, None, "its thread is gone");
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_while_nobody_asks_and_ends_with_its_owner() {
+        let (done, told) = oneshot::channel();
+        let work = aside(async move { done.send(7).unwrap() });
+        assert_eq!(told.await, Ok(7));
+        work.await;
+        let (held, ended) = oneshot::channel::<()>();
+        let work = aside(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        drop(work);
+        assert!(ended.await.is_err());
     }
 }

@@ -3,7 +3,8 @@
 //! * Offsets keep their meaning: the topics are made to begin and to go on where the embedded log does (`eventlog::kafka`, "adopt"), so that archive, objects
 //!   and identity are carried as they stand, and what the log holds that they have not applied yet is applied by the cluster's own readers.
 //! * Order: archive and objects, then where their readers are, then the log, then the sites. Whoever serves too early meets readers beyond the log's end and
-//!   refuses. Cut short anywhere, the move may be run again; it refuses a cluster that has gone on since.
+//!   refuses. Cut short anywhere, the move may be run again; it refuses a cluster that has gone on since, or that it began to fill from another state of the
+//!   directory: one that has gone on since moves into a new keyspace.
 //! * The data directory is only read, but for what opening it puts in order.
 
 use std::path::{Path, PathBuf};
@@ -48,13 +49,14 @@ pub async fn migrate_data(from: &Path, config: &Config, told: Told) -> Result<Au
     let clock = Clock::system();
     let source = Config { data: from.to_owned(), log: "embedded".into(), archive: "embedded".into(), store: "embedded".into(), ..config.clone() };
     let source_log = backends::log(&source, clock.clone()).await?;
-    let cursors = bring_up(&source, clock.clone()).await?;
+    let (cursors, days) = bring_up(&source, clock.clone()).await?;
 
     let kafka = KafkaLog::open(&config.log, backends::kafka_settings(config)?).await.at("opening the log")?;
     let settings = backends::scylla_settings(config)?;
     let archive = archive::scylla::Scylla::open(&config.archive, &settings, clock.clone()).await.at("opening the archive")?;
     let objects = sync::scylla::Scylla::open(&config.store, &settings, clock.clone()).await.at("opening the objects")?;
     check_untouched(&cursors, &archive, &objects, &*source_log, &kafka).await?;
+    archive.begin_adopting(&cursors, &days).await.at("looking at the cluster")?;
 
     let archive = carry_archive(from.to_owned(), archive, &cursors, &told).await?;
     carry_objects(from.join("objects.db"), objects, &told).await?;
@@ -78,14 +80,15 @@ fn check_targets(config: &Config) -> Result<(), Error> {
     }
 }
 
-/// Brings the files of archive and objects to this version, as a start does. Gives where the archive is.
-async fn bring_up(source: &Config, clock: Clock) -> Result<Vec<Cursor>, Error> {
+/// Brings the files of archive and objects to this version, as a start does. Gives where the archive is, and the days it holds.
+async fn bring_up(source: &Config, clock: Clock) -> Result<(Vec<Cursor>, Vec<i32>), Error> {
     let archive = backends::archive(source, clock).await?;
     let cursors = archive.cursors().await.at("reading the archive")?;
+    let days = archive.days().await.at("reading the archive")?;
     archive.close().await.at("reading the archive")?;
     let objects = EmbeddedStore::open(&source.data.join("objects.db"), std::time::Duration::ZERO).at("reading the objects")?;
     objects.close().await.at("reading the objects")?;
-    Ok(cursors)
+    Ok((cursors, days))
 }
 
 /// Refuses a cluster that holds something else, or that has gone on since an earlier move.

@@ -6,12 +6,12 @@
 //! [`Settings::max_events`] records, [`Settings::max_bytes`] or [`Settings::longest`].
 
 mod batch;
+mod seek;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use rand::Rng;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,8 @@ use self::batch::Known;
 use super::fold::ObjectsOf;
 use super::progress::Progress;
 use super::top::{self, Touched};
-use super::{Archive, Cursor, Error, Refused};
-use crate::background::Worker;
+use super::{Archive, Cursor, Error};
+use crate::background::{Worker, aside};
 use crate::event::{Clock, PARTITIONS, RulesOf};
 use crate::eventlog::{Consumer, Delivery, EventLog, Stored, Topic};
 
@@ -30,9 +30,6 @@ pub const GROUP: &str = "archiver";
 
 /// When retention that failed is tried again.
 const RETAIN_AGAIN: Duration = Duration::from_secs(60);
-
-/// Records set aside that are remembered once they are written.
-const ASIDE: usize = 10_000;
 
 /// Records that the archive refuses, by partition and offset, with why.
 type Aside = BTreeMap<(u16, u64), String>;
@@ -79,6 +76,14 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// How long to wait after so many failures in a row.
+    fn pause(&self, failures: u32) -> Duration {
+        let longest = self.backoff * (1 << failures.min(7)).min(100);
+        longest.mul_f64(rand::rng().random_range(0.5..1.0))
+    }
+}
+
 /// The archiver with all it works on.
 pub struct Archiver {
     /// Read from (`events`) and written to (`changes`: the dashboard documents).
@@ -115,14 +120,41 @@ impl Archiver {
         let mut children = tokio::task::JoinSet::new();
         let publishing = stop.child_token();
         children.spawn(publisher.run(publishing.clone()));
-        let consumer = self.log.subscribe(Topic::Events, GROUP).await?;
         let computing = Worker::start("archive-fold").map_err(|error| Error::Store(format!("no thread to fold batches: {error}")))?;
-        let archived = Run::new(self, touched, consumer, computing).run(&stop).await;
+        let archived = match self.subscribe(&stop).await {
+            Ok(Some(consumer)) => Run::new(self, touched, consumer, computing).run(&stop).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         publishing.cancel();
         while let Some(ended) = children.join_next().await {
             ended.map_err(|error| Error::Store(format!("the dashboards' publisher stopped: {error}")))?;
         }
         archived
+    }
+
+    /// Joins its group, however long the log takes to answer; None where it is stopped before.
+    async fn subscribe(&self, stop: &CancellationToken) -> Result<Option<Box<dyn Consumer>>, Error> {
+        let mut failures = 0;
+        loop {
+            let error = match self.log.subscribe(Topic::Events, GROUP).await {
+                Ok(consumer) => {
+                    self.progress.stands_still(None);
+                    return Ok(Some(consumer));
+                }
+                Err(error) if error.is_retryable() => error,
+                Err(error) => return Err(error.into()),
+            };
+            failures += 1;
+            let pause = self.settings.pause(failures);
+            tracing::warn!(%error, failures, pause_ms = pause.as_millis() as u64, "the archiver cannot join its group at present; trying again");
+            metrics::counter!("contrail_archiver_retries_total").increment(1);
+            self.progress.stands_still(Some(error.to_string()));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
     }
 }
 
@@ -133,6 +165,10 @@ struct Run {
     consumer: Box<dyn Consumer>,
     /// Owned partitions that can be read: where the next record must stand.
     owned: BTreeMap<u16, Owned>,
+    /// The others: the archive did not say where they go on. Nothing of them is read, committed or removed.
+    unsought: BTreeSet<u16>,
+    /// When it is asked again, where that may help.
+    seek_at: Option<Instant>,
     pending: Pending,
     recent: Known,
     /// Where batches are folded.
@@ -174,6 +210,8 @@ impl Run {
             touched,
             consumer,
             owned: BTreeMap::new(),
+            unsought: BTreeSet::new(),
+            seek_at: None,
             pending: Pending::default(),
             recent,
             computing,
@@ -190,19 +228,27 @@ impl Run {
             let step = self.step(stop).await;
             match step {
                 Ok(()) if stop.is_cancelled() => break,
+                Ok(()) if self.seek_at.is_some() => {}
                 Ok(()) => {
                     self.failures = 0;
                     self.job.progress.stands_still(None);
                 }
-                Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await,
+                Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await?,
                 Err(error) => return Err(error),
             }
         }
         self.commit().await
     }
 
-    /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written. Before that, removes what is past its age when it is time to.
+    /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written. Before that, when it is time to, asks again where partitions
+    /// stand, and removes what is past its age.
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+        if self.seek_at.is_some_and(|at| at <= Instant::now()) {
+            self.seek().await?;
+            if self.seek_at.is_none() {
+                self.job.progress.stands_still(None);
+            }
+        }
         if self.retain_at <= Instant::now() {
             self.retain(stop).await?;
         }
@@ -220,19 +266,14 @@ impl Run {
     /// Takes deliveries until the batch is full, old enough, or none comes for a moment.
     async fn gather(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         let Settings { max_events, max_bytes, longest, linger, .. } = self.job.settings;
-        let mut until = self.commit_at.map_or(self.retain_at, |commit_at| commit_at.min(self.retain_at));
         let mut full_at = None;
         loop {
             let room = max_bytes.saturating_sub(self.pending.bytes);
             if room == 0 || self.pending.count >= max_events {
                 return Ok(());
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                delivery = self.consumer.next(room.min(max_bytes / 4)) => self.take(delivery?).await?,
-                () = tokio::time::sleep_until(until) => return Ok(()),
-            }
+            let mut until = [self.commit_at, self.seek_at].into_iter().flatten().fold(self.retain_at, Instant::min);
+            // Also what came before, while old events were removed.
             if self.pending.count > 0 {
                 let now = Instant::now();
                 let full_at = *full_at.get_or_insert(now + longest);
@@ -241,22 +282,26 @@ impl Run {
                 }
                 until = full_at.min(now + linger);
             }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                delivery = self.consumer.next(room.min(max_bytes / 4)) => self.take(delivery?).await?,
+                () = tokio::time::sleep_until(until) => return Ok(()),
+            }
         }
     }
 
     async fn take(&mut self, delivery: Delivery) -> Result<(), Error> {
         match delivery {
             Delivery::Assigned(partitions) => {
-                // What is past its age of them goes soon.
-                self.retain_at = self.retain_at.min(Instant::now() + RETAIN_AGAIN);
-                // Owned from here on, so that a failure to seek one is made good by starting over.
-                self.owned.extend(partitions.iter().map(|partition| (*partition, Owned { written: Cursor::default(), expected: u64::MAX })));
-                self.seek(partitions).await.map_err(|(_, error)| error)?;
+                self.unsought.extend(partitions);
+                self.seek().await?;
             }
             Delivery::Revoked(partitions) => {
                 self.pending.forget(&partitions);
                 for partition in partitions {
                     self.owned.remove(&partition);
+                    self.unsought.remove(&partition);
                     self.job.progress.forget(partition);
                     self.touched.own(partition, false);
                 }
@@ -272,33 +317,6 @@ impl Run {
             Delivery::Failed { partition, error } => self.fail(partition, &error.to_string()),
         }
         Ok(())
-    }
-
-    /// Begins, or begins again, to read partitions where the archive stands. Gives those of which it does not say that now, with why.
-    async fn seek(&mut self, partitions: Vec<u16>) -> Result<(), (Vec<u16>, Error)> {
-        let archive = &self.job.archive;
-        // At once: each may have a journal to be done again, and the others of this archiver wait meanwhile.
-        let cursors = join_all(partitions.iter().map(|partition| archive.cursor(*partition))).await;
-        let (mut left, mut failed) = (Vec::new(), None);
-        for (partition, written) in partitions.into_iter().zip(cursors) {
-            let written = match written {
-                Ok(written) => written,
-                Err(error) => {
-                    left.push(partition);
-                    failed = Some(error);
-                    continue;
-                }
-            };
-            self.consumer.seek(partition, written.next);
-            self.consumer.resume(partition);
-            self.owned.insert(partition, Owned { written, expected: written.next });
-            self.job.progress.update(partition, |progress| {
-                progress.cursor = written;
-                progress.failed = None;
-            });
-            self.touched.own(partition, true);
-        }
-        failed.map_or(Ok(()), |error| Err((left, error)))
     }
 
     fn take_records(&mut self, partition: u16, mut records: Vec<Stored>, next: u64) {
@@ -317,52 +335,6 @@ impl Run {
         }
     }
 
-    /// Stops one partition for good; what was delivered of it before is still written.
-    fn fail(&mut self, partition: u16, why: &str) {
-        tracing::error!(partition, why, "the archiver stops reading a partition of events; the others go on");
-        metrics::counter!("contrail_archiver_partition_failures_total").increment(1);
-        self.consumer.pause(partition);
-        if let Some(owned) = self.owned.get_mut(&partition) {
-            owned.expected = u64::MAX;
-        }
-        self.job.progress.update(partition, |progress| progress.failed = Some(why.to_owned()));
-    }
-
-    /// After a failure: a pause, and everything from the archive's own cursors again; nothing is read before every partition was sent back.
-    async fn start_over(&mut self, error: Error, stop: &CancellationToken) {
-        if let Error::Refused(records) = &error {
-            self.set_aside(records);
-        }
-        self.recent.clear();
-        self.pending = Pending::default();
-        let mut failed = Some((self.owned.keys().copied().collect(), error));
-        while let Some((left, error)) = failed.take() {
-            self.failures = self.failures.saturating_add(1);
-            let longest = self.job.settings.backoff * (1 << self.failures.min(7)).min(100);
-            let pause = longest.mul_f64(rand::rng().random_range(0.5..1.0));
-            tracing::warn!(%error, failures = self.failures, pause_ms = pause.as_millis() as u64, "archiving failed; going back to the last cursors");
-            metrics::counter!("contrail_archiver_retries_total").increment(1);
-            self.job.progress.stands_still(Some(error.to_string()));
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-            failed = self.seek(left).await.err();
-        }
-    }
-
-    /// Has records that the archive refuses quarantined, whenever they are read.
-    fn set_aside(&mut self, records: &[Refused]) {
-        let aside = Arc::make_mut(&mut self.aside);
-        for Refused { partition, offset, why } in records {
-            tracing::error!(partition, offset, why, "the archive cannot keep an event; it goes to quarantine");
-            aside.insert((*partition, *offset), why.clone());
-        }
-        if aside.len() > ASIDE {
-            aside.retain(|(partition, offset), _| self.owned.get(partition).is_some_and(|owned| *offset >= owned.written.next));
-        }
-    }
-
     /// Removes what is past its age, between two batches, and forgets what it remembered of it: neither may bring back what is gone. Listens meanwhile, and
     /// stops where partitions go: what is begun of the others is then gone on with from their cursors.
     async fn retain(&mut self, stop: &CancellationToken) -> Result<(), Error> {
@@ -371,7 +343,7 @@ impl Run {
         let age = i64::try_from(self.job.settings.retention.as_secs()).unwrap_or(i64::MAX);
         let (archive, before) = (Arc::clone(&self.job.archive), self.job.clock.now().plus_seconds(-age));
         let owned: Vec<u16> = self.owned.keys().copied().collect();
-        let mut retaining = Box::pin(async move { archive.retain(before, &owned).await });
+        let mut retaining = aside(async move { archive.retain(before, &owned).await });
         let max_bytes = self.job.settings.max_bytes;
         let retained = loop {
             let room = max_bytes.saturating_sub(self.pending.bytes);

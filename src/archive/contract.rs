@@ -8,6 +8,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
+use super::archiver::tests::record;
+use super::rollup::{Additions, Judged, Labels};
 use super::{
     Archive, Books, Bots, CellKey, CellValue, Cursor, EventRow, Kept, Label, LabelValue, Metric, People, QuarantineRow, Scan, ScanBy, Sought,
     WriteBatch,
@@ -16,7 +18,7 @@ use crate::event::identity::{
     CheckoutView, Completion, Entry, EventEntry, IdentityKey, ORDER_STEP, OrderView, Sale, StepCount, Verdict, checkout_keys, fold, order_key,
 };
 use crate::event::ids::events_partition;
-use crate::event::{Channel, Currency, Event, Flags, KeyKind, Money, ObjectKind, Record, RecordKind, SiteId, StepStatus, Timestamp, kind};
+use crate::event::{Channel, Currency, Event, Flags, KeyKind, Money, ObjectKind, Record, RecordKind, SiteId, SiteRules, StepStatus, Timestamp, kind};
 
 /// A backend under test, with a place of its own.
 pub(crate) trait Bench {
@@ -38,6 +40,7 @@ pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     steps_count_at_their_times(&fresh()).await;
     checkouts_are_paged_by_their_last_sign(&fresh()).await;
     the_last_label_wins(&fresh()).await;
+    a_term_of_any_length_is_counted_and_shown(&fresh()).await;
     books_links_and_quarantine(&fresh()).await;
     retention_takes_whole_days(&fresh()).await;
     retention_spares_what_was_taken_lately(&fresh()).await;
@@ -450,6 +453,39 @@ async fn checkouts_are_paged_by_their_last_sign(bench: &impl Bench) {
         }
         assert_eq!(found, expected);
     }
+    archive.close().await.unwrap();
+}
+
+async fn a_term_of_any_length_is_counted_and_shown(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let rules = SiteRules::default();
+    let long = format!("Mug {}", "é".repeat(300_000));
+    let (mut additions, mut labels) = (Additions::default(), Labels::default());
+    let bodies = [
+        serde_json::json!({"type": "product_searched", "occurred_at": at(10), "search": {"query": long, "results": 7}}),
+        serde_json::json!({"type": "product_searched", "occurred_at": at(10), "search": {"query": long.to_uppercase(), "results": 0}}),
+        serde_json::json!({"type": "page_viewed", "occurred_at": at(10), "page": {"url": format!("/{long}"), "title": "Mugs"}}),
+    ];
+    for (number, body) in bodies.into_iter().enumerate() {
+        let record = record(&format!("e{number}"), at(11), body);
+        let event = Event::from_body(&record.body).unwrap();
+        let outcome = fold(&mut None, &record, &event, 0);
+        additions.count(Judged { partition: 3, record: &record, event: &event, outcome: &outcome, rules: &rules }, None);
+        labels.take(&record, &event, &rules);
+    }
+    archive.write(WriteBatch { cells: additions.apply(|_| None), labels: labels.into_rows(), ..WriteBatch::default() }).await.unwrap();
+    let mut dims = Vec::new();
+    for (metric, count) in [(Metric::Searches, 2), (Metric::EmptySearches, 1), (Metric::Pages, 1)] {
+        let totals = archive.totals(&site(), metric, at(0), at(900), Bots::Exclude).await.unwrap();
+        assert_eq!(totals.iter().map(|(_, value)| value.counts).collect::<Vec<_>>(), [[count, 0]], "{metric:?}");
+        dims.extend(totals.into_iter().map(|(dim, _)| dim));
+    }
+    assert_eq!(dims[0], dims[1]);
+    let ask = async |label, dim: &String| archive.labels(&site(), label, std::slice::from_ref(dim)).await.unwrap().remove(0).1.value;
+    let (spelling, results, title) =
+        (ask(Label::Spelling, &dims[0]).await, ask(Label::Results, &dims[0]).await, ask(Label::PageTitle, &dims[2]).await);
+    assert!(long.to_uppercase().starts_with(&spelling) && spelling.len() > 4_000, "{spelling}");
+    assert_eq!((results.as_str(), title.as_str()), ("0", "Mugs"));
     archive.close().await.unwrap();
 }
 

@@ -332,11 +332,12 @@ pub struct Kept {
     pub offset: u64,
 }
 
-/// The archive. Writers and readers may be different processes on a cluster; one writer per `events` partition.
+/// The archive. Writers and readers may be different processes on a cluster; one writer per `events` partition. Calls may wait for one another (a cluster takes
+/// so many requests at once): whoever begins one polls it to its end, or drops it.
 #[async_trait]
 pub trait Archive: Send + Sync + 'static {
     /// Where a partition's archiver goes on; the default where it never ran. To be asked by that archiver, before it reads anything else of the partition: the store may
-    /// first put in order what the last one left. (Everybody else asks [`Archive::cursors`].)
+    /// first put in order what the last one left. [`Error::Lost`] where it cannot: the partition is then to stand still. (Everybody else asks [`Archive::cursors`].)
     async fn cursor(&self, partition: u16) -> Result<Cursor, Error>;
 
     /// The identity entries of a partition known under these keys.
@@ -467,6 +468,9 @@ pub enum Error {
     /// The store takes rows of other records, and none of these: see [`Archive::write`].
     #[error("archive: it refuses {} for good, and takes others{}", .0.len(), .0.first().map_or_else(String::new, |first| format!("; of the first it says: {}", first.why)))]
     Refused(Vec<Refused>),
+    /// The store lost, in part, what it acknowledged of a partition.
+    #[error("archive: {0}")]
+    Lost(String),
     /// What is stored cannot be read.
     #[error("archive: {0} cannot be read")]
     Corrupt(String),
@@ -492,7 +496,7 @@ impl Error {
         match self {
             Self::Log(error) => error.is_retryable(),
             Self::Store(_) | Self::Refused(_) => true,
-            Self::Corrupt(_) | Self::BadQuestion { .. } | Self::Closed => false,
+            Self::Lost(_) | Self::Corrupt(_) | Self::BadQuestion { .. } | Self::Closed => false,
         }
     }
 }

@@ -3,25 +3,41 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::fold::hex;
 use super::{Books, CELL_SECONDS, CellKey, CellValue, Label, LabelValue, Metric};
 use crate::event::identity::{Completion, ORDER_STEP, Outcome, Sale, StepCount, Verdict};
+use crate::event::ids::{first_16, sha256};
 use crate::event::naming::{counts_page_view, page_path, search_spelling, search_term};
 use crate::event::{Currency, Event, Flags, Item, Record, SiteId, SiteRules, StepStatus, Timestamp, kind};
 
 /// The metrics that count events themselves. (Sales and steps count what identity says.)
 pub const OF_EVENTS: [Metric; 4] = [Metric::Searches, Metric::EmptySearches, Metric::Views, Metric::Pages];
 
-/// What an event counts under in a metric of [`OF_EVENTS`]; None where it does not count.
+/// Bytes of the longest dim: those of the longest id. Terms and paths have no bound of their own, and stores bound what they find a row by.
+const MAX_DIM: usize = 4_096;
+
+/// What an event counts under in a metric of [`OF_EVENTS`]; None where it does not count. A term or path of more than 4,096 bytes keeps its beginning, and ends
+/// with a hash of the whole.
 pub fn dim_of(metric: Metric, event: &Event, rules: &SiteRules) -> Option<String> {
     match metric {
         Metric::Searches if event.kind == kind::PRODUCT_SEARCHED => {
-            event.search.as_ref().map(|search| search_term(&search.query)).filter(|term| !term.is_empty())
+            event.search.as_ref().map(|search| bounded(search_term(&search.query))).filter(|term| !term.is_empty())
         }
         Metric::EmptySearches if event.search.as_ref().is_some_and(|search| search.results == Some(0)) => dim_of(Metric::Searches, event, rules),
         Metric::Views if event.kind == kind::PRODUCT_VIEWED => event.product.as_ref().map(|product| product.id.clone()),
-        Metric::Pages if counts_page_view(event) => event.page.as_ref().map(|page| page_path(&page.url, rules)),
+        Metric::Pages if counts_page_view(event) => event.page.as_ref().map(|page| bounded(page_path(&page.url, rules))),
         _ => None,
     }
+}
+
+fn bounded(mut dim: String) -> String {
+    if dim.len() > MAX_DIM {
+        let hash = hex(&first_16(&sha256(&[dim.as_bytes()])));
+        dim.truncate(dim.floor_char_boundary(MAX_DIM - "~h".len() - hash.len()));
+        dim.push_str("~h");
+        dim.push_str(&hash);
+    }
+    dim
 }
 
 /// A number that orders cells as their starts do: what stores keep of a cell's start.
@@ -184,7 +200,10 @@ pub fn labels_of(event: &Event, rules: &SiteRules) -> Vec<(Label, String, String
     labels.extend(cart.chain(order).filter_map(|Item { product_id, name, .. }| Some((Label::ProductName, product_id.clone(), name.clone()?))));
     if let (Some(term), Some(search)) = (dim_of(Metric::Searches, event, rules), &event.search) {
         labels.extend(search.results.map(|results| (Label::Results, term.clone(), results.to_string())));
-        labels.push((Label::Spelling, term, search_spelling(&search.query)));
+        let mut spelling = search_spelling(&search.query);
+        // Of a term that is cut, reports show as much.
+        spelling.truncate(spelling.floor_char_boundary(MAX_DIM));
+        labels.push((Label::Spelling, term, spelling));
     }
     if let (Some(path), Some(page)) = (dim_of(Metric::Pages, event, rules), &event.page) {
         labels.extend(page.title.as_ref().map(|title| (Label::PageTitle, path, title.clone())));
@@ -270,6 +289,32 @@ mod tests {
         assert_eq!(search(",\"results\":0"), [(Metric::Searches, "red mug".to_owned()), (Metric::EmptySearches, "red mug".to_owned())]);
         assert!(names(&format!("{{\"type\":\"product_searched\",{at},\"search\":{{\"query\":\" \",\"results\":0}}}}")).is_empty());
         assert!(names(&format!("{{\"type\":\"cart_updated\",{at},{page},\"product\":{{\"id\":\"p1\"}}}}")).is_empty());
+    }
+
+    #[test]
+    fn a_term_or_path_of_any_length_has_one_bounded_name() {
+        let of = |metric, body: serde_json::Value| {
+            let event = Event::from_body(body.to_string().as_bytes()).unwrap();
+            (dim_of(metric, &event, &SiteRules::default()).unwrap(), labels_of(&event, &SiteRules::default()))
+        };
+        let at = "2026-11-20T10:00:00Z";
+        let search = |query: &str| {
+            of(Metric::Searches, serde_json::json!({"type": "product_searched", "occurred_at": at, "search": {"query": query, "results": 0}}))
+        };
+        let visit = |url: &str| {
+            of(Metric::Pages, serde_json::json!({"type": "page_viewed", "occurred_at": at, "page": {"url": format!("/{url}"), "title": "T"}}))
+        };
+        let longest = "a".repeat(MAX_DIM);
+        assert_eq!((search(&longest).0, visit(&longest[1..]).0), (longest.clone(), format!("/{}", &longest[1..])), "as long as an id may be");
+        // By sha256sum, of the length as 4 bytes and the term.
+        assert_eq!(search(&format!("{longest}A")).0, format!("{}~h3bf934317e7f9f0ce49d5c04c4fdbf15", "a".repeat(MAX_DIM - 34)));
+        for long in ["\u{e9}".repeat(300_000), "x".repeat(70_000), "\u{1f600}".repeat(50_000)] {
+            for (dim, labels) in [search(&long), visit(&long)] {
+                assert!((MAX_DIM - 3..=MAX_DIM).contains(&dim.len()), "{}", dim.len());
+                assert!(!labels.is_empty() && labels.iter().all(|(_, of, value)| *of == dim && value.len() <= MAX_DIM));
+            }
+            assert_ne!(search(&long).0, search(&format!("{long}x")).0);
+        }
     }
 
     #[test]

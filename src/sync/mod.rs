@@ -1,7 +1,6 @@
 //! Live objects: events become changes (mapping, router), changes become objects (keeper, object, batch), objects reach subscribers (feed).
 //! Reads `events`, writes and reads `changes`; must never read the archive.
 
-mod aside;
 pub mod batch;
 pub mod distinct;
 pub mod embedded;

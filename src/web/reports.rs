@@ -168,7 +168,7 @@ pub(super) fn problem(error: Error) -> Refusal {
             tracing::error!(%error, "the archive does not answer");
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable", "The archive does not answer at present.", "Try again later.")
         }
-        Error::Corrupt(_) => {
+        Error::Corrupt(_) | Error::Lost(_) => {
             tracing::error!(%error, "the archive is damaged");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "archive_damaged", "What is stored cannot be read.", "The server's log says what.")
         }

@@ -1,9 +1,11 @@
-//! An archive that fails now and then, for the archiver's tests.
+//! An archive and a log that fail now and then, for the archiver's tests.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::archive::{
     Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Refused, Scan, Sought,
@@ -11,6 +13,7 @@ use crate::archive::{
 };
 use crate::event::identity::{CheckoutView, Entry, IdentityKey, Sale, StepCount};
 use crate::event::{SiteId, Timestamp};
+use crate::eventlog::{self, Append, Bounds, Consumer, EventLog, Offset, Stored, Topic};
 
 /// Fails now and then, before or after doing what it was asked: the caller cannot tell which.
 pub(super) struct Flaky {
@@ -18,11 +21,30 @@ pub(super) struct Flaky {
     calls: Mutex<StdRng>,
     /// An event of which it takes no row.
     refused: Option<&'static str>,
+    /// Answered instead of a partition's cursor.
+    cursor: Option<Box<dyn Fn(u16) -> Option<Error> + Send + Sync>>,
+    turns: Option<Turns>,
+}
+
+/// One call at a time, as a busy cluster takes them; and retention has its turn until somebody asks for a cursor.
+struct Turns {
+    turn: Semaphore,
+    asked: Notify,
 }
 
 impl Flaky {
     pub(super) fn new(inner: Arc<dyn Archive>, seed: u64) -> Self {
-        Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)), refused: None }
+        Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)), refused: None, cursor: None, turns: None }
+    }
+
+    /// One that answers so where cursors are asked for, and else does as it is told.
+    pub(super) fn answering(inner: Arc<dyn Archive>, cursor: impl Fn(u16) -> Option<Error> + Send + Sync + 'static) -> Self {
+        Self { cursor: Some(Box::new(cursor)), ..Self::refusing(inner, 0, "") }
+    }
+
+    /// One whose retention and cursors wait for one another.
+    pub(super) fn taking_turns(inner: Arc<dyn Archive>) -> Self {
+        Self { turns: Some(Turns { turn: Semaphore::new(1), asked: Notify::new() }), ..Self::refusing(inner, 0, "") }
     }
 
     /// One that refuses an event for good, and else does as it is told.
@@ -42,6 +64,16 @@ impl Flaky {
 #[async_trait::async_trait]
 impl Archive for Flaky {
     async fn cursor(&self, partition: u16) -> Result<Cursor, Error> {
+        if let Some(error) = self.cursor.as_ref().and_then(|cursor| cursor(partition)) {
+            return Err(error);
+        }
+        let _turn = match &self.turns {
+            Some(Turns { turn, asked }) => {
+                asked.notify_one();
+                Some(turn.acquire().await.unwrap())
+            }
+            None => None,
+        };
         self.maybe(self.inner.cursor(partition).await)
     }
     async fn identities(&self, partition: u16, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry)>, Error> {
@@ -115,9 +147,51 @@ impl Archive for Flaky {
         self.inner.days().await
     }
     async fn retain(&self, before: Timestamp, partitions: &[u16]) -> Result<(), Error> {
+        if let Some(Turns { turn, asked }) = &self.turns {
+            let _turn = turn.acquire().await.unwrap();
+            asked.notified().await;
+        }
         self.maybe(self.inner.retain(before, partitions).await)
     }
     async fn close(&self) -> Result<(), Error> {
+        self.inner.close().await
+    }
+}
+
+/// A log whose groups cannot be joined at first.
+pub(super) struct Away {
+    pub(super) inner: Arc<dyn EventLog>,
+    /// How often not.
+    pub(super) refusals: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl EventLog for Away {
+    async fn append(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, eventlog::Error> {
+        self.inner.append(topic, records).await
+    }
+    async fn subscribe(&self, topic: Topic, group: &str) -> Result<Box<dyn Consumer>, eventlog::Error> {
+        if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(eventlog::Error::Unavailable("no coordinator".into()));
+        }
+        self.inner.subscribe(topic, group).await
+    }
+    async fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, eventlog::Error> {
+        self.inner.read(topic, partition, from, max_bytes).await
+    }
+    async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, eventlog::Error> {
+        self.inner.bounds(topic).await
+    }
+    async fn committed(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, eventlog::Error> {
+        self.inner.committed(topic, group).await
+    }
+    async fn forget_group(&self, topic: Topic, group: &str) -> Result<(), eventlog::Error> {
+        self.inner.forget_group(topic, group).await
+    }
+    async fn retain(&self, now: Timestamp) -> Result<(), eventlog::Error> {
+        self.inner.retain(now).await
+    }
+    async fn close(&self) -> Result<(), eventlog::Error> {
         self.inner.close().await
     }
 }

@@ -55,7 +55,7 @@ pub(super) struct World {
     dir: TempDir,
     pub(super) log: Arc<dyn EventLog>,
     pub(super) archive: Arc<dyn Archive>,
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
     pub(super) clock: Clock,
     pub(super) settings: Settings,
 }
@@ -95,15 +95,17 @@ impl World {
     /// Runs an archiver until the archive holds all that the log does.
     pub(super) async fn catch_up(&self) {
         let stop = CancellationToken::new();
-        let running = self.archiver().run(stop.clone());
+        let mut running = Box::pin(self.archiver().run(stop.clone()));
         let watching = async {
             while !self.is_caught_up().await {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            stop.cancel();
         };
-        let (ended, ()) = tokio::join!(running, watching);
-        ended.unwrap();
+        tokio::select! {
+            ended = &mut running => panic!("the archiver ended: {ended:?}"),
+            () = watching => stop.cancel(),
+        }
+        running.await.unwrap();
     }
 }
 

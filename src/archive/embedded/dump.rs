@@ -5,19 +5,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::readers::Days;
 use super::{day, read, unpack, unplace};
 use crate::archive::rollup::cell_start;
 use crate::archive::{CellKey, CellValue, Error, Label, LabelValue, Metric, QuarantineRow, WriteBatch};
-use crate::event::identity::{OrderView, checkout_places};
+use crate::event::identity::{Entry, OrderView, checkout_places};
 use crate::event::ids::events_partition;
 use crate::event::{Currency, KeyKind, Money, SiteId, Timestamp};
 use crate::sqlite::{self, IdentityTables};
 
-/// Rows of one batch.
+/// Rows of one batch, at most.
 const ROWS: usize = 2_000;
+/// Bytes of rows at which a batch ends, whatever their number: bodies may have most of a MiB.
+const BYTES: usize = 8 << 20;
 
 /// A part of an archive. The batch names no cursors.
 #[derive(Debug, Default)]
@@ -112,26 +115,44 @@ fn paged(
 ) -> Result<(), Error> {
     let mut statement = conn.prepare(sql)?;
     let mut rows = statement.query([])?;
-    let (mut page, mut held) = (Page::default(), 0);
+    let (mut page, mut held, mut bytes) = (Page::default(), 0, 0);
     while let Some(row) = rows.next()? {
         put(row, &mut page.batch)?;
         held += 1;
-        if held == ROWS {
+        bytes += size(row)?;
+        if held == ROWS || bytes >= BYTES {
             take(std::mem::take(&mut page))?;
-            held = 0;
+            (held, bytes) = (0, 0);
         }
     }
     if held > 0 { take(page) } else { Ok(()) }
 }
 
+/// Bytes of a row's texts and blobs.
+fn size(row: &Row<'_>) -> Result<usize, Error> {
+    let mut bytes = 0;
+    for column in 0..row.as_ref().column_count() {
+        if let ValueRef::Text(held) | ValueRef::Blob(held) = row.get_ref(column)? {
+            bytes += held.len();
+        }
+    }
+    Ok(bytes)
+}
+
 fn each_identity(conn: &Connection, take: &mut dyn FnMut(Page) -> Result<(), Error>) -> Result<(), Error> {
-    let mut by_hour: BTreeMap<Option<Timestamp>, WriteBatch> = BTreeMap::new();
+    let mut by_hour: BTreeMap<Option<Timestamp>, (WriteBatch, usize)> = BTreeMap::new();
     sqlite::each_entry(conn, |hour, key, entry| {
-        let held = by_hour.entry(hour).or_default();
+        let (held, bytes) = by_hour.entry(hour).or_default();
+        // What is known of an order or a checkout grows with its reports.
+        *bytes += if let Entry::Event(_) = &entry { 0 } else { entry.to_bytes().len() };
         held.identities.push((0, key, entry));
-        if held.identities.len() == ROWS { take(Page { batch: std::mem::take(held), seen: hour }) } else { Ok(()) }
+        if held.identities.len() < ROWS && *bytes < BYTES {
+            return Ok(());
+        }
+        *bytes = 0;
+        take(Page { batch: std::mem::take(held), seen: hour })
     })?;
-    by_hour.into_iter().try_for_each(|(seen, batch)| take(Page { batch, seen }))
+    by_hour.into_iter().try_for_each(|(seen, (batch, _))| take(Page { batch, seen }))
 }
 
 /// The site in a column; None where it is empty.

@@ -228,3 +228,33 @@ async fn a_later_version_is_refused() {
     let opened = Embedded::open_readonly(dir.path());
     assert!(matches!(opened, Err(Error::Corrupt(what)) if what.contains("version 1")), "a reader cannot bring it to this version");
 }
+
+#[tokio::test]
+async fn a_page_of_a_dump_ends_at_some_mib() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Embedded::open(dir.path()).unwrap();
+    let body = |len: usize| bytes::Bytes::from(vec![b'x'; len]);
+    // Large ones, and small ones behind them.
+    let event = |offset: u64| EventRow {
+        offset,
+        event_id: format!("e{offset}"),
+        body: body(if offset < 20 { 900 << 10 } else { 10 }),
+        ..sample().events[0].clone()
+    };
+    let quarantined = |offset: u64| QuarantineRow { offset, raw: body(900 << 10), ..sample().quarantine[0].clone() };
+    let batch = WriteBatch { events: (0..40).map(event).collect(), quarantine: (100..120).map(quarantined).collect(), ..WriteBatch::default() };
+    archive.write(batch).await.unwrap();
+    archive.close().await.unwrap();
+    let mut offsets = Vec::new();
+    dump::each_page(dir.path(), &mut |page| {
+        let events = page.batch.events.iter().map(|row| (row.offset, row.body.len()));
+        let rows: Vec<_> = events.chain(page.batch.quarantine.iter().map(|row| (row.offset, row.raw.len()))).collect();
+        let bytes: usize = rows.iter().map(|(_, bytes)| bytes).sum();
+        assert!(bytes < 10 << 20, "{} rows of {bytes} bytes", rows.len());
+        offsets.extend(rows.into_iter().map(|(offset, _)| offset));
+        Ok(())
+    })
+    .unwrap();
+    offsets.sort_unstable();
+    assert_eq!(offsets, (0..40).chain(100..120).collect::<Vec<_>>(), "each row once");
+}

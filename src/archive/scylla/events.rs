@@ -8,7 +8,7 @@ use super::listing::{Line, What};
 use super::rows::{EventColumns, PUT_EVENT, report, split};
 use super::{Scylla, label, stamp};
 use crate::archive::recall::can_be_forgotten;
-use crate::archive::{Cursor, Error, EventRow, QuarantineRow, Refused, WriteBatch};
+use crate::archive::{Cursor, Error, EventRow, Label, LabelValue, QuarantineRow, Refused, WriteBatch};
 use crate::cql::{self, Cluster, Write};
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
@@ -58,6 +58,9 @@ pub(super) struct Remembered {
     sites: Mutex<HashSet<String>>,
 }
 
+/// A label as a batch has it.
+type LabelRow = (SiteId, Label, String, LabelValue);
+
 /// What is to be remembered once it is acknowledged.
 #[derive(Default)]
 struct Fresh {
@@ -88,7 +91,7 @@ impl Scylla {
             raise(&mut lines, line, stamp::taken(row.received_at, now));
         }
         // Before the rows: where a row is, its body is whole.
-        self.write_events(&events, now, bodies).await?;
+        self.write_events(&events, &batch.labels, now, bodies).await?;
         self.write_raw(&mut batch.quarantine, now).await?;
         for row in &batch.quarantine {
             let line = put_quarantined(row, now, &mut writes);
@@ -98,33 +101,39 @@ impl Scylla {
         fresh.sites.extend(batch.books.iter().map(|(_, site, _, _)| site.as_str().to_owned()));
         fresh.sites.retain(|site| !self.remembered.sites.lock().unwrap_or_else(PoisonError::into_inner).contains(site));
         writes.extend(fresh.sites.iter().map(|site| Write::new(PUT_SITE, (site.clone(),))));
-        put_labels(batch, &mut writes);
+        writes.extend(batch.labels.iter().map(put_label));
         put_links(batch, &mut writes);
         fresh.lines = self.listing.put(lines, &mut writes);
-        self.write_events(&events, now, writes).await?;
+        self.write_events(&events, &batch.labels, now, writes).await?;
         self.remember(fresh);
         Ok(())
     }
 
     /// Writes what a batch's events make. Where that is refused, it tells whose it is: see [`Self::refused`].
-    async fn write_events(&self, events: &[EventRow], now: Timestamp, writes: Vec<Write>) -> Result<(), Error> {
+    async fn write_events(&self, events: &[EventRow], labels: &[LabelRow], now: Timestamp, writes: Vec<Write>) -> Result<(), Error> {
         match self.cluster.write(writes).await {
             Err(error @ cql::Error::Refused(_)) => {
-                let refused = self.refused(events, now).await?;
+                let refused = self.refused(events, labels, now).await?;
                 Err(if refused.is_empty() { error.into() } else { Error::Refused(refused) })
             }
             written => Ok(written?),
         }
     }
 
-    /// Those of these events whose rows are refused, each by itself, while an ordinary event's are taken: it is for what they are, say their size. Where that
-    /// one is refused too (no room, no right to write), it is not for these.
-    async fn refused(&self, events: &[EventRow], now: Timestamp) -> Result<Vec<Refused>, Error> {
+    /// Those of these events whose rows or labels are refused, each by itself, while an ordinary event's are taken: it is for what they are, say their size.
+    /// Where that one is refused too (no room, no right to write), it is not for these.
+    async fn refused(&self, events: &[EventRow], labels: &[LabelRow], now: Timestamp) -> Result<Vec<Refused>, Error> {
         let Some(first) = events.first() else { return Ok(Vec::new()) };
         let ordinary = ordinary(first.site.clone(), now);
-        self.write_alone(&ordinary, now, vec![b"{}".to_vec()]).await?;
+        self.write_alone(&ordinary, now, vec![b"{}".to_vec()], Vec::new()).await?;
+        let mut of_event: HashMap<(&SiteId, &str), Vec<&LabelRow>> = HashMap::new();
+        for label in labels {
+            of_event.entry((&label.0, &label.3.event_id)).or_default().push(label);
+        }
+        let of_event = &of_event;
         let each = events.iter().map(|row| async move {
-            match self.write_alone(row, now, Vec::new()).await {
+            let labels = of_event.get(&(&row.site, row.event_id.as_str())).into_iter().flatten().map(|label| put_label(label)).collect();
+            match self.write_alone(row, now, Vec::new(), labels).await {
                 Ok(()) => Ok(None),
                 Err(cql::Error::Refused(why)) => Ok(Some(Refused { partition: row.partition, offset: row.offset, why })),
                 Err(other) => Err(other),
@@ -133,9 +142,9 @@ impl Scylla {
         Ok(Cluster::gather(each.collect()).await?.into_iter().flatten().collect())
     }
 
-    /// Writes one event by itself, and these chunks of a body with it.
-    async fn write_alone(&self, row: &EventRow, now: Timestamp, chunks: Vec<Vec<u8>>) -> Result<(), cql::Error> {
-        let (mut bodies, mut writes) = (Vec::new(), Vec::new());
+    /// Writes one event by itself, and these chunks of a body and labels with it.
+    async fn write_alone(&self, row: &EventRow, now: Timestamp, chunks: Vec<Vec<u8>>, labels: Vec<Write>) -> Result<(), cql::Error> {
+        let (mut bodies, mut writes) = (Vec::new(), labels);
         self.put_event(row, now, &mut bodies, &mut writes, &mut BTreeSet::new());
         put_body(row.site.as_str(), row.partition as i16, row.offset as i64, chunks, stamp::taken(row.received_at, now), &mut bodies);
         self.cluster.write(bodies).await?;
@@ -286,11 +295,8 @@ fn put_quarantined(row: &QuarantineRow, now: Timestamp, writes: &mut Vec<Write>)
     Line::at(site, What::Quarantine, row.received_at, row.partition, bucket, 0)
 }
 
-fn put_labels(batch: &WriteBatch, writes: &mut Vec<Write>) {
-    for (site, label, dim, value) in &batch.labels {
-        let columns = (site.as_str().to_owned(), *label as i8, dim.clone(), label::pack(value), value.at.micros());
-        writes.push(Write::new(PUT_LABEL, columns));
-    }
+fn put_label((site, label, dim, value): &LabelRow) -> Write {
+    Write::new(PUT_LABEL, (site.as_str().to_owned(), *label as i8, dim.clone(), label::pack(value), value.at.micros()))
 }
 
 fn put_links(batch: &WriteBatch, writes: &mut Vec<Write>) {

@@ -246,6 +246,11 @@ impl Part {
         }
     }
 
+    /// Reads a piece of the journal.
+    pub(super) fn read(piece: &[u8]) -> Result<Self, Error> {
+        unpack(piece, "the journal")
+    }
+
     /// What makes it whole.
     pub(super) fn journal(&self, part: u16, next: u64, writes: &mut Vec<Write>) {
         let (writer, bytes) = (rand::random::<i64>(), pack(self));
@@ -280,8 +285,8 @@ impl Scylla {
         Ok(self.cluster.write(writes).await?)
     }
 
-    /// The whole pieces of a partition's journal behind an offset, the earliest first.
-    pub(super) async fn journaled(&self, part: u16, behind: i64) -> Result<Vec<(u64, Part)>, Error> {
+    /// The whole pieces of a partition's journal behind an offset, the earliest first, as [`Part::read`] reads them.
+    pub(super) async fn journaled(&self, part: u16, behind: i64) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         let rows: Vec<(i64, i64, i32, i32, Vec<u8>)> = self.cluster.rows(GET_JOURNAL, (part as i16, behind)).await?;
         let mut pieces: BTreeMap<(i64, i64), (i32, i32, Vec<u8>)> = BTreeMap::new();
         for (next, writer, chunk, chunks, body) in rows {
@@ -293,7 +298,7 @@ impl Scylla {
             }
         }
         let whole = pieces.into_iter().filter(|(_, (found, of, _))| found == of);
-        whole.map(|((next, _), (_, _, bytes))| Ok((next as u64, unpack(&bytes, "the journal")?))).collect()
+        Ok(whole.map(|((next, _), (_, _, bytes))| (next as u64, bytes)).collect())
     }
 
     /// Removes a partition's pieces below an offset.

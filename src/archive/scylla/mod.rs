@@ -20,6 +20,7 @@
 mod adopt;
 mod events;
 mod journal;
+mod known;
 mod label;
 mod listing;
 mod merge;
@@ -31,7 +32,7 @@ mod stamp;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -40,6 +41,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use self::journal::Part;
+use self::known::Known;
 use self::listing::Listing;
 use super::{
     Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
@@ -66,21 +68,6 @@ pub struct Scylla {
     /// Whether another process archives meanwhile, and this one reads.
     beside: bool,
     closed: AtomicBool,
-}
-
-/// What this process knows of a partition of `events`.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    cursor: Option<Cursor>,
-    /// The greatest write timestamp used.
-    stamp: i64,
-    /// Cursors by when they were acknowledged; the first is the latest that is older than the safety window, once there is such.
-    acknowledged: VecDeque<(Instant, u64)>,
-    /// Whether all of the journal was done again.
-    recovered: bool,
-    /// Whether it must be, before anything more is written: a node may have lost what was written last.
-    doubtful: bool,
-    forgotten: Option<Instant>,
 }
 
 impl Scylla {
@@ -143,12 +130,7 @@ impl Scylla {
         }
         self.listing.forget();
         self.remembered.forget();
-        let now = Instant::now();
-        for known in self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
-            known.cursor = None;
-            (known.recovered, known.doubtful) = (false, true);
-            known.acknowledged.retain(|(at, _)| now.duration_since(*at) >= self.safety_window);
-        }
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(Known::doubt);
         true
     }
 
@@ -180,22 +162,17 @@ impl Scylla {
             let lost =
                 format!("partition {part} stands at {}, and its journal ends at {last}: what the store acknowledged is lost in part", stored.next);
             metrics::counter!("contrail_archive_lost_acknowledgements_total").increment(1);
-            return Err(Error::Store(lost));
+            return Err(Error::Lost(lost));
         }
         for (_, piece) in pieces {
-            self.apply(&BTreeMap::from([(part, piece)]), &BTreeMap::new()).await?;
+            // Read one by one: all of the safety window's may be large.
+            self.apply(&BTreeMap::from([(part, Part::read(&piece)?)]), &BTreeMap::new()).await?;
         }
         // A line that was removed since may have been put behind its removal just now.
         self.listing.forget();
         let cursor = self.stored_cursor(part).await?;
         let stamp = stamp::of(stamp::GENERATION, cursor.next)?;
-        let window = self.safety_window;
-        self.known(part, |known| {
-            known.cursor = Some(cursor);
-            known.stamp = stamp;
-            (known.recovered, known.doubtful) = (true, false);
-            known.acknowledge(cursor.next, window);
-        })?;
+        self.known(part, |known| known.recover(Instant::now(), cursor, stamp, self.safety_window))?;
         Ok(cursor)
     }
 
@@ -234,7 +211,7 @@ impl Scylla {
         let (now, window) = (Instant::now(), self.safety_window);
         let below = self.known(part, |known| {
             let due = known.forgotten.is_none_or(|at| now.duration_since(at) >= FORGET_EVERY);
-            let below = known.durable(window).filter(|below| due && *below > 0);
+            let below = known.durable(now, window).filter(|below| due && *below > 0);
             known.forgotten = below.map(|_| now).or(known.forgotten);
             below
         })?;
@@ -242,25 +219,6 @@ impl Scylla {
             Some(below) => self.forget_journal(part, below).await,
             None => Ok(()),
         }
-    }
-}
-
-impl Known {
-    fn acknowledge(&mut self, next: u64, window: Duration) {
-        let now = Instant::now();
-        if self.acknowledged.back().is_none_or(|(_, last)| *last < next) {
-            self.acknowledged.push_back((now, next));
-        }
-        // Only the latest of those that are old enough is ever asked for.
-        while self.acknowledged.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= window) {
-            self.acknowledged.pop_front();
-        }
-    }
-
-    /// The greatest cursor acknowledged so long ago.
-    fn durable(&self, window: Duration) -> Option<u64> {
-        let now = Instant::now();
-        self.acknowledged.iter().rev().find(|(at, _)| now.duration_since(*at) >= window).map(|(_, next)| *next)
     }
 }
 
@@ -321,7 +279,7 @@ impl Archive for Scylla {
             let Some(cursor) = of.cursor() else { continue };
             self.known(*part, |known| {
                 known.cursor = Some(cursor);
-                known.acknowledge(cursor.next, self.safety_window);
+                known.acknowledge(Instant::now(), cursor.next, self.safety_window);
             })?;
             if let Err(error) = self.forget_pieces(*part).await {
                 tracing::warn!(part, %error, "pieces of the archive's journal stay for now");
@@ -341,11 +299,11 @@ impl Archive for Scylla {
         self.check_open()?;
         self.check_nodes(std::iter::empty()).await?;
         let stored = self.stored_cursors().await?;
-        let window = self.safety_window;
+        let (now, window) = (Instant::now(), self.safety_window);
         let durable = (0..PARTITIONS).zip(stored).map(|(part, cursor)| {
             self.known(part, |known| {
-                known.acknowledge(cursor.next, window);
-                known.durable(window).unwrap_or(0)
+                known.acknowledge(now, cursor.next, window);
+                known.durable(now, window).unwrap_or(0)
             })
         });
         durable.collect()

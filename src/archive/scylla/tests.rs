@@ -172,8 +172,8 @@ async fn what_a_killed_node_lost_is_made_good_or_told() {
     assert_eq!(known[0].1, Entry::Event(EventEntry { first: 20, fingerprints: vec![20] }));
     // The cursor stands, and what it stands for cannot be told.
     next.cluster.write(vec![Write::new(LOSE_PIECES, (stamp + 1, 10i64))]).await.unwrap();
-    let refused = bench.scylla().await.cursor(3).await.unwrap_err().to_string();
-    assert!(refused.contains("lost in part"), "{refused}");
+    let refused = bench.scylla().await.cursor(3).await.unwrap_err();
+    assert!(matches!(refused, Error::Lost(_)) && refused.to_string().contains("lost in part"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,6 +189,28 @@ async fn durable_stays_behind_by_the_safety_window() {
     // A process that begins does not know how long what it finds has stood.
     assert_eq!(open(Duration::from_secs(9)).await.durable().await.unwrap()[3], 0);
     assert_eq!(open(Duration::ZERO).await.durable().await.unwrap()[3], 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_goes_on_only_from_the_state_that_it_began_with() {
+    let bench = Fresh::new();
+    let begin = async |next: u64, days: &[i32]| {
+        let mut cursors = vec![Cursor::default(); ALL.len()];
+        cursors[3] = Cursor { next, received_at: at(next as i64) };
+        bench.scylla().await.begin_adopting(&cursors, days).await
+    };
+    begin(10, &[1, 2]).await.unwrap();
+    let (key, value) = views(10);
+    let archive = bench.scylla().await;
+    archive.adopt(WriteBatch { cells: vec![(3, key, value)], ..WriteBatch::default() }, None).await.unwrap();
+    begin(10, &[1, 2]).await.unwrap();
+    // It has gone on since; or retention has taken something.
+    for gone_on in [begin(11, &[1, 2]).await, begin(10, &[2]).await] {
+        let told = gone_on.unwrap_err();
+        assert!(told.to_string().contains("use a new keyspace") && !told.is_retryable(), "{told}");
+    }
+    // No partition takes it for a piece of its journal.
+    assert_eq!(archive.cursor(3).await.unwrap(), Cursor::default());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,6 +234,19 @@ async fn large_bodies_and_records_come_back_whole() {
     archive.write(WriteBatch { events: events.clone(), quarantine: quarantine.clone(), ..WriteBatch::default() }).await.unwrap();
     assert_eq!(archive.scan(&site(), &Scan { limit: 99, ..Scan::default() }).await.unwrap(), events);
     assert_eq!(archive.quarantine(&site(), None, 99).await.unwrap(), quarantine);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_label_is_refused_is_named() {
+    let bench = Fresh::new();
+    let archive = bench.scylla().await;
+    let WriteBatch { events, labels, .. } = sample();
+    let mut long = labels[0].clone();
+    (long.2, long.3.event_id) = ("x".repeat(70_000), "e2".into());
+    let batch = WriteBatch { events, labels: vec![labels[0].clone(), long], ..WriteBatch::default() };
+    let Err(Error::Refused(refused)) = archive.write(batch.clone()).await else { panic!("it was taken, or by nobody's fault") };
+    assert_eq!(refused.iter().map(|refused| (refused.partition, refused.offset)).collect::<Vec<_>>(), [(4, 0)]);
+    archive.write(WriteBatch { labels, ..batch }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,11 +20,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::state::{Batch, Flight, KeeperState};
-use super::aside::aside;
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
 use super::{Error, Feed, ObjectStore, naming};
+use crate::background::aside;
 use crate::event::{Clock, ObjectKey};
 use crate::eventlog::{Consumer, Delivery, EventLog, Topic};
 

@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::memory::{Memory, Round};
-use super::aside::aside;
 use super::status::Status;
 use super::tail::{self, Tail};
 use super::{Applied, Error, Feed, ObjectStore};
+use crate::background::aside;
 use crate::event::{Change, RulesOf};
 use crate::eventlog::{self, Append, Consumer, Delivery, EventLog, Stored, Topic};
 
