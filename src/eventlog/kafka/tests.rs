@@ -214,7 +214,7 @@ async fn whoever_reads_all_partitions_in_pieces_goes_on_with_the_consumers_it_ha
     for round in 0..3u64 {
         for partition in 0..PARTITIONS {
             // One fits, and the next is too large.
-            let found = log.read(Topic::Events, partition, round, texts[round as usize].len()).await.unwrap();
+            let found = log.read(Topic::Events, partition, round, texts[round as usize].len() + 1).await.unwrap();
             let found: Vec<_> = found.iter().map(|stored| (stored.offset, &stored.value[..])).collect();
             assert_eq!(found, [(round, texts[round as usize].as_bytes())]);
         }
