@@ -173,7 +173,6 @@ fn slow_of_three_brokers_one_may_die_and_of_two_nothing_is_taken() {
     assert!(server.stop().success());
 }
 
-<<<<<<< HEAD
 /// What is read of a store that does not answer says so, and when to come again.
 fn assert_reads_are_refused_in_time(server: &Server) {
     let ask = |path: &str| {
@@ -224,7 +223,12 @@ fn slow_a_store_that_stands_still_or_is_gone_loses_nothing() {
         let ready = server.get("/readyz");
         assert_eq!((ready.status, &ready.json()["archiver_waits_for"], &ready.json()["stopped_partitions"]), (200, &Value::Null, &json!([])));
     }
-=======
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
 /// What is asked beside events is answered within a scrape's usual time, whatever the brokers do.
 fn assert_responsive(server: &Server) {
     for (path, status) in [("/livez", 200), ("/readyz", 200), ("/metrics", 200), ("/v1/live/maps/product.none", 404)] {
@@ -297,7 +301,6 @@ fn slow_a_broker_that_stands_still_now_and_then_delays_what_it_must_and_loses_no
     });
     wait_for("an event is taken", Duration::from_secs(60), || server.post(&serde_json::to_vec(&day.events[..5]).unwrap()).status == 200);
     server.settle();
->>>>>>> w-b
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
