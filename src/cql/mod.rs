@@ -117,6 +117,12 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Requests that may be under way at once.
+    #[cfg(test)]
+    pub(crate) fn at_once(&self) -> usize {
+        self.limiter.limit()
+    }
+
     /// Connects, whatever is there.
     async fn reach(address: &Address, settings: &Settings) -> Result<Self, Error> {
         let mut policy = DefaultPolicy::builder().token_aware(true);
@@ -289,7 +295,8 @@ impl Cluster {
         Ok(statement)
     }
 
-    /// Attempts until one succeeds, one is refused for good, or time is up.
+    /// Attempts until one succeeds, one is refused for good, or time is up: where the attempts have taken the patience together, and where the cluster has done
+    /// nothing at all for so long. Time spent waiting for others is no reason: where there is much to do and few may do it at once, it takes its time.
     async fn try_again<'a, T>(&self, cql: &str, attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
         self.try_until(Class::Lasting, ATTEMPT, cql, attempt).await
     }
@@ -302,13 +309,13 @@ impl Cluster {
         cql: &str,
         mut attempt: impl FnMut() -> Attempt<'a, T> + Send,
     ) -> Result<T, Error> {
-        let until = Instant::now() + self.patience;
-        let mut pause = PAUSE;
+        let (begun, patience) = (Instant::now(), self.patience);
+        let (mut spent, mut pause) = (Duration::ZERO, PAUSE);
         loop {
-            // Behind others that wait for a node that stands still it must not take longer than by itself.
-            let Ok(permit) = tokio::time::timeout_at(until, self.limiter.acquire()).await else {
-                return Err(Error::Unavailable("too many requests wait for the cluster".into()));
+            let Some(permit) = self.limiter.acquire(begun, patience).await else {
+                return Err(Error::Unavailable("no request has succeeded for long".into()));
             };
+            let attempted = Instant::now();
             // The driver gives a statement that is being prepared no time of its own: it would wait for as long as the connection is taken for whole.
             let error = match tokio::time::timeout(longest, attempt()).await {
                 Ok(Ok(done)) => {
@@ -333,7 +340,8 @@ impl Cluster {
                 return Err(Error::Unavailable(error.to_string()));
             }
             metrics::counter!("contrail_cql_retries_total").increment(1);
-            if Instant::now() + pause > until {
+            spent += attempted.elapsed() + pause;
+            if spent > patience || Instant::now() + pause > self.limiter.heard_since(begun) + patience {
                 return Err(Error::Unavailable(error.to_string()));
             }
             let wait = pause.mul_f64(rand::rng().random_range(0.5..1.0));

@@ -1,5 +1,7 @@
 //! The objects on a real Cassandra against the suite, and what is their own.
 
+mod faults;
+
 use std::sync::Arc;
 
 use super::object::Encoded;
