@@ -33,11 +33,20 @@ pub fn dim_of(metric: Metric, event: &Event, rules: &SiteRules) -> Option<String
 fn bounded(mut dim: String) -> String {
     if dim.len() > MAX_DIM {
         let hash = hex(&first_16(&sha256(&[dim.as_bytes()])));
-        dim.truncate(dim.floor_char_boundary(MAX_DIM - "~h".len() - hash.len()));
+        cut(&mut dim, MAX_DIM - "~h".len() - hash.len());
         dim.push_str("~h");
         dim.push_str(&hash);
     }
     dim
+}
+
+/// Takes whole characters from the end until so many bytes are left, at most.
+fn cut(text: &mut String, most: usize) {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
 }
 
 /// A number that orders cells as their starts do: what stores keep of a cell's start.
@@ -202,7 +211,7 @@ pub fn labels_of(event: &Event, rules: &SiteRules) -> Vec<(Label, String, String
         labels.extend(search.results.map(|results| (Label::Results, term.clone(), results.to_string())));
         let mut spelling = search_spelling(&search.query);
         // Of a term that is cut, reports show as much.
-        spelling.truncate(spelling.floor_char_boundary(MAX_DIM));
+        cut(&mut spelling, MAX_DIM);
         labels.push((Label::Spelling, term, spelling));
     }
     if let (Some(path), Some(page)) = (dim_of(Metric::Pages, event, rules), &event.page) {
