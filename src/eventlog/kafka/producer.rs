@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
@@ -24,6 +26,9 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a record of the log waits for others to go with.
 pub(super) const LINGER: Duration = Duration::from_millis(5);
+
+/// The setting by which librdkafka, after a record that the brokers refuse for good, fails instead of sending what is behind it. It calls that experimental.
+const GAPLESS: &str = "enable.gapless.guarantee";
 
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
@@ -65,6 +70,12 @@ struct Reports;
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
         super::tell(&error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        // Of what is chosen knowingly, nobody need be warned at each start.
+        let chosen = fac == "CONFWARN" && message.contains(GAPLESS);
+        DefaultClientContext.log(if chosen { RDKafkaLogLevel::Debug } else { level }, fac, message);
     }
 }
 
@@ -152,7 +163,7 @@ impl Producer {
         match late {
             Late::Dropped => config.set("message.timeout.ms", TIMEOUT.as_millis().to_string()),
             // Never. And where the brokers refuse a record for good, the producer fails before it sends one behind it.
-            Late::Kept => config.set("message.timeout.ms", "0").set("enable.gapless.guarantee", "true"),
+            Late::Kept => config.set("message.timeout.ms", "0").set(GAPLESS, "true"),
         };
         let first = create(&config)?;
         let (current, overdue) = (RwLock::new(Arc::new(first)), tokio::sync::Mutex::default());
