@@ -241,8 +241,7 @@ async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked)
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }
 
-/// How far every reader is in the log, by what the stores hold, whichever process they run in; null where this process does not know the store, which then
-/// says nothing of whether they caught up.
+/// How far every reader is in the log, by what the stores hold, whichever process they run in; null where this process does not know the store.
 async fn progress(State(admin): State<Admin>) -> Answer {
     // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
     let ends = |bounds: Vec<Bounds>| bounds.iter().map(|bounds| bounds.next).collect::<Vec<u64>>();
@@ -261,7 +260,7 @@ async fn progress(State(admin): State<Admin>) -> Answer {
     let lags = [lag(&routed, &events), lag(&kept, changes.as_deref().unwrap_or_default()), lag(&archived, &events)];
     let [router, keeper, archiver] = lags;
     Ok(Json(json!({
-        "caught_up": lags.iter().flatten().all(|lag| *lag == 0),
+        "caught_up": lags == [Some(0); 3],
         "behind": {"router": router, "keeper": keeper, "archiver": archiver},
         "reached": {"router": routed, "keeper": kept, "archiver": archived},
         "ends": {"events": events, "changes": changes},

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
@@ -27,6 +29,9 @@ pub(super) const LINGER: Duration = Duration::from_millis(5);
 
 /// The same of callers that append a whole round at once and wait for it: nothing else comes meanwhile.
 pub(super) const ROUND_LINGER: Duration = Duration::from_millis(1);
+
+/// The setting by which librdkafka, after a record that the brokers refuse for good, fails instead of sending what is behind it. It calls that experimental.
+const GAPLESS: &str = "enable.gapless.guarantee";
 
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
@@ -93,6 +98,12 @@ impl Reports {
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
         super::tell(&error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        // Of what is chosen knowingly, nobody need be warned at each start.
+        let chosen = fac == "CONFWARN" && message.contains(GAPLESS);
+        DefaultClientContext.log(if chosen { RDKafkaLogLevel::Debug } else { level }, fac, message);
     }
 }
 
@@ -182,7 +193,7 @@ impl Producer {
         match late {
             Late::Dropped => config.set("message.timeout.ms", TIMEOUT.as_millis().to_string()),
             // Never. And where the brokers refuse a record for good, the producer fails before it sends one behind it.
-            Late::Kept => config.set("message.timeout.ms", "0").set("enable.gapless.guarantee", "true"),
+            Late::Kept => config.set("message.timeout.ms", "0").set(GAPLESS, "true"),
         };
         let first = create(&config)?;
         let (current, overdue) = (RwLock::new(first), tokio::sync::Mutex::default());
@@ -207,19 +218,26 @@ impl Producer {
         }
         let bytes: usize = records.iter().map(|record| record.value.len()).sum();
         let until = tokio::time::Instant::now() + self.timeout;
-        // One that failed for good settles what it has left.
-        drop(self.current()?);
-        self.wait_for_overdue(until).await?;
+        if self.late == Late::Kept {
+            self.wait_for_overdue(until).await?;
+        }
         let producer = self.current()?;
         // Last of what may fail: its records give the room back.
         self.take_room(records.len(), bytes)?;
         let (call, mut answered) = Call::new(records.len());
+        let mut stopped = None;
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
+            if let Some(error) = &stopped {
+                place.settle(Err(unknown(error)));
+                continue;
+            }
             let message =
                 BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(place)).partition(i32::from(record.partition)).payload(&record.value);
             if let Err((error, message)) = producer.send(message) {
                 message.delivery_opaque.settle(Err(refused(&error, record.value.len())));
+                // What lacks one must not go on behind it.
+                stopped = Some(error).filter(|_| self.late == Late::Kept);
             }
         }
         // One that was replaced ends on a thread of its own, not here.
@@ -239,6 +257,8 @@ impl Producer {
 
     /// Waits until what calls that gave up have left is settled: repeats must not pile up behind it.
     async fn wait_for_overdue(&self, until: tokio::time::Instant) -> Result<(), Error> {
+        // A producer that failed for good settles what it has left when it is replaced.
+        drop(self.current()?);
         let settled = async {
             let mut overdue = self.overdue.lock().await;
             while let Some(answer) = overdue.last_mut() {
@@ -381,18 +401,33 @@ mod tests {
         assert_eq!(producer.waiting.records.load(Ordering::Relaxed), MAX_WAITING_RECORDS, "what was refused takes no room");
         drop(waiting);
     }
-    #[tokio::test]
-    async fn a_late_record_that_is_kept_holds_up_what_would_be_sent_behind_it() {
-        // Nobody listens there.
+
+    /// One that keeps what is late, and is soon told so: nobody listens there.
+    fn kept() -> Producer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1");
-        let mut producer = Producer::new(&config, LINGER, Late::Kept).unwrap();
-        producer.timeout = Duration::from_millis(100);
+        let producer = Producer::new(&config, LINGER, Late::Kept).unwrap();
+        Producer { timeout: Duration::from_millis(100), ..producer }
+    }
+
+    fn record(bytes: usize) -> Append {
+        Append { partition: 0, value: vec![b'x'; bytes].into() }
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_call_goes_behind_what_is_refused_at_once() {
+        let producer = kept();
+        producer.append("t", &[record(1), record(MAX_MESSAGE + 1), record(1)]).await.unwrap_err();
+        assert_eq!(producer.waiting.records.load(Ordering::Relaxed), 1, "the first one alone is on its way");
+    }
+
+    #[tokio::test]
+    async fn a_late_record_that_is_kept_holds_up_what_would_be_sent_behind_it() {
+        let producer = kept();
         assert_eq!(producer.config.get("message.timeout.ms"), Some("0"), "the brokers' answer alone settles a record");
-        let record = [Append { partition: 0, value: bytes::Bytes::from_static(b"x") }];
         let waiting = || producer.waiting.records.load(Ordering::Relaxed);
         for told in ["what was to be appended", "what an earlier call left", "what an earlier call left"] {
-            let refused = producer.append("t", &record).await.unwrap_err();
+            let refused = producer.append("t", &[record(1)]).await.unwrap_err();
             assert!(matches!(&refused, Error::Unavailable(what) if what.contains(told)), "{refused}");
             assert_eq!(waiting(), 1, "it is on its way still, and nothing piles up behind it");
         }

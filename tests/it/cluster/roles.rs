@@ -25,7 +25,8 @@ fn slow_cluster_each_role_answers_for_itself_and_subscribers_anywhere_see_every_
     assert_eq!(taking.admin("GET", "/admin/audit", b"").json()["code"], "role_missing");
     assert_eq!((taking.get("/readyz").status, taking.get("/metrics").status), (200, 200));
     let progress = taking.admin("GET", "/admin/progress", b"").json();
-    assert_eq!(progress, json!({"caught_up": false, "behind": {"router": null, "keeper": null, "archiver": null}}), "it does not know");
+    let unknown = json!({"router": null, "keeper": null, "archiver": null});
+    assert_eq!((&progress["caught_up"], &progress["behind"], &progress["reached"]), (&json!(false), &unknown, &unknown), "it does not know");
 
     // Nobody archives yet: an answer says how old it is.
     let report = web.read("/v1/reports/top-viewed");
