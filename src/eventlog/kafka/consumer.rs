@@ -428,6 +428,7 @@ fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, of
     match sought.elements().iter().try_for_each(TopicPartitionListElem::error) {
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::State) => {
             // It is not fetched at all: librdkafka gave it up where its leader once called the offset outside the log.
+            tracing::warn!(topic = shared.name, partition, offset, "a partition was no longer fetched; it is read anew");
             drop(consumer.incremental_unassign(&list));
             consumer.incremental_assign(&list).map_err(failed)
         }
