@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use super::access::Access;
 use super::roles;
-use crate::archive::{Archive, audit};
+use crate::archive::{self, Archive, audit};
 use crate::event::{Clock, RulesOf, SiteId, SiteRules};
-use crate::eventlog::{Bounds, EventLog, Topic};
+use crate::eventlog::{self, Bounds, EventLog, Topic};
 use crate::problem::Problem;
 use crate::site::{self, Kind, Region, Site, Sites};
-use crate::sync::ObjectStore;
+use crate::sync::{self, ObjectStore};
 
 /// Seconds that an object token works for at most.
 const LONGEST_TOKEN: u64 = 86_400;
@@ -78,6 +78,39 @@ fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: i
 pub(super) fn failed(error: impl std::fmt::Display) -> Refused {
     tracing::error!(%error, "an admin request failed");
     refuse(StatusCode::INTERNAL_SERVER_ERROR, "failed", "The server could not do that", error)
+}
+
+/// An error of the log or a store, which may pass.
+pub(super) trait Passing: std::fmt::Display {
+    /// Whether it may.
+    fn may_pass(&self) -> bool;
+}
+
+impl Passing for eventlog::Error {
+    fn may_pass(&self) -> bool {
+        self.is_retryable()
+    }
+}
+
+impl Passing for archive::Error {
+    fn may_pass(&self) -> bool {
+        self.is_retryable()
+    }
+}
+
+impl Passing for sync::Error {
+    fn may_pass(&self) -> bool {
+        self.is_retryable()
+    }
+}
+
+/// What cannot be answered now: to be asked again where that may help.
+pub(super) fn unanswered(error: impl Passing) -> Refused {
+    if !error.may_pass() {
+        return failed(error);
+    }
+    tracing::warn!(%error, "an admin request was not answered");
+    refuse(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "The log or a store does not answer", error)
 }
 
 fn of_site(error: site::Error) -> Refused {
@@ -208,28 +241,35 @@ async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked)
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }
 
-/// How far every reader is in the log, by what the stores hold, whichever process they run in; null where this process does not know the store.
+/// How far every reader is in the log, by what the stores hold, whichever process they run in; null where this process does not know the store, which then
+/// says nothing of whether they caught up.
 async fn progress(State(admin): State<Admin>) -> Answer {
     // Bounds first: what is appended meanwhile is not asked for. Changes after the router, since what it has stored has its changes in the log.
-    let events = admin.log.bounds(Topic::Events).await.map_err(failed)?;
-    let (mut routed, mut archived, mut kept) = (None, None, None);
-    let behind =
-        |bounds: &[Bounds], reached: Vec<u64>| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(next)).sum::<u64>();
+    let ends = |bounds: Vec<Bounds>| bounds.iter().map(|bounds| bounds.next).collect::<Vec<u64>>();
+    let events = ends(admin.log.bounds(Topic::Events).await.map_err(unanswered)?);
+    let (mut routed, mut archived, mut kept, mut changes) = (None, None, None, None);
     if let Some(archive) = &admin.archive {
-        let cursors = archive.cursors().await.map_err(failed)?;
-        archived = Some(behind(&events, cursors.iter().map(|cursor| cursor.next).collect()));
+        archived = Some(archive.cursors().await.map_err(unanswered)?.iter().map(|cursor| cursor.next).collect::<Vec<_>>());
     }
     if let Some(objects) = &admin.objects {
-        let (routers, keepers) = objects.offsets().await.map_err(failed)?;
-        let changes = admin.log.bounds(Topic::Changes).await.map_err(failed)?;
-        (routed, kept) = (Some(behind(&events, routers)), Some(behind(&changes, keepers)));
+        let (routers, keepers) = objects.offsets().await.map_err(unanswered)?;
+        changes = Some(ends(admin.log.bounds(Topic::Changes).await.map_err(unanswered)?));
+        (routed, kept) = (Some(routers), Some(keepers));
     }
-    let caught_up = [routed, archived, kept] == [Some(0); 3];
-    Ok(Json(json!({"caught_up": caught_up, "behind": {"router": routed, "keeper": kept, "archiver": archived}})))
+    let behind = |ends: &[u64], reached: &Vec<u64>| ends.iter().zip(reached).map(|(end, at)| end.saturating_sub(*at)).sum::<u64>();
+    let lag = |reached: &Option<Vec<u64>>, ends: &[u64]| reached.as_ref().map(|reached| behind(ends, reached));
+    let lags = [lag(&routed, &events), lag(&kept, changes.as_deref().unwrap_or_default()), lag(&archived, &events)];
+    let [router, keeper, archiver] = lags;
+    Ok(Json(json!({
+        "caught_up": lags.iter().flatten().all(|lag| *lag == 0),
+        "behind": {"router": router, "keeper": keeper, "archiver": archiver},
+        "reached": {"router": routed, "keeper": kept, "archiver": archived},
+        "ends": {"events": events, "changes": changes},
+    })))
 }
 
 async fn audited(State(admin): State<Admin>) -> Answer {
     let Some(archive) = &admin.archive else { return Err(Refused(Box::new(roles::missing("archive or web")))) };
-    let found = audit::audit(&**archive, Some(&*admin.log), &admin.rules).await.map_err(failed)?;
+    let found = audit::audit(&**archive, Some(&*admin.log), &admin.rules).await.map_err(unanswered)?;
     Ok(Json(json!({"clean": found.is_clean(), "audit": found})))
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::archive::progress::Progress;
 use crate::config::Role;
 use crate::event::PARTITIONS;
-use crate::eventlog::{EventLog, Topic};
+use crate::eventlog::{EventLog, Offset, Topic};
 use crate::site::Sites;
 use crate::sync::status::Status;
 use crate::telemetry;
@@ -54,7 +54,8 @@ impl Health {
             .route("/metrics", get(move || async move { scraped.scrape().await }))
     }
 
-    /// Ready while it takes requests. Partitions that stand still are shown, and a sites' store that does not answer, and are no reason to send a load balancer away: the others serve.
+    /// Ready while it takes requests. Partitions that stand still are shown, and a sites' store that does not answer, and are no reason to send a load balancer
+    /// away: the others serve.
     fn readyz(&self) -> (StatusCode, Json<Value>) {
         let ready = self.ready.0.load(Ordering::SeqCst);
         let stopped: Vec<Value> = self
@@ -85,22 +86,45 @@ impl Health {
     /// Lags are those of the partitions this process owns: over all processes they add up.
     async fn scrape(&self) -> impl IntoResponse + use<> {
         telemetry::show_process();
-        if let (Ok(events), Ok(changes)) = (self.log.bounds(Topic::Events).await, self.log.bounds(Topic::Changes).await) {
-            let lag =
-                |ends: &[crate::eventlog::Bounds], at: &[u64]| ends.iter().zip(at).map(|(end, at)| end.next.saturating_sub(*at)).sum::<u64>() as f64;
-            // Of what this process does: another's lag is for that one to tell.
-            if self.roles.contains(&Role::Sync) {
-                metrics::gauge!("contrail_router_lag_records").set(lag(&events, &self.status.routed()));
-                metrics::gauge!("contrail_keeper_lag_records").set(lag(&changes, &self.status.kept()));
-            }
-            if self.roles.contains(&Role::Archive) {
-                let owned = self.progress.all();
-                let archived: Vec<u64> = (0..PARTITIONS).map(|partition| owned.get(&partition).map_or(u64::MAX, |at| at.cursor.next)).collect();
-                metrics::gauge!("contrail_archiver_lag_records").set(lag(&events, &archived));
-            }
+        let (events, changes) = tokio::join!(self.log.ends(Topic::Events), self.log.ends(Topic::Changes));
+        // Of what this process does: another's lag is for that one to tell.
+        if self.roles.contains(&Role::Sync) {
+            show_lag("contrail_router_lag_records", lag(&events, &self.status.routed()));
+            show_lag("contrail_keeper_lag_records", lag(&changes, &self.status.kept()));
+        }
+        if self.roles.contains(&Role::Archive) {
+            let owned = self.progress.all();
+            let archived: Vec<u64> = (0..PARTITIONS).map(|partition| owned.get(&partition).map_or(u64::MAX, |at| at.cursor.next)).collect();
+            show_lag("contrail_archiver_lag_records", lag(&events, &archived));
+            metrics::gauge!("contrail_archiver_failed_partitions").set(self.progress.failed().len() as f64);
         }
         let unanswered = self.sites.unanswered_for().unwrap_or_default();
         metrics::gauge!("contrail_sites_unanswered_seconds").set(unanswered.as_secs_f64());
         ([("content-type", "text/plain; version=0.0.4")], self.metrics.render())
+    }
+}
+
+/// Records between where readers are and where partitions end, of those whose end is known; None where none is.
+fn lag(ends: &[Option<Offset>], at: &[Offset]) -> Option<u64> {
+    let behind = ends.iter().zip(at).filter_map(|(end, at)| Some((*end)?.saturating_sub(*at)));
+    behind.fold(None, |sum, behind| Some(sum.unwrap_or(0) + behind))
+}
+
+/// What is not known stands as it was.
+fn show_lag(name: &'static str, lag: Option<u64>) {
+    if let Some(lag) = lag {
+        metrics::gauge!(name).set(lag as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_whose_end_is_not_known_hides_no_other_lag() {
+        assert_eq!(lag(&[Some(9), None, Some(5)], &[4, 0, u64::MAX]), Some(5));
+        assert_eq!(lag(&[Some(4)], &[4]), Some(0));
+        assert_eq!(lag(&[None, None], &[0, 0]), None);
     }
 }

@@ -57,7 +57,7 @@ async fn known(State(state): State<Known>, head: Parts, body: Bytes) -> Response
     let sought: Vec<Sought> = asked.iter().map(|(_, _, sought)| sought.clone()).collect();
     match state.archive.kept(&site, &sought).await {
         Ok(kept) => Json(json!({"known": found(&asked, &kept)})).into_response(),
-        Err(error) => admin::failed(error).into_response(),
+        Err(error) => admin::unanswered(error).into_response(),
     }
 }
 

@@ -151,7 +151,9 @@ async fn carry_objects(path: PathBuf, objects: sync::scylla::Scylla, told: &Told
             handle.block_on(objects.commit_router(page.commits))?;
             told(Moved { what: "objects", count });
             Ok(())
-        })
+        })?;
+        // Their log begins in the midst: readers may never go back before these places.
+        handle.block_on(objects.adopted())
     });
     carrying.await.at(STAGE)?.at(STAGE)
 }
@@ -171,8 +173,8 @@ async fn carry_log(source: &dyn EventLog, kafka: &KafkaLog, told: &Told) -> Resu
                 let Some(last) = records.last() else { break };
                 let next = last.offset + 1;
                 count += records.len() as u64;
-                let appended =
-                    kafka.append(topic, records.into_iter().map(|record| Append { partition, value: record.value }).collect()).await.at(STAGE)?;
+                let appends = records.into_iter().map(|record| Append { partition, value: record.value }).collect();
+                let appended = kafka.append_gapless(topic, appends).await.at(STAGE)?;
                 if appended.first() != Some(&at) || appended.last() != Some(&(next - 1)) {
                     let wrong =
                         format!("{} partition {partition}: {at} came to stand at {:?}: somebody else writes there", topic.name(), appended.first());

@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
 
 use super::serve;
 use crate::app::{self, Running, data};
@@ -107,14 +108,16 @@ impl Client {
         }
     }
 
-    /// Waits until everything accepted so far is routed, kept and archived.
+    /// Waits until everything accepted so far is routed, kept and archived, as far as the server knows the stores where that stands. What others send meanwhile
+    /// is not waited for.
     ///
     /// # Errors
-    /// When the server says that it cannot get there.
+    /// When the server does not answer, or cannot tell.
     pub async fn settle(&self) -> anyhow::Result<()> {
+        let mut settling = Settling::default();
         loop {
-            let told: serde_json::Value = serde_json::from_slice(&self.get("/admin/progress").await?)?;
-            if told.get("caught_up").and_then(serde_json::Value::as_bool) == Some(true) {
+            let told: Progress = serde_json::from_slice(&self.get("/admin/progress").await?)?;
+            if settling.is_over(told) {
                 return Ok(());
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -133,6 +136,45 @@ impl Client {
     }
 }
 
+/// The answer of `GET /admin/progress`: offsets by partition; None where the server does not know the store.
+#[derive(Deserialize)]
+struct Progress {
+    ends: Ends,
+    reached: Reached,
+}
+
+#[derive(Deserialize)]
+struct Ends {
+    events: Vec<u64>,
+    changes: Option<Vec<u64>>,
+}
+
+#[derive(Deserialize)]
+struct Reached {
+    router: Option<Vec<u64>>,
+    keeper: Option<Vec<u64>>,
+    archiver: Option<Vec<u64>>,
+}
+
+/// What is waited for: where events ended at first, and changes when all of those were routed.
+#[derive(Default)]
+struct Settling {
+    events: Option<Vec<u64>>,
+    changes: Option<Vec<u64>>,
+}
+
+impl Settling {
+    fn is_over(&mut self, Progress { ends, reached }: Progress) -> bool {
+        let passed = |reached: Option<Vec<u64>>, ends: &[u64]| reached.is_none_or(|reached| reached.iter().zip(ends).all(|(at, end)| at >= end));
+        let events = self.events.get_or_insert(ends.events);
+        if !passed(reached.router, events) {
+            return false;
+        }
+        let changes = self.changes.get_or_insert(ends.changes.unwrap_or_default());
+        passed(reached.keeper, changes) && passed(reached.archiver, events)
+    }
+}
+
 /// Collects an answer; a refusal becomes an error in the server's own words.
 pub async fn whole(answer: Response<Incoming>) -> anyhow::Result<Bytes> {
     let status = answer.status();
@@ -143,4 +185,37 @@ pub async fn whole(answer: Response<Incoming>) -> anyhow::Result<Bytes> {
     let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     let told = problem.get("detail").or_else(|| problem.get("title")).and_then(|t| t.as_str()).unwrap_or("no reason given");
     bail!("{status}: {told}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Answers in turn, and whether each ends the wait.
+    fn over(answers: impl IntoIterator<Item = (Value, Value)>) -> Vec<bool> {
+        let mut settling = Settling::default();
+        let told = |(ends, reached)| serde_json::from_value(json!({"ends": ends, "reached": reached})).unwrap();
+        answers.into_iter().map(|answer| settling.is_over(told(answer))).collect()
+    }
+
+    #[test]
+    fn readers_are_waited_for_up_to_where_the_log_ended_when_asked_first() {
+        // The shop goes on: nobody is ever at an end of that moment.
+        let waits = over([
+            (json!({"events": [5, 3], "changes": [0, 0]}), json!({"router": [5, 2], "keeper": [0, 0], "archiver": [5, 3]})),
+            (json!({"events": [9, 9], "changes": [7, 8]}), json!({"router": [5, 3], "keeper": [6, 8], "archiver": [4, 3]})),
+            (json!({"events": [12, 9], "changes": [9, 9]}), json!({"router": [8, 5], "keeper": [7, 8], "archiver": [4, 9]})),
+            (json!({"events": [15, 9], "changes": [20, 9]}), json!({"router": [9, 5], "keeper": [7, 8], "archiver": [5, 3]})),
+        ]);
+        assert_eq!(waits, [false, false, false, true]);
+    }
+
+    #[test]
+    fn a_store_that_the_server_does_not_know_is_not_waited_for() {
+        let unknown = json!({"router": null, "keeper": null, "archiver": [4]});
+        let archived = json!({"router": null, "keeper": null, "archiver": [5]});
+        let ends = || json!({"events": [5], "changes": null});
+        assert_eq!(over([(ends(), unknown), (ends(), archived)]), [false, true]);
+    }
 }

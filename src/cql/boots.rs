@@ -9,6 +9,7 @@ use std::time::Duration;
 use scylla::policies::load_balancing::{NodeIdentifier, SingleTargetLoadBalancingPolicy};
 use scylla::statement::Consistency;
 use scylla::statement::unprepared::Statement;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Cluster, Error};
@@ -19,11 +20,16 @@ const GENERATION: &str = "SELECT gossip_generation FROM system.local";
 /// Time for a node's answer. One that has none is asked the next time.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// For how long an answer holds: no node dies and is back within so short a time, and one that only dies breaks its connections, so that writes fail.
+const HOLDS: Duration = Duration::from_millis(200);
+
 /// What is known of the nodes' processes.
 #[derive(Debug, Default)]
 pub(super) struct Boots {
     generations: Mutex<HashMap<Uuid, i32>>,
     restarts: AtomicU64,
+    /// When the nodes were asked last.
+    asked: Mutex<Option<Instant>>,
     /// Whether the nodes that there were at the start have been asked: one that tells for the first time later may have begun anew meanwhile.
     begun: AtomicBool,
 }
@@ -49,12 +55,19 @@ impl Cluster {
         self.boots.begun.store(true, Ordering::SeqCst);
     }
 
-    /// How many times any node was found to have begun anew, or to be new, since this connected. Asks every node that is connected; one that does not answer
-    /// counts once it does again.
+    /// How many times any node was found to have begun anew, or to be new, since this connected. Asks every node that is connected, unless it did a moment ago; one
+    /// that does not answer counts once it does again.
     pub async fn restarts(&self) -> u64 {
+        let last = *self.boots.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < HOLDS) {
+            return self.boots.restarts.load(Ordering::SeqCst);
+        }
+        let asking = Instant::now();
         let hosts = self.connected();
         let begun = self.boots.begun.load(Ordering::SeqCst);
         let found = futures::future::join_all(hosts.into_iter().map(|host| self.generation(host))).await;
+        let all = found.iter().all(Option::is_some);
+        *self.boots.asked.lock().unwrap_or_else(PoisonError::into_inner) = all.then_some(asking);
         let mut known = self.boots.generations.lock().unwrap_or_else(PoisonError::into_inner);
         for (host, generation) in found.into_iter().flatten() {
             if known.insert(host, generation).map_or(begun, |before| before != generation) {

@@ -30,6 +30,8 @@ struct State {
     owed: usize,
     /// Successes since the limit last grew.
     successes: usize,
+    /// When a request last succeeded.
+    succeeded: Option<Instant>,
     halved: Option<Instant>,
 }
 
@@ -42,17 +44,33 @@ pub(super) struct Permit<'a> {
 
 impl Limiter {
     pub(super) fn new() -> Self {
-        Self { permits: Semaphore::new(FIRST), state: Mutex::new(State { limit: FIRST, owed: 0, successes: 0, halved: None }) }
+        Self { permits: Semaphore::new(FIRST), state: Mutex::new(State { limit: FIRST, owed: 0, successes: 0, succeeded: None, halved: None }) }
     }
 
-    /// Waits for leave.
-    pub(super) async fn acquire(&self) -> Permit<'_> {
-        Permit { limiter: self, permit: self.permits.acquire().await.ok() }
+    /// Waits for leave, in the order of those who wait; None once no request at all has succeeded for so long, counted from `begun` at the earliest.
+    pub(super) async fn acquire(&self, begun: Instant, patience: Duration) -> Option<Permit<'_>> {
+        let mut acquiring = std::pin::pin!(self.permits.acquire());
+        loop {
+            let until = self.heard_since(begun) + patience;
+            tokio::select! {
+                biased;
+                permit = &mut acquiring => return Some(Permit { limiter: self, permit: permit.ok() }),
+                () = tokio::time::sleep_until(until) => if self.heard_since(begun) + patience <= until {
+                    return None;
+                },
+            }
+        }
+    }
+
+    /// When a request last succeeded, or the time given where none did since.
+    pub(super) fn heard_since(&self, begun: Instant) -> Instant {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.succeeded.map_or(begun, |succeeded| succeeded.max(begun))
     }
 
     /// Requests that may be under way at once.
     #[cfg(test)]
-    fn limit(&self) -> usize {
+    pub(super) fn limit(&self) -> usize {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).limit
     }
 }
@@ -61,6 +79,7 @@ impl Permit<'_> {
     /// The request succeeded.
     pub(super) fn succeeded(self) {
         let mut state = self.limiter.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.succeeded = Some(Instant::now());
         state.successes += 1;
         if state.successes >= state.limit && state.limit < MOST {
             state.limit += 1;
@@ -105,29 +124,33 @@ impl Drop for Permit<'_> {
 mod tests {
     use super::*;
 
+    async fn acquire(limiter: &Limiter) -> Permit<'_> {
+        limiter.acquire(Instant::now(), Duration::from_secs(30)).await.unwrap()
+    }
+
     #[tokio::test]
     async fn halves_on_a_sign_and_grows_slowly() {
         let limiter = Limiter::new();
         let mut now = Instant::now();
-        let (first, second) = (limiter.acquire().await, limiter.acquire().await);
+        let (first, second) = (acquire(&limiter).await, acquire(&limiter).await);
         first.overloaded_at(now);
         second.overloaded_at(now + ONE_SIGN / 2);
         assert_eq!(limiter.limit(), FIRST / 2, "one burst is one sign");
         now += ONE_SIGN;
-        limiter.acquire().await.overloaded_at(now);
+        acquire(&limiter).await.overloaded_at(now);
         assert_eq!(limiter.limit(), FIRST / 4);
         for _ in 0..FIRST / 4 {
-            limiter.acquire().await.succeeded();
+            acquire(&limiter).await.succeeded();
         }
         assert_eq!(limiter.limit(), FIRST / 4 + 1);
         for _ in 0..40 {
             now += ONE_SIGN;
-            limiter.acquire().await.overloaded_at(now);
+            acquire(&limiter).await.overloaded_at(now);
         }
         assert_eq!(limiter.limit(), LEAST);
         // What is owed vanishes as it comes back.
         for _ in 0..2 * FIRST {
-            drop(limiter.acquire().await);
+            drop(acquire(&limiter).await);
         }
         assert_eq!(limiter.permits.available_permits(), LEAST);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use scylla::statement::unprepared::Statement;
 use scylla::statement::{Consistency, SerialConsistency};
 
+use super::error::Class;
 use super::settings::check_replication;
 use super::{Address, Attempt, Cluster, Error, Settings};
 
@@ -40,30 +41,42 @@ const DAY: u64 = 86_400;
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, Error> {
-    let cluster = Cluster::begin_migration(address, settings).await?;
+    let (cluster, owner) = Cluster::begin_migration(address, settings).await?;
     let migrated = cluster.bring_up(&address.keyspace, settings).await;
-    let ended = cluster.end_migration().await;
+    let ended = cluster.end_migration(owner).await;
     let done = migrated?;
     ended?;
     Ok(done)
 }
 
 impl Cluster {
-    /// Connects, makes the keyspace where it is missing, and takes its lock.
-    pub(super) async fn begin_migration(address: &Address, settings: &Settings) -> Result<Self, Error> {
+    /// Connects, makes the keyspace where it is missing, and takes its lock. Gives whose it is.
+    pub(super) async fn begin_migration(address: &Address, settings: &Settings) -> Result<(Self, i32), Error> {
         check_replication(&settings.replication)?;
         let cluster = Self::reach(address, settings).await?;
-        let keyspace = &address.keyspace;
-        cluster.change(&format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {}", settings.replication)).await?;
-        cluster.use_keyspace(keyspace).await?;
+        cluster.make_keyspace(&address.keyspace, &settings.replication).await?;
+        cluster.use_keyspace(&address.keyspace).await?;
         cluster.change(VERSIONS).await?;
-        cluster.lock().await?;
-        Ok(cluster)
+        let owner = cluster.lock().await?;
+        Ok((cluster, owner))
     }
 
-    /// Gives the lock back.
-    pub(super) async fn end_migration(&self) -> Result<(), Error> {
-        self.transact("DELETE FROM schema_version WHERE part = 'lock' IF EXISTS").await.map(drop)
+    /// Makes the keyspace where it is missing. On ScyllaDB without tablets, which before 2025.4 have no light-weight transactions.
+    async fn make_keyspace(&self, keyspace: &str, replication: &str) -> Result<(), Error> {
+        let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
+        if self.is_scylladb {
+            match self.change(&format!("{create} AND tablets = {{'enabled': false}}")).await {
+                // A version that knows of none.
+                Err(Error::Refused(_)) => {}
+                made => return made,
+            }
+        }
+        self.change(&create).await
+    }
+
+    /// Gives the lock back, unless it is another's by now.
+    pub(super) async fn end_migration(&self, owner: i32) -> Result<(), Error> {
+        self.transact(&format!("DELETE FROM schema_version WHERE part = 'lock' IF version = {owner}")).await.map(drop)
     }
 
     /// Whether the keyspace is as this build and these settings need it.
@@ -122,16 +135,23 @@ impl Cluster {
         Ok(format!("the tables of keyspace {keyspace} are of version {VERSION} now"))
     }
 
-    /// Waits for the lock; what a dead one held comes free by itself.
-    async fn lock(&self) -> Result<(), Error> {
-        let lock = format!("INSERT INTO schema_version (part, version) VALUES ('lock', 0) IF NOT EXISTS USING TTL {LOCK}");
+    /// Waits for the lock; what a dead one held comes free by itself. Gives whose it is.
+    async fn lock(&self) -> Result<i32, Error> {
+        let owner: i32 = rand::random();
+        let lock = format!("INSERT INTO schema_version (part, version) VALUES ('lock', {owner}) IF NOT EXISTS USING TTL {LOCK}");
         for _ in 0..2 * LOCK {
-            if self.transact(&lock).await? {
-                return Ok(());
+            // An attempt whose end was not heard is made again, and then finds its own.
+            if self.transact(&lock).await? || self.locked_by().await? == Some(owner) {
+                return Ok(owner);
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         Err(Error::Unavailable("another migration does not come to an end".into()))
+    }
+
+    async fn locked_by(&self) -> Result<Option<i32>, Error> {
+        let found: Vec<(Option<i32>,)> = self.rows_settled("SELECT version FROM schema_version WHERE part = 'lock'", ()).await?;
+        Ok(found.into_iter().next().and_then(|(owner,)| owner))
     }
 
     /// A light-weight transaction; whether it was applied.
@@ -141,7 +161,11 @@ impl Cluster {
         statement.set_serial_consistency(Some(SerialConsistency::Serial));
         statement.set_request_timeout(Some(CHANGE));
         let attempt = || -> Attempt<'_, _> { Box::pin(self.session.query_unpaged(statement.clone(), ())) };
-        let answer = self.try_again(cql, attempt).await?.into_rows_result().map_err(|error| Error::Form(format!("{error} ({cql})")))?;
+        let answer = self
+            .try_until(Class::Lasting, CHANGE, cql, attempt)
+            .await?
+            .into_rows_result()
+            .map_err(|error| Error::Form(format!("{error} ({cql})")))?;
         let applied = answer.column_specs().get_by_name("[applied]").map(|(at, _)| at);
         let row = answer.first_row::<scylla::value::Row>().map_err(|error| Error::Form(format!("{error} ({cql})")))?;
         Ok(applied.and_then(|at| row.columns.get(at)?.as_ref()?.as_boolean()).unwrap_or_default())
@@ -153,7 +177,7 @@ impl Cluster {
         statement.set_request_timeout(Some(CHANGE));
         statement.set_consistency(Consistency::Quorum);
         let attempt = || -> Attempt<'_, _> { Box::pin(self.session.query_unpaged(statement.clone(), ())) };
-        self.try_again(cql, attempt).await.map(drop)
+        self.try_until(Class::Lasting, CHANGE, cql, attempt).await.map(drop)
     }
 
     async fn use_keyspace(&self, keyspace: &str) -> Result<(), Error> {

@@ -72,6 +72,7 @@ const AT_ONCE: usize = 256;
 /// A connected cluster with its prepared statements.
 pub struct Cluster {
     session: Session,
+    is_scylladb: bool,
     keyspace: String,
     prepared: RwLock<HashMap<&'static str, PreparedStatement>>,
     limiter: Limiter,
@@ -116,6 +117,12 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Requests that may be under way at once.
+    #[cfg(test)]
+    pub(crate) fn at_once(&self) -> usize {
+        self.limiter.limit()
+    }
+
     /// Connects, whatever is there.
     async fn reach(address: &Address, settings: &Settings) -> Result<Self, Error> {
         let mut policy = DefaultPolicy::builder().token_aware(true);
@@ -143,11 +150,13 @@ impl Cluster {
         let failed = |error| error::of_connecting(&address.nodes, &error);
         let mut session = Box::pin(builder.clone().build()).await.map_err(failed)?;
         // By default there is one connection to each shard. Cassandra has none, and takes more by several connections to a node.
-        if session.get_cluster_state().get_nodes_info().iter().all(|node| node.sharder().is_none()) {
+        let shards = session.get_cluster_state().get_nodes_info().iter().any(|node| node.sharder().is_some());
+        if !shards {
             session = Box::pin(builder.pool_size(PoolSize::PerHost(CONNECTIONS)).build()).await.map_err(failed)?;
         }
         Ok(Self {
             session,
+            is_scylladb: shards,
             keyspace: address.keyspace.clone(),
             prepared: RwLock::new(HashMap::new()),
             limiter: Limiter::new(),
@@ -257,7 +266,7 @@ impl Cluster {
             [Write { cql, values, .. }] => {
                 let statement = self.prepare(cql).await?;
                 let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, values)) };
-                self.try_until(Class::Cut, cql, attempt).await
+                self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
             }
             [Write { cql, .. }, ..] => {
                 let mut batch = Batch::new(BatchType::Unlogged);
@@ -267,7 +276,7 @@ impl Cluster {
                 }
                 let values: Vec<_> = writes.iter().map(|write| &write.values).collect();
                 let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
-                self.try_until(Class::Cut, cql, attempt).await
+                self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
             }
         };
         attempted.map(drop)
@@ -286,25 +295,35 @@ impl Cluster {
         Ok(statement)
     }
 
-    /// Attempts until one succeeds, one is refused for good, or time is up.
+    /// Attempts until one succeeds, one is refused for good, or time is up: where the attempts have taken the patience together, and where the cluster has done
+    /// nothing at all for so long. Time spent waiting for others is no reason: where there is much to do and few may do it at once, it takes its time.
     async fn try_again<'a, T>(&self, cql: &str, attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
-        self.try_until(Class::Lasting, cql, attempt).await
+        self.try_until(Class::Lasting, ATTEMPT, cql, attempt).await
     }
 
-    /// The same, giving up at once after an error of this class too.
-    async fn try_until<'a, T>(&self, gives_up: Class, cql: &str, mut attempt: impl FnMut() -> Attempt<'a, T> + Send) -> Result<T, Error> {
-        let until = Instant::now() + self.patience;
-        let mut pause = PAUSE;
+    /// The same, giving up at once after an error of this class too; each attempt takes so long at most.
+    async fn try_until<'a, T>(
+        &self,
+        gives_up: Class,
+        longest: Duration,
+        cql: &str,
+        mut attempt: impl FnMut() -> Attempt<'a, T> + Send,
+    ) -> Result<T, Error> {
+        let (begun, patience) = (Instant::now(), self.patience);
+        let (mut spent, mut pause) = (Duration::ZERO, PAUSE);
         loop {
-            let permit = self.limiter.acquire().await;
+            let Some(permit) = self.limiter.acquire(begun, patience).await else {
+                return Err(Error::Unavailable("no request has succeeded for long".into()));
+            };
+            let attempted = Instant::now();
             // The driver gives a statement that is being prepared no time of its own: it would wait for as long as the connection is taken for whole.
-            let error = match tokio::time::timeout(ATTEMPT, attempt()).await {
+            let error = match tokio::time::timeout(longest, attempt()).await {
                 Ok(Ok(done)) => {
                     permit.succeeded();
                     return Ok(done);
                 }
                 Ok(Err(error)) => error,
-                Err(_) => ExecutionError::RequestTimeout(ATTEMPT),
+                Err(_) => ExecutionError::RequestTimeout(longest),
             };
             let class = class_of(&error);
             match class {
@@ -321,7 +340,8 @@ impl Cluster {
                 return Err(Error::Unavailable(error.to_string()));
             }
             metrics::counter!("contrail_cql_retries_total").increment(1);
-            if Instant::now() + pause > until {
+            spent += attempted.elapsed() + pause;
+            if spent > patience || Instant::now() + pause > self.limiter.heard_since(begun) + patience {
                 return Err(Error::Unavailable(error.to_string()));
             }
             let wait = pause.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -351,11 +371,21 @@ fn form(cql: &str, error: &dyn std::error::Error) -> Error {
 }
 
 fn tls(ca_file: &str) -> Result<openssl::ssl::SslConnectorBuilder, Error> {
+    if ca_file.is_empty() {
+        // The driver does not compare names: any certificate of a public authority would do, and be told the password.
+        return Err(Error::Settings(
+            "scylla.tls needs scylla.ca_file, the certificate of the authority that signs nodes of this cluster alone".into(),
+        ));
+    }
     let failed = |error: openssl::error::ErrorStack| Error::Settings(format!("scylla.ca_file `{ca_file}`: {error}"));
     let mut builder = openssl::ssl::SslConnector::builder(openssl::ssl::SslMethod::tls_client()).map_err(failed)?;
-    if !ca_file.is_empty() {
-        builder.set_ca_file(ca_file).map_err(failed)?;
+    // That one alone, not those of the system.
+    let mut trusted = openssl::x509::store::X509StoreBuilder::new().map_err(failed)?;
+    let pem = std::fs::read(ca_file).map_err(|error| Error::Settings(format!("scylla.ca_file `{ca_file}`: {error}")))?;
+    for certificate in openssl::x509::X509::stack_from_pem(&pem).map_err(failed)? {
+        trusted.add_cert(certificate).map_err(failed)?;
     }
+    builder.set_cert_store(trusted.build());
     Ok(builder)
 }
 

@@ -22,9 +22,9 @@ pub struct Part {
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate_part(address: &Address, settings: &Settings, part: &Part) -> Result<String, Error> {
-    let cluster = Cluster::begin_migration(address, settings).await?;
+    let (cluster, owner) = Cluster::begin_migration(address, settings).await?;
     let migrated = cluster.bring_up_part(&address.keyspace, part).await;
-    let ended = cluster.end_migration().await;
+    let ended = cluster.end_migration(owner).await;
     let done = migrated?;
     ended?;
     Ok(done)

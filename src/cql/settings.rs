@@ -22,7 +22,7 @@ pub struct Settings {
     pub password: String,
     /// Whether connections are encrypted.
     pub tls: bool,
-    /// The authority's certificate, a PEM file; empty = the system's.
+    /// The certificate of the authority that signs the nodes', a PEM file: no other is trusted. Needed with `tls`, as the names in certificates are not checked.
     pub ca_file: String,
     /// The datacenter whose nodes are asked, and whose quorum answers; empty = any.
     pub datacenter: String,

@@ -1,9 +1,16 @@
 //! One real Cassandra for all tests that need it, started by `tests/servers/run` when first asked for; it ends with this process.
 //! `CONTRAIL_TEST_SCYLLA` names another one.
 
-use std::sync::OnceLock;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use rand::Rng;
+use scylla::errors::DbError;
+use scylla_proxy::example_db_errors as errors;
+use scylla_proxy::{Condition, Node, Proxy, Reaction, RequestOpcode, RequestReaction, RequestRule, ResponseFrame, ResponseReaction, ResponseRule};
+use scylla_proxy::{RunningProxy, ShardAwareness};
 
 use super::{Address, Cluster, Settings, migrate};
 pub(crate) use crate::testing::Servers;
@@ -51,4 +58,71 @@ impl Drop for Keyspace {
             eprintln!("{} stays: {error}", self.0);
         }
     }
+}
+
+/// A way to the node on which answers are forged and held up, and connections cut: of a session that has begun, but for its control connection. It goes through
+/// until it is told to do otherwise, and ends with the runtime.
+pub(crate) struct Faulty {
+    proxy: RunningProxy,
+    address: SocketAddr,
+}
+
+/// What a node answers that cannot do it now.
+pub(crate) const PASSING: [fn() -> DbError; 8] = [
+    errors::overloaded,
+    errors::write_timeout,
+    errors::read_timeout,
+    errors::unavailable,
+    errors::unprepared,
+    errors::write_failure,
+    errors::is_bootstrapping,
+    errors::server_error,
+];
+
+/// The kinds of a Result that end a statement: nothing, or rows. (Others tell of a keyspace, and of what was prepared.)
+const ENDS: [[u8; 4]; 2] = [[0, 0, 0, 1], [0, 0, 0, 2]];
+
+impl Faulty {
+    pub(crate) async fn up() -> Self {
+        let real: SocketAddr = nodes().split(',').next().unwrap().parse().unwrap();
+        // A node is where its own tables say, at the port that the session began with: so beside it.
+        let address = TcpListener::bind((real.ip(), 0)).unwrap().local_addr().unwrap();
+        let node = Node::new(real, address, ShardAwareness::Unaware, None, None);
+        Self { proxy: Proxy::new([node]).run().await.unwrap(), address }
+    }
+
+    /// The same keyspace, by this way.
+    pub(crate) fn url(&self, keyspace: &Keyspace) -> String {
+        format!("scylla://{}/{}", self.address, Address::parse(&keyspace.0).unwrap().keyspace)
+    }
+
+    /// From now on so, and else straight through.
+    pub(crate) fn become_so(&mut self, requests: Vec<RequestRule>, responses: Vec<ResponseRule>) {
+        let node = self.proxy.running_nodes.first_mut().unwrap();
+        node.change_request_rules(Some(requests));
+        node.change_response_rules(Some(responses));
+    }
+
+    /// Of all statements this share is answered with one of these errors: half of them are not done, half are.
+    pub(crate) fn fail(&mut self, share: f64, errors: &'static [fn() -> DbError]) {
+        let any = || errors[rand::rng().random_range(0..errors.len())]();
+        let undone = RequestReaction::forge_with_error_lazy(Box::new(any));
+        let done = ResponseReaction::transform_frame(Arc::new(move |answer: ResponseFrame| {
+            let ends = answer.body.get(..4).is_some_and(|kind| ENDS.iter().any(|end| end == kind));
+            let lies = ends && rand::rng().random_bool(share / 2.0);
+            if lies { ResponseFrame::forged_error(answer.params, any(), None).unwrap() } else { answer }
+        }));
+        let requests = vec![RequestRule(statements().and(Condition::RandomWithProbability(share / 2.0)), undone)];
+        self.become_so(requests, vec![ResponseRule(not_control(), done)]);
+    }
+}
+
+/// Statements, and what prepares them.
+pub(crate) fn statements() -> Condition {
+    let of = [RequestOpcode::Execute, RequestOpcode::Batch, RequestOpcode::Prepare].map(Condition::RequestOpcode);
+    Condition::any(of).and(not_control())
+}
+
+fn not_control() -> Condition {
+    Condition::not(Condition::ConnectionRegisteredAnyEvent)
 }

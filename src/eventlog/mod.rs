@@ -7,6 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::event::PARTITIONS;
+
 pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
@@ -147,6 +149,14 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// The bounds of every partition of a topic, by partition number.
     async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error>;
+
+    /// Where every partition of a topic ends, by partition number; None where that cannot be told at present. For metrics, which show what is known.
+    async fn ends(&self, topic: Topic) -> Vec<Option<Offset>> {
+        match self.bounds(topic).await {
+            Ok(bounds) => bounds.iter().map(|bounds| Some(bounds.next)).collect(),
+            Err(_) => vec![None; usize::from(PARTITIONS)],
+        }
+    }
 
     /// The offset `group` last committed of every partition of a topic, by partition number; 0 where none.
     async fn committed(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, Error>;

@@ -161,12 +161,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, heads only.
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Living objects of these `changes` partitions last changed before `before`, oldest first, whose name starts with `prefix`: what expiry looks at. Asked by
-    /// the partitions' owner.
+    /// Living objects of these `changes` partitions last changed before `before`, oldest first (where there are more than `limit`, to the hour), whose name starts
+    /// with `prefix`: what expiry looks at. Asked by the partitions' owner.
     async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
-    /// Tombstones of these `changes` partitions last changed before `before`, oldest first: what [`ObjectStore::purge`] may be asked to delete. Asked by the
-    /// partitions' owner.
+    /// Tombstones of these `changes` partitions last changed before `before`, oldest first as for [`ObjectStore::stale`]: what [`ObjectStore::purge`] may be asked
+    /// to delete. Asked by the partitions' owner.
     async fn tombstones(&self, partitions: &[u16], before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
     /// Deletes tombstones for good; objects that live are left alone. Asked by their owner.
@@ -254,8 +254,8 @@ pub enum Error {
     /// The store refused or failed.
     #[error("object store: {0}")]
     Store(String),
-    /// What is stored cannot be read.
-    #[error("object {kind:?} {name} cannot be read: {what}")]
+    /// What is stored cannot be read. It does not show the name: a customer's id may be part of it.
+    #[error("a {kind:?} cannot be read: {what}")]
     Corrupt {
         /// The object's kind.
         kind: ObjectKind,

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderValue, Response, header};
 use axum::routing::get;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::reports::{Deps, Refusal, parameters, problem};
 use crate::archive::Error;
@@ -20,10 +21,11 @@ pub fn router(deps: Deps) -> Router {
 }
 
 async fn export(State(deps): State<Deps>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
-    match asked(&deps, query.as_deref(), request) {
-        Ok(export) => stream(export),
-        Err(refusal) => refusal.into_response(),
-    }
+    let streamed = match asked(&deps, query.as_deref(), request) {
+        Ok(export) => begin(export).await,
+        Err(refusal) => Err(refusal),
+    };
+    streamed.unwrap_or_else(|refusal| refusal.into_response())
 }
 
 fn asked(deps: &Deps, query: Option<&str>, request: Request) -> Result<Export, Refusal> {
@@ -43,14 +45,17 @@ fn asked(deps: &Deps, query: Option<&str>, request: Request) -> Result<Export, R
     Ok(export)
 }
 
-fn stream(export: Export) -> Response<Body> {
+/// Begins once the first rows are read: an archive that does not answer is told by a status.
+async fn begin(export: Export) -> Result<Response<Body>, Refusal> {
     let kind = match export.format {
         Format::Ndjson => "application/x-ndjson",
         Format::Csv => "text/csv; charset=utf-8; header=present",
     };
+    let mut rest = Box::pin(export.stream());
+    let first = rest.try_next().await.map_err(problem)?;
     // An error midway breaks the chunked body off, so that a reader cannot take a part for the whole.
-    let mut response = Response::new(Body::from_stream(export.stream()));
+    let mut response = Response::new(Body::from_stream(stream::iter(first.map(Ok)).chain(rest)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    Ok(response)
 }

@@ -199,6 +199,8 @@ impl Follower {
             let Ok(update) = update else { continue };
             match update {
                 Update::Write(write) => self.take(&write),
+                // A stream's messages are not kept: what was missed is gone, and there is nothing to begin anew with.
+                Update::Lagged if self.key.kind == ObjectKind::Stream => {}
                 Update::Lagged => match self.begin(None).await {
                     Ok(true) => {}
                     Ok(false) => self.ready.push_back(message("removed", None, "{}".to_owned())),

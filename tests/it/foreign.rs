@@ -52,6 +52,13 @@ impl Foreign {
         run(&["stop", name, "--kill"], self.dir.path());
     }
 
+    /// Sends its process a signal by name: "STOP" has it stand still with its connections open, "CONT" go on.
+    pub(crate) fn signal(&self, name: &str) {
+        let told = std::fs::read_to_string(self.dir.path().join(&self.name).join("pid")).unwrap();
+        let (pid, _started) = told.split_once(' ').unwrap();
+        assert!(Command::new("kill").args([&format!("-{name}"), pid]).status().unwrap().success());
+    }
+
     /// What all its servers keep, each in a directory of its name.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()

@@ -1,15 +1,16 @@
-//! Faults of the servers underneath: brokers that die, a store that refuses, records that are none. Nothing acknowledged is lost, nothing counts
+//! Faults of the servers underneath: brokers that die, a store that is gone or refuses, records that are none. Nothing acknowledged is lost, nothing counts
 //! twice, and the product goes on by itself.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use contrail::archive::{self, QuarantineRow};
 use contrail::cql;
 use contrail::event::{Clock, SiteId};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
@@ -17,7 +18,12 @@ use serde_json::{Value, json};
 use crate::crash::{Shared, start_senders};
 use crate::foreign::{Foreign, program, serve};
 use crate::harness::Server;
+use crate::http::Answer;
 use crate::shop;
+
+fn is_long() -> bool {
+    std::env::var_os("CONTRAIL_TEST_LONG").is_some()
+}
 
 fn url(node: &Foreign) -> String {
     format!("scylla://{}/contrail", node.address)
@@ -65,7 +71,7 @@ fn wait_for(what: &str, longest: Duration, mut there: impl FnMut() -> bool) {
 }
 
 /// Appends bytes to a topic beside the product.
-fn append_raw(broker: &Foreign, topic: &str, partition: i32, bytes: &[u8]) {
+pub(crate) fn append_raw(broker: &Foreign, topic: &str, partition: i32, bytes: &[u8]) {
     let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &broker.address).create().unwrap();
     producer.send(BaseRecord::<(), [u8]>::to(topic).partition(partition).payload(bytes)).map_err(|(error, _)| error).unwrap();
     producer.flush(Duration::from_secs(30)).unwrap();
@@ -160,6 +166,140 @@ fn slow_of_three_brokers_one_may_die_and_of_two_nothing_is_taken() {
         sender.join().unwrap();
     }
     server.accept(&day.events[..5]);
+    server.settle();
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+/// What is read of a store that does not answer says so, and when to come again.
+fn assert_reads_are_refused_in_time(server: &Server) {
+    let ask = |path: &str| {
+        let asked = Instant::now();
+        let answer = server.get(path);
+        let took = asked.elapsed();
+        let again = answer.header("retry-after").and_then(|seconds| seconds.parse().ok());
+        assert!(answer.status == 503 && matches!(again, Some(1..=5)), "{path}: {} {again:?} {}", answer.status, answer.text());
+        // A call to the store is tried again for 30 s, and its last attempt may take 5 s.
+        assert!(took < Duration::from_secs(50), "{path} took {took:?}");
+    };
+    std::thread::scope(|scope| {
+        for path in ["/v1/live/maps/product.p1", "/v1/reports/top-viewed", "/v1/export?format=ndjson", "/v1/export?format=csv"] {
+            scope.spawn(move || ask(path));
+        }
+    });
+}
+
+#[test]
+fn slow_a_store_that_stands_still_or_is_gone_loses_nothing() {
+    let away = Duration::from_secs(if is_long() { 60 } else { 15 });
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up("cassandra"));
+    let day = shop::day(21, 4_000);
+    let (first, rest) = day.events.split_at(2_000);
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(on_both(&broker, &node), &dir.path().join("data"));
+    server.accept(first);
+    for (killed, sent) in [(false, &rest[..1_000]), (true, &rest[1_000..])] {
+        let gone = Instant::now();
+        if killed {
+            node.kill();
+        } else {
+            node.signal("STOP");
+        }
+        // The log takes what is sent all the while.
+        let (early, late) = sent.split_at(500);
+        server.accept(early);
+        assert_reads_are_refused_in_time(&server);
+        wait_for("the archiver says that it waits", Duration::from_secs(60), || server.get("/readyz").json()["archiver_waits_for"].is_string());
+        server.accept(late);
+        std::thread::sleep(away.saturating_sub(gone.elapsed()));
+        if killed {
+            node.restart();
+        } else {
+            node.signal("CONT");
+        }
+        server.settle();
+        let ready = server.get("/readyz");
+        assert_eq!((ready.status, &ready.json()["archiver_waits_for"], &ready.json()["stopped_partitions"]), (200, &Value::Null, &json!([])));
+    }
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+/// What is asked beside events is answered within a scrape's usual time, whatever the brokers do.
+fn assert_responsive(server: &Server) {
+    for (path, status) in [("/livez", 200), ("/readyz", 200), ("/metrics", 200), ("/v1/live/maps/product.none", 404)] {
+        let asked = Instant::now();
+        assert_eq!(server.get(path).status, status, "{path}");
+        assert!(asked.elapsed() < Duration::from_secs(10), "{path}: {:?}", asked.elapsed());
+    }
+}
+
+#[test]
+fn slow_a_broker_that_stands_still_now_and_then_delays_what_it_must_and_loses_nothing() {
+    /// So many requests of so many bytes are more than may wait for the brokers.
+    const LARGE: (usize, usize) = (26, 6_300_000);
+    let broker = Foreign::up("kafka");
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let day = shop::day(seed, 4_000);
+    let (shared, total) = Shared::batches(&day.events, 20, &mut rng);
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = on_brokers(&broker, 1);
+    // Room for all of these at once: it is the queue that is to be full.
+    program.env("CONTRAIL_INGEST_IN_FLIGHT_BYTES", "2GiB");
+    let server = serve(program, &dir.path().join("data"));
+    server.address.clone_into(&mut shared.address.write().unwrap());
+    let (shared, senders) = start_senders(shared);
+    const PULSES: usize = 3;
+    for pulse in 1..=PULSES {
+        shared.unlocked.store(total * pulse / PULSES, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(rng.random_range(10..400)));
+        broker.signal("STOP");
+        let stopped = Instant::now();
+        let still = Duration::from_millis(rng.random_range(3_000..8_000));
+        assert_responsive(&server);
+        std::thread::sleep(still.saturating_sub(stopped.elapsed()));
+        broker.signal("CONT");
+        wait_for("batches are taken", Duration::from_secs(60), || shared.sent.load(Ordering::SeqCst) >= total * pulse / PULSES);
+    }
+    for sender in senders {
+        sender.join().unwrap();
+    }
+
+    let text = "x".repeat(LARGE.1 / 7);
+    let long_ago = day.from.plus_seconds(-3 * 86_400).to_string();
+    let large = |n: usize| -> Vec<u8> {
+        let event = |k: usize| {
+            json!({"type": "product_viewed", "event_id": format!("large {n} {k}"), "occurred_at": long_ago, "product": {"id": "p1"},
+            "customer": {"id": "c1"}, "properties": {"text": text}})
+        };
+        serde_json::to_vec(&(0..7).map(event).collect::<Vec<_>>()).unwrap()
+    };
+    let bodies: Vec<Vec<u8>> = (0..LARGE.0).map(large).collect();
+    broker.signal("STOP");
+    std::thread::scope(|scope| {
+        let (answers, answered) = mpsc::channel();
+        for body in &bodies {
+            let (answers, server) = (answers.clone(), &server);
+            scope.spawn(move || drop(answers.send(server.post(body))));
+        }
+        drop(answers);
+        let is_full = |answer: &Answer| answer.status == 503 && answer.json()["code"] == "log_full";
+        // Others wait for the broker, until their time is over.
+        let full = answered.iter().find(is_full).expect("what is beyond the queue to the brokers is refused");
+        assert_eq!(full.header("retry-after"), Some("5"));
+        assert_responsive(&server);
+        broker.signal("CONT");
+        for answer in answered {
+            assert!(answer.status == 200 || answer.status == 503 && answer.header("retry-after").is_some(), "{}", answer.text());
+        }
+    });
+    wait_for("an event is taken", Duration::from_secs(60), || server.post(&serde_json::to_vec(&day.events[..5]).unwrap()).status == 200);
     server.settle();
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);

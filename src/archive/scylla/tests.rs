@@ -1,5 +1,6 @@
 //! The archive on a real Cassandra against the suite, and what is its own.
 
+mod faults;
 mod security;
 
 use std::sync::Arc;

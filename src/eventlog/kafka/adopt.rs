@@ -30,7 +30,7 @@ impl KafkaLog {
             while next < *start {
                 let count = (start - next).min(FILL);
                 let records = (0..count).map(|_| Append { partition, value: Bytes::new() }).collect();
-                self.append(topic, records).await?;
+                self.append_gapless(topic, records).await?;
                 next += count;
                 filled += count;
                 told(filled);
@@ -41,6 +41,15 @@ impl KafkaLog {
             }
         }
         self.delete_below(&list).await
+    }
+
+    /// As [`EventLog::append`]. But whatever becomes of this call and of the process, what is there of its records are the first of each partition: whoever
+    /// finds some of them may go on behind the last.
+    ///
+    /// # Errors
+    /// As [`EventLog::append`].
+    pub async fn append_gapless(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, Error> {
+        self.0.append(&self.0.gapless, topic, &records).await
     }
 
     /// Makes a group known that stands somewhere in the log already, by what its room has stored.

@@ -11,12 +11,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 
-use super::producer::Producer;
+use super::bounds_of;
+use super::producer::{Late, Producer};
 use super::settings::{self, Settings};
 use super::topics::{self, Purpose, failed};
-use super::{bounds_of, check_range};
 use crate::event::PARTITIONS;
-use crate::eventlog::{Append, Bounds, Error, Offset, Topic};
+use crate::eventlog::{Append, Bounds, Error, Offset};
 
 /// How long a poll waits.
 const POLL: Duration = Duration::from_millis(50);
@@ -27,8 +27,8 @@ const LINGER: Duration = Duration::from_millis(1);
 /// How often a [`Tail`] looks beside reading.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often the brokers are asked where the topic ends. A partition that has records waiting and got none since it was asked last is sought anew: its topic may
-/// have been made anew, of which librdkafka need not tell.
+/// How often the brokers are asked where the topic ends. A partition that has records waiting and got none from one time to the next is sought anew: its topic
+/// may have been made anew, of which librdkafka need not tell.
 const ASK_ENDS: Duration = Duration::from_secs(15);
 
 /// A topic beside the log's. It has a producer of its own, so that neither waits for the other.
@@ -67,7 +67,7 @@ impl Broadcast {
         let admin = Arc::new(client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?);
         let name = format!("{}.{name}", settings.prefix);
         topics::ensure(&admin, &name, Purpose::Feed, settings).await?;
-        let producer = Producer::new(&client, LINGER)?;
+        let producer = Producer::new(&client, LINGER, Late::Dropped)?;
         Ok(Self { name, client, producer })
     }
 
@@ -92,7 +92,7 @@ impl Broadcast {
             let consumer = consumer(&client, &name)?;
             let bounds = settled_bounds(&consumer, &name)?;
             let places = bounds.iter().map(|bounds| Place::at(bounds.next)).collect();
-            let mut reading = Reading { name, places, consumer, hear, doubtful: false, asked: Instant::now() };
+            let mut reading = Reading { name, places, consumer, hear, looks: Looks::new(Instant::now()) };
             reading.assign()?;
             let work = move || reading.run(&stopped);
             std::thread::Builder::new().name("kafka-feed".into()).spawn(work).map_err(failed)?;
@@ -181,7 +181,8 @@ impl ConsumerContext for Ends {}
 #[derive(Debug)]
 struct Place {
     next: Offset,
-    moved: Instant,
+    /// Where it stood when it was looked at last, if records were waiting for it.
+    behind: Option<Offset>,
 }
 
 /// What a record is to its partition.
@@ -196,8 +197,8 @@ enum Step {
 }
 
 impl Place {
-    fn at(next: Offset) -> Self {
-        Self { next, moved: Instant::now() }
+    const fn at(next: Offset) -> Self {
+        Self { next, behind: None }
     }
 
     fn take(&mut self, offset: Offset) -> Step {
@@ -208,6 +209,71 @@ impl Place {
         *self = Self::at(offset + 1);
         step
     }
+
+    /// Looks at it, and moves it to the partition's end where the brokers no longer have it. Why something may have been missed, or nothing.
+    fn look(&mut self, Bounds { start, next }: Bounds, doubtful: bool) -> Option<&'static str> {
+        if !(start..=next).contains(&self.next) {
+            *self = Self::at(next);
+            return Some("the brokers do not have its place");
+        }
+        // Records that wait now may have come this moment.
+        let behind = (self.next < next).then_some(self.next);
+        let stalled = behind.is_some() && behind == self.behind;
+        self.behind = behind;
+        (stalled || doubtful).then_some("it did not go on")
+    }
+}
+
+/// When the brokers are asked where the topic ends.
+#[derive(Debug)]
+struct Looks {
+    due: Instant,
+    /// How long was waited after the last one failed; none where it did not.
+    wait: Duration,
+    /// Whether places may be such as the brokers no longer have.
+    doubtful: bool,
+}
+
+impl Looks {
+    fn new(now: Instant) -> Self {
+        Self { due: now + ASK_ENDS, wait: Duration::ZERO, doubtful: false }
+    }
+
+    /// Something was told that may concern a place: it is looked at soon.
+    fn doubt(&mut self, now: Instant) {
+        if !self.doubtful {
+            self.doubtful = true;
+            self.due = now;
+        }
+    }
+
+    /// One was taken.
+    fn done(&mut self, now: Instant) {
+        *self = Self::new(now);
+    }
+
+    /// One could not be taken. It held reading up, and goes on doing so: the next one is as long away as this one took, and twice as long from time to time.
+    fn failed(&mut self, began: Instant, now: Instant) {
+        self.wait = now.duration_since(began).max(TICK).max(self.wait * 2).min(ASK_ENDS);
+        self.due = now + self.wait;
+    }
+}
+
+/// Whether an error may concern the place of a partition (which one, it does not tell). By others nothing is lost: reading goes on where it stands, and where it
+/// does not, looks find out.
+fn concerns_places(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownTopicId
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownPartition
+        )
+    )
 }
 
 /// The thread's own.
@@ -216,10 +282,7 @@ struct Reading<H> {
     consumer: BaseConsumer<Ends>,
     places: Vec<Place>,
     hear: H,
-    /// Whether places may be such as the brokers no longer have.
-    doubtful: bool,
-    /// When the brokers were asked last where the topic ends.
-    asked: Instant,
+    looks: Looks,
 }
 
 impl<H: FnMut(Heard)> Reading<H> {
@@ -237,9 +300,10 @@ impl<H: FnMut(Heard)> Reading<H> {
                 Some(Err(error)) => self.complain(&error),
             }
             if ticked.elapsed() >= TICK {
-                ticked = Instant::now();
                 self.look();
                 (self.hear)(Heard::Tick);
+                // From here on: what looks need is not taken from reading.
+                ticked = Instant::now();
             }
         }
     }
@@ -265,16 +329,8 @@ impl<H: FnMut(Heard)> Reading<H> {
     fn complain(&mut self, error: &KafkaError) {
         metrics::counter!("contrail_feed_read_errors_total").increment(1);
         super::tell(error, "a poll of the feed");
-        match error.rdkafka_error_code() {
-            // Nothing is lost by these: reading goes on where it stands.
-            Some(
-                RDKafkaErrorCode::AllBrokersDown
-                | RDKafkaErrorCode::BrokerTransportFailure
-                | RDKafkaErrorCode::OperationTimedOut
-                | RDKafkaErrorCode::RequestTimedOut,
-            ) => {}
-            // Which partition it is, it does not tell.
-            _ => self.doubtful = true,
+        if concerns_places(error) {
+            self.looks.doubt(Instant::now());
         }
     }
 
@@ -283,14 +339,17 @@ impl<H: FnMut(Heard)> Reading<H> {
         let ends = self.consumer.context().all();
         let behind: u64 = ends.iter().zip(&self.places).map(|(end, place)| end.saturating_sub(place.next)).sum();
         metrics::gauge!("contrail_feed_lag_records").set(behind as f64);
-        if !self.doubtful && self.asked.elapsed() < ASK_ENDS {
+        let began = Instant::now();
+        if began < self.looks.due {
             return;
         }
         match self.mend() {
-            Ok(()) => self.doubtful = false,
-            Err(error) => tracing::debug!(%error, topic = self.name, "the feed cannot be looked at; tried again"),
+            Ok(()) => self.looks.done(Instant::now()),
+            Err(error) => {
+                tracing::debug!(%error, topic = self.name, "the feed cannot be looked at; tried again");
+                self.looks.failed(began, Instant::now());
+            }
         }
-        self.asked = Instant::now();
     }
 
     /// Has partitions that do not go on read anew: from where they stand, or from their end where that is no longer to be had. Of these, and of all in doubt,
@@ -299,14 +358,7 @@ impl<H: FnMut(Heard)> Reading<H> {
         let all = bounds(&self.consumer, &self.name)?;
         let mut missed = Vec::new();
         for ((partition, bounds), place) in (0u16..).zip(all).zip(&mut self.places) {
-            let lost = check_range(Topic::Changes, partition, place.next, bounds).is_err();
-            let stalled = place.next < bounds.next && place.moved < self.asked;
-            if lost {
-                *place = Place::at(bounds.next);
-            }
-            if lost || stalled || self.doubtful {
-                missed.push((partition, if lost { "the brokers do not have its place" } else { "it did not go on" }));
-            }
+            missed.extend(place.look(bounds, self.looks.doubtful).map(|why| (partition, why)));
         }
         if missed.is_empty() {
             return Ok(());
@@ -338,5 +390,48 @@ mod tests {
         let mut place = Place::at(5);
         let steps: Vec<Step> = [4, 5, 5, 6, 9, 8, 10].map(|offset| place.take(offset)).into();
         assert_eq!(steps, [Step::Had, Step::Next, Step::Had, Step::Next, Step::After, Step::Had, Step::Next]);
+    }
+    #[test]
+    fn a_place_that_stands_still_before_records_is_told_and_one_that_they_just_reach_is_not() {
+        let bounds = |next| Bounds { start: 0, next };
+        let mut place = Place::at(7);
+        assert_eq!(place.look(bounds(7), false), None, "at its end, for however long");
+        assert_eq!(place.look(bounds(8), false), None, "its record may have come this moment");
+        assert_eq!(place.take(7), Step::Next);
+        assert_eq!(place.look(bounds(9), false), None, "it went on");
+        assert_eq!(place.look(bounds(12), false), Some("it did not go on"));
+        assert_eq!(place.look(Bounds { start: 10, next: 12 }, false), Some("the brokers do not have its place"));
+        assert_eq!((place.next, place.look(bounds(12), false)), (12, None));
+        assert_eq!(place.look(bounds(12), true), Some("it did not go on"), "in doubt");
+        assert_eq!(place.look(bounds(3), false), Some("the brokers do not have its place"));
+        assert_eq!(place.next, 3);
+    }
+
+    #[test]
+    fn brokers_that_are_away_cast_no_doubt_on_places() {
+        let told = |code| concerns_places(&KafkaError::MessageConsumption(code));
+        use RDKafkaErrorCode as Code;
+        let away = [Code::Resolve, Code::AllBrokersDown, Code::BrokerTransportFailure, Code::OperationTimedOut, Code::RequestTimedOut];
+        assert_eq!(away.map(told), [false; 5]);
+        assert_eq!([Code::AutoOffsetReset, Code::UnknownTopicOrPartition, Code::UnknownPartition].map(told), [true; 3]);
+    }
+
+    #[test]
+    fn a_look_that_cannot_be_taken_is_tried_again_later_and_later() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut looks = Looks::new(at(0));
+        assert_eq!(looks.due, at(15));
+        looks.doubt(at(2));
+        assert_eq!((looks.due, looks.doubtful), (at(2), true));
+        let mut now = 2;
+        for wait in [3, 6, 12, 15, 15] {
+            looks.failed(at(now), at(now + 3));
+            looks.doubt(at(now + 4));
+            now += 3 + wait;
+            assert_eq!(looks.due, at(now), "told again meanwhile, it is no sooner");
+        }
+        looks.done(at(now));
+        assert_eq!((looks.due, looks.doubtful), (at(now + 15), false));
     }
 }

@@ -11,6 +11,7 @@ use rdkafka::bindings::rd_kafka_resp_err_t as Code;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 use tokio::sync::Notify;
 
@@ -99,9 +100,11 @@ impl ClientContext for Group {
         let Some(topic) = statistics.topics.get(&self.0.name) else { return };
         let mut member = self.0.member();
         for (partition, told) in &topic.partitions {
-            if let (Ok(partition), Ok(end)) = (u16::try_from(*partition), u64::try_from(told.hi_offset)) {
+            let Ok(partition) = u16::try_from(*partition) else { continue };
+            if let Ok(end) = u64::try_from(told.hi_offset) {
                 member.heard_end(partition, end);
             }
+            member.heard_fetched(partition, told.fetch_state != "none");
         }
     }
 }
@@ -293,21 +296,24 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
     while shared.member().stopped.is_none() {
         let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
         while let Some(task) = tasks.pop_front() {
+            let began = Instant::now();
             if !perform(consumer, shared, task) {
-                // The group must be served meanwhile: the rest comes after the next poll.
-                shared.member().put_off(task, tasks);
+                // The group must be served meanwhile, and the other partitions: the rest comes after what polls have to give.
+                shared.member().put_off(task, tasks, (began, Instant::now()));
                 break;
             }
+            shared.member().done(task);
         }
         if committed.elapsed() >= COMMIT_EVERY {
             committed = Instant::now();
             commit(consumer, shared, CommitMode::Async);
         }
         if !has_room(consumer, shared, &mut full_since) {
+            shared.member().drained();
             continue;
         }
         match consumer.poll(POLL) {
-            None => {}
+            None => shared.member().drained(),
             Some(Ok(message)) => take(shared, &message),
             Some(Err(error)) => complain(consumer, shared, &error),
         }
@@ -357,8 +363,7 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
     match done {
         Ok(()) => true,
         Err(error @ (Error::OutOfRange { .. } | Error::Format(_))) => {
-            let (Task::Seek(partition, _) | Task::ReadOn(partition, _) | Task::Look(partition, _) | Task::Pause(partition)) = task;
-            shared.member().fail(partition, error);
+            shared.member().fail(task.partition(), error);
             shared.wake.notify_one();
             true
         }
@@ -396,6 +401,7 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
 /// topic they forget what groups committed of it.
 fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     let found = consumer.committed_offsets(shared.list([partition]), super::LOOK).map_err(failed)?;
+    found.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)?;
     let has_read = found.elements().iter().any(|element| matches!(element.offset(), At::Offset(_)) && element.metadata() != super::UNREAD);
     if has_read {
         return Ok(());
@@ -409,15 +415,24 @@ fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, 
     Err(Error::Format(format!(
         "kafka topic `{name}` partition {partition}: its reader stands at {offset}, and the brokers know nothing of what group `{group}` read. Either the topic \
          was deleted and made anew, and the stores belong to the former one; or the group was away for longer than `offsets.retention.minutes`. Only if it \
-         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --group {group} --topic {name} --reset-offsets --to-earliest \
-         --execute`, and start them again"
+         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group {group} --topic {name} \
+         --reset-offsets --to-earliest --execute` (with `--command-config FILE` where the brokers want TLS or a login), and start them again"
     )))
 }
 
 fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    consumer.resume(&shared.list([partition])).map_err(failed)?;
-    let at = i64::try_from(offset).map_err(failed)?;
-    consumer.seek(&shared.name, i32::from(partition), At::Offset(at), super::LOOK).map_err(failed)
+    let mut list = shared.list([partition]);
+    list.set_all_offsets(At::Offset(i64::try_from(offset).map_err(failed)?)).map_err(failed)?;
+    consumer.resume(&list).map_err(failed)?;
+    let sought = consumer.seek_partitions(list.clone(), super::LOOK).map_err(failed)?;
+    match sought.elements().iter().try_for_each(TopicPartitionListElem::error) {
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::State) => {
+            // It is not fetched at all: librdkafka gave it up where its leader once called the offset outside the log.
+            drop(consumer.incremental_unassign(&list));
+            consumer.incremental_assign(&list).map_err(failed)
+        }
+        done => done.map_err(failed),
+    }
 }
 
 fn take(shared: &Shared, message: &impl Message) {
@@ -436,12 +451,11 @@ fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError)
             | RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic,
         ) => {
-            // It does not tell which partition: one whose next offset the brokers no longer have.
+            // It does not tell which partition: one whose next offset the brokers no longer have, or did not have for a moment.
             let reading = shared.member().reading();
             for (partition, offset) in reading {
-                if let Ok(bounds) = super::bounds_of(consumer.client(), &shared.name, partition)
-                    && let Err(error) = super::check_range(shared.topic, partition, offset, bounds)
-                {
+                let Ok(bounds) = super::bounds_of(consumer.client(), &shared.name, partition) else { continue };
+                if let Err(error) = super::check_range(shared.topic, partition, offset, bounds) {
                     shared.member().fail(partition, error);
                 }
             }

@@ -12,6 +12,11 @@ pub(super) const READ_AHEAD: usize = 16 << 20;
 /// A partition that has records waiting at the brokers and got none for so long is sought anew.
 const STALL: Duration = Duration::from_secs(30);
 
+/// How long a task that failed is left alone: at least, and at most. In between as long as the attempt took, and twice as long from time to time.
+const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+/// A partition that librdkafka told so often in a row not to fetch is sought anew. (Once may be on its way there.)
+const GIVEN_UP: u8 = 2;
+
 /// One owned partition.
 #[derive(Debug, Default)]
 struct Part {
@@ -27,6 +32,10 @@ struct Part {
     end: Offset,
     /// When it last got a record, or was sought.
     moved: Option<Instant>,
+    /// After a task that failed: before when none of its kind is tried again, and how long that is.
+    rest: Option<(Instant, Duration)>,
+    /// How often in a row librdkafka told that it does not fetch it.
+    unfetched: u8,
 }
 
 impl Part {
@@ -48,6 +57,14 @@ pub(super) enum Task {
     Look(u16, Offset),
 }
 
+impl Task {
+    /// The partition it is for.
+    pub(super) const fn partition(self) -> u16 {
+        let (Self::Seek(partition, _) | Self::ReadOn(partition, _) | Self::Pause(partition) | Self::Look(partition, _)) = self;
+        partition
+    }
+}
+
 /// How far a revocation is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Revocation {
@@ -66,6 +83,8 @@ pub(super) struct Member {
     parts: BTreeMap<u16, Part>,
     /// Tasks that the reader's calls made.
     tasks: VecDeque<Task>,
+    /// After an attempt that failed: until when records that are there are taken before anything else is tried.
+    taking: Option<Instant>,
     /// The partition served last.
     served: u16,
     /// By partition what the reader said is reflected in its store, and whether the brokers may not know it yet.
@@ -148,8 +167,11 @@ impl Member {
         }
     }
 
-    /// What the thread has to do, each partition's latest wish.
+    /// What the thread has to do, each partition's latest wish; nothing for a partition that rests, nor while records that are there go first.
     pub(super) fn tasks(&mut self, now: Instant) -> Vec<Task> {
+        if self.taking.is_some_and(|until| now < until) {
+            return Vec::new();
+        }
         let mut tasks: Vec<Task> = self.tasks.drain(..).collect();
         tasks.retain_mut(|task| match task {
             Task::Seek(partition, offset) => self.parts.get(partition).is_some_and(|part| part.seek == Some(*offset)),
@@ -167,10 +189,16 @@ impl Member {
             let moved = *part.moved.get_or_insert(now);
             if now.duration_since(moved) > STALL {
                 part.moved = Some(now);
-                tasks.push(if expected < part.end { Task::ReadOn(*partition, expected) } else { Task::Look(*partition, expected) });
+                // What failed is still to be done.
+                if !tasks.iter().any(|task| task.partition() == *partition) {
+                    tasks.push(if expected < part.end { Task::ReadOn(*partition, expected) } else { Task::Look(*partition, expected) });
+                }
             }
         }
-        tasks
+        let rests = |task: &Task| self.parts.get(&task.partition()).and_then(|part| part.rest).is_some_and(|(until, _)| now < until);
+        let (later, due): (Vec<Task>, Vec<Task>) = tasks.into_iter().partition(|task| !matches!(task, Task::Pause(_)) && rests(task));
+        self.tasks.extend(later);
+        due
     }
 
     /// A task that came of the thread's own doing.
@@ -178,10 +206,34 @@ impl Member {
         self.tasks.push_back(task);
     }
 
-    /// A task that could not be done at present, and those behind it. They go first next time: one partition that cannot be asked for holds up no other.
-    pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>) {
+    /// A task that could not be done at present, from when to when that was tried, and those behind it. One partition that cannot be asked for holds up no other:
+    /// what is behind goes first next time, records that are there before all, and the partition rests for longer each time. A look is not repeated:
+    /// where it is still wanted, it is made again.
+    pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>, (began, now): (Instant, Instant)) {
+        let (least, most) = REST;
+        let took = now.duration_since(began).max(least);
+        self.taking = Some(now + took);
         self.tasks.extend(rest);
+        if let Task::Look(..) = task {
+            return;
+        }
         self.tasks.push_back(task);
+        if let Some(part) = self.parts.get_mut(&task.partition()) {
+            let wait = part.rest.map_or(took, |(_, last)| (last * 2).max(took).min(most));
+            part.rest = Some((now + wait, wait));
+        }
+    }
+
+    /// A task was done. Where the brokers were asked for it, its partition rests no longer.
+    pub(super) fn done(&mut self, task: Task) {
+        if let Some(part) = self.parts.get_mut(&task.partition()).filter(|_| !matches!(task, Task::Pause(_))) {
+            part.rest = None;
+        }
+    }
+
+    /// All records that are there were taken.
+    pub(super) fn drained(&mut self) {
+        self.taking = None;
     }
 
     /// Kafka reads a sought partition from here on; `end` is its end. False where the reader has sought elsewhere since.
@@ -229,6 +281,21 @@ impl Member {
         part.end = end;
     }
 
+    /// Whether librdkafka fetches a partition, as it tells now and then. One that it gave up, as where a leader for a moment did not have an offset that is
+    /// there, it never takes up by itself.
+    pub(super) fn heard_fetched(&mut self, partition: u16, is_fetched: bool) {
+        let Some(part) = self.parts.get_mut(&partition) else { return };
+        let Some(expected) = part.expected.filter(|_| !is_fetched && !part.paused) else {
+            part.unfetched = 0;
+            return;
+        };
+        part.unfetched += 1;
+        if part.unfetched >= GIVEN_UP {
+            part.unfetched = 0;
+            self.tasks.push_back(Task::ReadOn(partition, expected));
+        }
+    }
+
     /// The group gave it these.
     pub(super) fn assigned(&mut self, mut partitions: Vec<u16>) {
         partitions.sort_unstable();
@@ -269,152 +336,4 @@ impl Member {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-
-    fn stored(offset: Offset) -> Stored {
-        Stored { offset, value: Bytes::from(vec![b'x'; 10]) }
-    }
-
-    fn at(seconds: u64) -> Instant {
-        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-        *START.get_or_init(Instant::now) + Duration::from_secs(seconds)
-    }
-
-    /// A member that reads partitions 0 and 1 from offset 5.
-    fn reading() -> Member {
-        let mut member = Member::default();
-        member.assigned(vec![1, 0]);
-        assert!(matches!(member.deliver(99), Some(Ok(Delivery::Assigned(parts))) if parts == [0, 1]));
-        for partition in [0, 1] {
-            member.seek(partition, 5);
-        }
-        assert_eq!(member.tasks(at(0)), [Task::Seek(0, 5), Task::Seek(1, 5)]);
-        assert!(member.sought(0, 5, 9) && member.sought(1, 5, 9));
-        member
-    }
-
-    fn offsets(member: &mut Member, max_bytes: usize) -> Option<(u16, Vec<Offset>)> {
-        match member.deliver(max_bytes)? {
-            Ok(Delivery::Records { partition, records, .. }) => Some((partition, records.iter().map(|stored| stored.offset).collect())),
-            other => panic!("unexpected {other:?}"),
-        }
-    }
-
-    #[test]
-    fn only_the_next_record_of_a_sought_partition_is_taken() {
-        let mut member = reading();
-        for offset in [3, 5, 5, 6] {
-            member.take("events", 0, stored(offset), at(0));
-        }
-        member.take("events", 7, stored(0), at(0));
-        assert_eq!(offsets(&mut member, 10), Some((0, vec![5])), "at most so many bytes, at least one record");
-        assert_eq!(offsets(&mut member, 99), Some((0, vec![6])));
-        assert_eq!(offsets(&mut member, 99), None);
-        member.seek(0, 2);
-        member.take("events", 0, stored(7), at(0));
-        assert_eq!(offsets(&mut member, 99), None, "a seek has yet to reach the brokers");
-        assert!(!member.sought(0, 1, 9), "an older seek");
-        assert!(member.sought(0, 2, 9));
-        member.take("events", 0, stored(2), at(0));
-        assert_eq!(offsets(&mut member, 99), Some((0, vec![2])));
-    }
-
-    #[test]
-    fn a_gap_fails_its_partition_alone() {
-        let mut member = reading();
-        member.take("events", 0, stored(6), at(0));
-        member.take("events", 1, stored(5), at(0));
-        assert!(matches!(member.deliver(99), Some(Ok(Delivery::Failed { partition: 0, error: Error::Damaged { offset: 5, .. } }))));
-        assert_eq!(offsets(&mut member, 99), Some((1, vec![5])));
-        member.take("events", 0, stored(7), at(0));
-        assert_eq!(offsets(&mut member, 99), None, "told once");
-        assert_eq!(member.reading(), [(1, 6)]);
-    }
-
-    #[test]
-    fn a_paused_partition_keeps_what_it_has_and_reads_on_where_it_was() {
-        let mut member = reading();
-        member.take("events", 0, stored(5), at(0));
-        member.pause(0);
-        assert_eq!(member.tasks(at(0)), [Task::Pause(0)]);
-        assert_eq!(offsets(&mut member, 99), None);
-        member.resume(0);
-        member.resume(0);
-        assert_eq!(member.tasks(at(0)), [Task::ReadOn(0, 6)]);
-        assert_eq!(offsets(&mut member, 99), Some((0, vec![5])));
-        member.pause(0);
-        member.resume(0);
-        member.pause(0);
-        assert_eq!(member.tasks(at(0)), [Task::Pause(0), Task::Pause(0)], "what was taken back is not done");
-    }
-
-    #[test]
-    fn a_revocation_waits_for_the_reader_to_come_back() {
-        let mut member = reading();
-        member.take("events", 0, stored(5), at(0));
-        member.take("events", 1, stored(5), at(0));
-        assert!(member.is_revoked());
-        member.revoked(vec![0]);
-        assert!(!member.is_revoked());
-        assert!(matches!(member.deliver(99), Some(Ok(Delivery::Revoked(parts))) if parts == [0]));
-        assert!(!member.is_revoked(), "told, but it may be writing");
-        member.seek(0, 5);
-        assert_eq!(offsets(&mut member, 99), Some((1, vec![5])), "of the other nothing is delivered any more");
-        assert!(member.is_revoked());
-        assert_eq!(member.tasks(at(0)), []);
-        member.revoked(vec![0]);
-        assert!(member.is_revoked(), "nothing to give back");
-    }
-
-    #[test]
-    fn a_partition_that_stands_still_before_its_end_is_read_anew() {
-        let mut member = reading();
-        assert_eq!(member.tasks(at(1)), []);
-        assert_eq!(member.tasks(at(30)), []);
-        member.take("events", 1, stored(5), at(20));
-        assert_eq!(member.tasks(at(32)), [Task::ReadOn(0, 5)]);
-        assert_eq!(member.tasks(at(33)), [], "once in a while");
-        for offset in 6..9 {
-            member.take("events", 1, stored(offset), at(40));
-        }
-        assert_eq!(member.tasks(at(100)), [Task::ReadOn(0, 5), Task::Look(1, 9)], "at its end it is asked for its end");
-        assert_eq!(member.tasks(at(101)), []);
-        member.heard_end(1, 10);
-        assert_eq!(member.tasks(at(129)), [], "a while from when there was something to wait for");
-        assert_eq!(member.tasks(at(160)), [Task::ReadOn(0, 5), Task::ReadOn(1, 9)]);
-    }
-
-    #[test]
-    fn a_partition_that_cannot_be_asked_for_holds_up_no_other() {
-        let mut member = reading();
-        for (partition, offset) in [(0, 6), (1, 7)] {
-            member.seek(partition, offset);
-        }
-        let tasks = member.tasks(at(0));
-        assert_eq!(tasks, [Task::Seek(0, 6), Task::Seek(1, 7)]);
-        member.put_off(tasks[0], tasks[1..].iter().copied());
-        assert_eq!(member.tasks(at(1)), [Task::Seek(1, 7), Task::Seek(0, 6)]);
-    }
-
-    #[test]
-    fn records_that_come_before_a_partition_is_read_on_do_not_leave_it_paused() {
-        let mut member = reading();
-        member.again(Task::ReadOn(0, 5));
-        member.take("events", 0, stored(5), at(0));
-        assert_eq!(member.tasks(at(0)), [Task::ReadOn(0, 6)]);
-    }
-
-    #[test]
-    fn every_partition_gets_its_turn() {
-        let mut member = reading();
-        for offset in 5..8 {
-            member.take("events", 0, stored(offset), at(0));
-            member.take("events", 1, stored(offset), at(0));
-        }
-        let served: Vec<u16> = std::iter::from_fn(|| offsets(&mut member, 1)).map(|(partition, _)| partition).collect();
-        assert_eq!(served, [1, 0, 1, 0, 1, 0]);
-        assert!(!member.is_full());
-    }
-}
+mod tests;

@@ -9,7 +9,8 @@
 //!   `offsets.retention.minutes`, 7 days by default: set that as long as a reader may be away.)
 //! * A topic that was deleted and made anew under its name is another one, however far it has grown. Brokers forget with a topic what groups committed of
 //!   it: a reader that goes on at a stored offset while they know of no reading of its group is refused.
-//! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids.
+//! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids. Of changes,
+//!   what is there of a partition's records are the first of them.
 
 mod adopt;
 mod broadcast;
@@ -17,6 +18,7 @@ mod consumer;
 mod member;
 mod producer;
 mod reach;
+mod reads;
 mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -30,26 +32,23 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use futures::future::join_all;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
 
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
 pub use broadcast::{Broadcast, Heard, Tail};
-use producer::{LINGER, Producer};
+use producer::{LINGER, Late, Producer, ROUND_LINGER};
+use reads::Readers;
 pub use settings::{Security, Settings};
 use topics::{ASK, Purpose, failed};
 
 /// How long a look at one partition may take: scrapes and answers wait for it.
 const LOOK: Duration = Duration::from_secs(3);
-
-/// How long a read waits for records that are known to be there.
-const READ: Duration = Duration::from_secs(30);
 
 /// How long closing waits for members to leave their groups, and forgetting a group for its last one.
 const LEAVE: Duration = Duration::from_secs(10);
@@ -60,9 +59,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Goes with a commit that only registers a group: nobody of it has read yet.
 const UNREAD: &str = "unread";
 
-/// Consumers for reads outside of groups that are kept between calls.
-const IDLE_READERS: usize = 4;
-
 /// The log on Kafka.
 pub struct KafkaLog(Arc<Inner>);
 
@@ -71,9 +67,12 @@ struct Inner {
     settings: Settings,
     names: [String; 2],
     admin: Arc<AdminClient<DefaultClientContext>>,
-    producer: Producer,
+    /// Of events: what is late is sent again, with the same ids.
+    loose: Producer,
+    /// Of changes: whoever reads an object's changes takes one that comes behind a later one for a repeat.
+    gapless: Producer,
     members: Mutex<Vec<Subscribed>>,
-    readers: Mutex<Vec<Reading>>,
+    readers: Readers,
     closed: AtomicBool,
 }
 
@@ -82,12 +81,6 @@ struct Subscribed {
     group: String,
     member: Weak<consumer::Shared>,
     ended: consumer::Ended,
-}
-
-/// A consumer outside of groups, and what it would read next.
-struct Reading {
-    consumer: BaseConsumer,
-    next: (Topic, u16, Offset),
 }
 
 /// Runs something that blocks where that is allowed.
@@ -154,14 +147,24 @@ impl KafkaLog {
         blocking(move || reach::reach(&reached)).await?;
         let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
         let admin = Arc::new(admin);
-        let names = Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()));
-        for name in &names {
+        for name in &names(&settings) {
             topics::ensure(&admin, name, Purpose::Log, &settings).await?;
         }
-        let producer = Producer::new(&client, LINGER)?;
-        let (members, readers) = (Mutex::default(), Mutex::default());
-        Ok(Self(Arc::new(Inner { client, settings, names, admin, producer, members, readers, closed: AtomicBool::new(false) })))
+        Self::over(client, admin, settings)
     }
+
+    /// The log over topics that are as they must be.
+    fn over(client: ClientConfig, admin: Arc<AdminClient<DefaultClientContext>>, settings: Settings) -> Result<Self, Error> {
+        let names = names(&settings);
+        let (loose, gapless) = (Producer::new(&client, LINGER, Late::Dropped)?, Producer::new(&client, ROUND_LINGER, Late::Kept)?);
+        let (members, readers) = (Mutex::default(), Readers::default());
+        Ok(Self(Arc::new(Inner { client, settings, names, admin, loose, gapless, members, readers, closed: AtomicBool::new(false) })))
+    }
+}
+
+/// The topics' names at the brokers.
+fn names(settings: &Settings) -> [String; 2] {
+    Topic::ALL.map(|topic| format!("{}.{}", settings.prefix, topic.name()))
 }
 
 impl Inner {
@@ -177,6 +180,14 @@ impl Inner {
         if self.closed.load(Ordering::SeqCst) { Err(Error::Closed("the log was closed".into())) } else { Ok(()) }
     }
 
+    async fn append(&self, producer: &Producer, topic: Topic, records: &[Append]) -> Result<Vec<Offset>, Error> {
+        self.check_open()?;
+        if let Some(bytes) = records.iter().map(|record| record.value.len()).find(|bytes| *bytes > MAX_RECORD) {
+            return Err(Error::TooLarge { bytes });
+        }
+        producer.append(self.name(topic), records).await
+    }
+
     fn group(&self, topic: Topic, group: &str) -> String {
         format!("{}.{group}", self.name(topic))
     }
@@ -190,9 +201,14 @@ impl Inner {
 
     /// A consumer of a group that takes no part in it.
     fn onlooker(&self, group: &str) -> Result<BaseConsumer, Error> {
+        self.onlooking(group).create().map_err(failed)
+    }
+
+    /// What makes a consumer one.
+    fn onlooking(&self, group: &str) -> ClientConfig {
         let mut config = self.client.clone();
         config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error").set("allow.auto.create.topics", "false");
-        config.create().map_err(failed)
+        config
     }
 
     fn all_bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error> {
@@ -205,6 +221,7 @@ impl Inner {
         let found = of_group(|| consumer.committed_offsets(self.partitions(topic), ASK)).map_err(failed)?;
         let mut offsets = vec![None; usize::from(PARTITIONS)];
         for element in found.elements() {
+            element.error().map_err(failed)?;
             if let (At::Offset(offset), Some(slot)) = (element.offset(), usize::try_from(element.partition()).ok().and_then(|at| offsets.get_mut(at)))
             {
                 *slot = u64::try_from(offset).ok();
@@ -259,62 +276,6 @@ impl Inner {
         }
     }
 
-    fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, Error> {
-        let bounds = bounds_of(self.admin.inner(), self.name(topic), partition)?;
-        check_range(topic, partition, from, bounds)?;
-        if from == bounds.next {
-            return Ok(Vec::new());
-        }
-        let consumer = self.reader_at(topic, partition, from)?;
-        let (mut found, mut bytes, asked) = (Vec::<Stored>::new(), 0, Instant::now());
-        let mut at = from;
-        while at < bounds.next && (found.is_empty() || bytes < max_bytes) {
-            match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(message)) => {
-                    if message.offset() != at as i64 {
-                        let what = format!("the brokers went on at {}", message.offset());
-                        return Err(Error::Damaged { topic: topic.name(), partition, offset: at, what });
-                    }
-                    let value = message.payload().map(Bytes::copy_from_slice).unwrap_or_default();
-                    if !found.is_empty() && bytes + value.len() > max_bytes {
-                        // It is taken and cannot be given back: this consumer does not stand where the next read begins.
-                        return Ok(found);
-                    }
-                    bytes += value.len();
-                    found.push(Stored { offset: at, value });
-                    at += 1;
-                }
-                Some(Err(error)) => return Err(failed(error)),
-                None if asked.elapsed() > READ => return Err(failed("a partition's leader does not answer")),
-                None => {}
-            }
-        }
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if readers.len() >= IDLE_READERS {
-            drop(readers.remove(0));
-        }
-        readers.push(Reading { consumer, next: (topic, partition, at) });
-        Ok(found)
-    }
-
-    /// A consumer that reads a partition from an offset on: one that stands there, or one sent there.
-    fn reader_at(&self, topic: Topic, partition: u16, from: Offset) -> Result<BaseConsumer, Error> {
-        let kept = {
-            let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            let there = readers.iter().position(|reading| reading.next == (topic, partition, from));
-            there.map(|at| readers.remove(at).consumer)
-        };
-        if let Some(consumer) = kept {
-            return Ok(consumer);
-        }
-        let consumer = self.onlooker(&self.group(topic, "reads"))?;
-        let mut list = TopicPartitionList::new();
-        let at = At::Offset(i64::try_from(from).map_err(failed)?);
-        list.add_partition_offset(self.name(topic), i32::from(partition), at).map_err(failed)?;
-        consumer.assign(&list).map_err(failed)?;
-        Ok(consumer)
-    }
-
     /// Every group that ever subscribed to a topic, by its full name.
     fn groups(&self, topic: Topic) -> Result<Vec<String>, Error> {
         let all = self.admin.inner().fetch_group_list(None, ASK).map_err(failed)?;
@@ -367,11 +328,11 @@ impl Inner {
 #[async_trait]
 impl EventLog for KafkaLog {
     async fn append(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, Error> {
-        self.0.check_open()?;
-        if let Some(bytes) = records.iter().map(|record| record.value.len()).find(|bytes| *bytes > MAX_RECORD) {
-            return Err(Error::TooLarge { bytes });
-        }
-        self.0.producer.append(self.0.name(topic), &records).await
+        let producer = match topic {
+            Topic::Events => &self.0.loose,
+            Topic::Changes => &self.0.gapless,
+        };
+        self.0.append(producer, topic, &records).await
     }
 
     async fn subscribe(&self, topic: Topic, group: &str) -> Result<Box<dyn Consumer>, Error> {
@@ -403,6 +364,15 @@ impl EventLog for KafkaLog {
         blocking(move || inner.all_bounds(topic)).await
     }
 
+    async fn ends(&self, topic: Topic) -> Vec<Option<Offset>> {
+        // At once: a partition whose leader does not answer holds up no other.
+        let asked = (0..PARTITIONS).map(|partition| {
+            let inner = Arc::clone(&self.0);
+            blocking(move || bounds_of(inner.admin.inner(), inner.name(topic), partition))
+        });
+        join_all(asked).await.into_iter().map(|bounds| Some(bounds.ok()?.next)).collect()
+    }
+
     async fn committed(&self, topic: Topic, group: &str) -> Result<Vec<Offset>, Error> {
         let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
         blocking(move || inner.offsets(topic, &group)).await
@@ -424,6 +394,12 @@ impl EventLog for KafkaLog {
     }
 
     async fn retain(&self, now: Timestamp) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            inner.readers.close_idle(Instant::now());
+            Ok(())
+        })
+        .await?;
         for topic in Topic::ALL {
             let inner = Arc::clone(&self.0);
             let deletable = blocking(move || inner.deletable(topic, now)).await?;
@@ -451,8 +427,10 @@ impl EventLog for KafkaLog {
                     tracing::warn!(group, "a member of a group did not leave in time");
                 }
             }
-            inner.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            inner.producer.flush()
+            inner.readers.close();
+            let until = Instant::now() + producer::TIMEOUT;
+            let (loose, gapless) = (inner.loose.flush(until), inner.gapless.flush(until));
+            loose.and(gapless)
         })
         .await
     }

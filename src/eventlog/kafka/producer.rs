@@ -1,15 +1,17 @@
-//! Appends to Kafka: one idempotent producer for all callers, one completion for each call. Used by `KafkaLog::append` alone; must never tell a
-//! caller that nothing was appended where something may have been.
+//! Appends to Kafka: idempotent producers, one completion for each call. Used by `KafkaLog` and `Broadcast`; must never tell a caller that nothing was
+//! appended where something may have been.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::time::timeout_at;
 
 use crate::eventlog::{Append, Error, MAX_RECORD, Offset};
 
@@ -18,19 +20,49 @@ const MAX_WAITING_RECORDS: usize = 200_000;
 const MAX_WAITING_BYTES: usize = 128 << 20;
 
 /// How long the brokers may take for a record. Beyond it the outcome is unknown.
-const TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a record of the log waits for others to go with.
 pub(super) const LINGER: Duration = Duration::from_millis(5);
 
+/// The same of callers that append a whole round at once and wait for it: nothing else comes meanwhile.
+pub(super) const ROUND_LINGER: Duration = Duration::from_millis(1);
+
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
+
+/// What becomes of a record that the brokers have not taken within [`TIMEOUT`]. Its caller is told then, either way, that its outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// It is given up. A later record of its partition may be appended all the same.
+    Dropped,
+    /// It stays, and all behind it: what is ever appended of a partition's records is the first of them, without a gap. Until it is settled, later calls wait.
+    Kept,
+}
+
+/// The least time between two producers: where brokers refuse every one of them, calls are refused too and none is made for each.
+const APART: Duration = Duration::from_secs(1);
 
 /// The producer. A fatal error (the brokers lost track of its sequence) replaces it; what was on its way then is unknown to its callers.
 pub(super) struct Producer {
     config: ClientConfig,
-    current: RwLock<Arc<ThreadedProducer<Reports>>>,
+    late: Late,
+    /// [`TIMEOUT`].
+    timeout: Duration,
+    current: RwLock<Current>,
     waiting: Arc<Waiting>,
+    /// Calls that were told that the outcome is unknown, and whose records are kept.
+    overdue: tokio::sync::Mutex<Vec<Answer>>,
+}
+
+/// Comes when all records of a call are settled.
+type Answer = oneshot::Receiver<Vec<Result<Offset, Error>>>;
+
+type Client = Arc<ThreadedProducer<Reports>>;
+
+struct Current {
+    client: Client,
+    since: Instant,
 }
 
 /// What is queued or on its way.
@@ -41,7 +73,22 @@ struct Waiting {
 }
 
 /// Receives what became of each record.
-struct Reports;
+#[derive(Default)]
+struct Reports {
+    /// After a record that has no offset: its partition, and what librdkafka numbers the next one of its batch with.
+    unplaced: Mutex<Option<(i32, i64)>>,
+}
+
+impl Reports {
+    /// Where an acknowledged record is; None where that is not known. Brokers that took a batch before and forgot where (DUPLICATE_SEQUENCE_NUMBER) tell -1 of
+    /// it, from which librdkafka counts on.
+    fn place(&self, partition: i32, offset: i64) -> Option<Offset> {
+        let mut unplaced = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = u64::try_from(offset).ok().filter(|_| *unplaced != Some((partition, offset)));
+        *unplaced = known.is_none().then_some((partition, offset + 1));
+        known
+    }
+}
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -54,7 +101,9 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, place: Box<Place>) {
         place.settle(match result {
-            Ok(message) => u64::try_from(message.offset()).map_err(|_| Error::Unavailable("a broker acknowledged without an offset".into())),
+            Ok(message) => {
+                self.place(message.partition(), message.offset()).ok_or_else(|| Error::Unavailable("a broker acknowledged without an offset".into()))
+            }
             Err((error, message)) => Err(refused(error, message.payload().map_or(0, <[u8]>::len))),
         });
     }
@@ -86,7 +135,7 @@ struct Open {
 }
 
 impl Call {
-    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<Vec<Result<Offset, Error>>>) {
+    fn new(records: usize) -> (Arc<Self>, Answer) {
         let (answer, answered) = oneshot::channel();
         let open = Open { left: records, settled: vec![Ok(0); records], answer: Some(answer) };
         (Arc::new(Self(Mutex::new(open))), answered)
@@ -120,7 +169,7 @@ fn refused(error: &KafkaError, bytes: usize) -> Error {
 
 impl Producer {
     /// `linger` is how long a record waits for others to go with.
-    pub(super) fn new(client: &ClientConfig, linger: Duration) -> Result<Self, Error> {
+    pub(super) fn new(client: &ClientConfig, linger: Duration, late: Late) -> Result<Self, Error> {
         let mut config = client.clone();
         config
             .set("enable.idempotence", "true")
@@ -128,18 +177,24 @@ impl Producer {
             .set("linger.ms", linger.as_millis().to_string())
             .set("compression.type", "lz4")
             .set("message.max.bytes", MAX_MESSAGE.to_string())
-            .set("message.timeout.ms", TIMEOUT.as_millis().to_string())
             .set("queue.buffering.max.messages", (2 * MAX_WAITING_RECORDS).to_string())
             .set("queue.buffering.max.kbytes", (2 * (MAX_WAITING_BYTES >> 10)).to_string());
+        match late {
+            Late::Dropped => config.set("message.timeout.ms", TIMEOUT.as_millis().to_string()),
+            // Never. And where the brokers refuse a record for good, the producer fails before it sends one behind it.
+            Late::Kept => config.set("message.timeout.ms", "0").set("enable.gapless.guarantee", "true"),
+        };
         let first = create(&config)?;
-        Ok(Self { config, current: RwLock::new(Arc::new(first)), waiting: Arc::default() })
+        let (current, overdue) = (RwLock::new(first), tokio::sync::Mutex::default());
+        Ok(Self { config, late, timeout: TIMEOUT, current, waiting: Arc::default(), overdue })
     }
 
     /// Appends records of one topic; see [`crate::eventlog::EventLog::append`]. Every record is within [`MAX_RECORD`].
     pub(super) async fn append(&self, topic: &str, records: &[Append]) -> Result<Vec<Offset>, Error> {
         let settled = self.append_each(topic, records).await?;
         // What one record was refused for says nothing of the call's others: they may be there.
-        settled.into_iter().map(|one| one.map_err(|error| Error::Unavailable(error.to_string()))).collect()
+        let unknown = |error| if let Error::Unavailable(_) = error { error } else { Error::Unavailable(error.to_string()) };
+        settled.into_iter().map(|one| one.map_err(unknown)).collect()
     }
 
     /// The same, and tells of each record, in the order given, what became of it: [`Error::TooLarge`] was not appended, of all else that is unknown.
@@ -151,9 +206,14 @@ impl Producer {
             return Ok(Vec::new());
         }
         let bytes: usize = records.iter().map(|record| record.value.len()).sum();
-        self.take_room(records.len(), bytes)?;
+        let until = tokio::time::Instant::now() + self.timeout;
+        // One that failed for good settles what it has left.
+        drop(self.current()?);
+        self.wait_for_overdue(until).await?;
         let producer = self.current()?;
-        let (call, answered) = Call::new(records.len());
+        // Last of what may fail: its records give the room back.
+        self.take_room(records.len(), bytes)?;
+        let (call, mut answered) = Call::new(records.len());
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
             let message =
@@ -162,7 +222,40 @@ impl Producer {
                 message.delivery_opaque.settle(Err(refused(&error, record.value.len())));
             }
         }
-        answered.await.map_err(|_| Error::Unavailable("kafka: the producer ended".into()))
+        // One that was replaced ends on a thread of its own, not here.
+        drop(producer);
+        let ended = |_| Error::Unavailable("kafka: the producer ended".into());
+        match self.late {
+            Late::Dropped => answered.await.map_err(ended),
+            Late::Kept => match timeout_at(until, &mut answered).await {
+                Ok(answer) => answer.map_err(ended),
+                Err(_) => {
+                    self.overdue.lock().await.push(answered);
+                    Err(Error::Unavailable("kafka: the brokers do not answer; what was to be appended is still on its way".into()))
+                }
+            },
+        }
+    }
+
+    /// Waits until what calls that gave up have left is settled: repeats must not pile up behind it.
+    async fn wait_for_overdue(&self, until: tokio::time::Instant) -> Result<(), Error> {
+        let settled = async {
+            let mut overdue = self.overdue.lock().await;
+            while let Some(answer) = overdue.last_mut() {
+                drop(answer.await);
+                overdue.pop();
+            }
+        };
+        let late = |_| Error::Unavailable("kafka: the brokers do not answer; what an earlier call left is still on its way".into());
+        timeout_at(until, settled).await.map_err(late)
+    }
+
+    /// Whether the brokers have not answered for [`TIMEOUT`].
+    fn is_overdue(&self) -> bool {
+        // Who holds it waits for them.
+        let Ok(mut overdue) = self.overdue.try_lock() else { return true };
+        overdue.retain_mut(|answer| answer.try_recv() == Err(TryRecvError::Empty));
+        !overdue.is_empty()
     }
 
     /// Takes room for a call, or refuses it before any of it is queued.
@@ -178,31 +271,65 @@ impl Producer {
         Ok(())
     }
 
-    /// The producer to use; a new one where the last failed for good.
-    fn current(&self) -> Result<Arc<ThreadedProducer<Reports>>, Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+    /// The producer to use; a new one where the last failed for good. [`Error::Unavailable`] where none can be made at present: the next call tries again.
+    fn current(&self) -> Result<Client, Error> {
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
         let Some((code, reason)) = current.client().fatal_error() else { return Ok(current) };
         let mut slot = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&slot, &current) {
+        if Arc::ptr_eq(&slot.client, &current) {
+            if slot.since.elapsed() < APART {
+                return Err(Error::Unavailable(format!("kafka: the producer failed for good: {code}: {reason}")));
+            }
             tracing::error!(%code, reason, "the kafka producer failed for good; a new one takes over");
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
-            *slot = Arc::new(create(&self.config)?);
+            let made = create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?;
+            let former = std::mem::replace(&mut *slot, made);
+            if self.late == Late::Kept {
+                // It sends no more, and what it has has no time limit.
+                give_up(&former.client);
+            }
+            retire(former.client);
         }
-        Ok(Arc::clone(&slot))
+        Ok(Arc::clone(&slot.client))
     }
 
-    /// Waits until what was queued is settled, at most as long as a record may take. Blocking.
-    pub(super) fn flush(&self) -> Result<(), Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
-        match current.flush(TIMEOUT) {
-            Err(error) if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) => Err(unknown(&error)),
-            _ => Ok(()),
+    /// Waits until what was queued is settled, at most until `until`, and not for what is overdue already; gives up what is left then. Blocking.
+    pub(super) fn flush(&self, until: Instant) -> Result<(), Error> {
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
+        let overdue = self.is_overdue();
+        let patience = if overdue { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+        match current.flush(patience) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                give_up(&current);
+                let told = overdue || error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal);
+                if told { Ok(()) } else { Err(unknown(&error)) }
+            }
         }
     }
 }
 
-fn create(config: &ClientConfig) -> Result<ThreadedProducer<Reports>, Error> {
-    config.create_with_context(Reports).map_err(|error| Error::Format(format!("kafka: {error}")))
+/// Settles all that a producer holds; it is sent no more, though what is on the wire may arrive.
+fn give_up(producer: &ThreadedProducer<Reports>) {
+    producer.purge(PurgeConfig::default().queue().inflight());
+}
+
+fn create(config: &ClientConfig) -> Result<Current, Error> {
+    let client = config.create_with_context(Reports::default()).map_err(|error| Error::Format(format!("kafka: {error}")))?;
+    Ok(Current { client: Arc::new(client), since: Instant::now() })
+}
+
+/// Lets a producer that failed for good hear what became of what is on its way, and ends it: that blocks.
+fn retire(producer: Client) {
+    let ending = move || {
+        drop(producer.flush(TIMEOUT));
+        while Arc::strong_count(&producer) > 1 {
+            std::thread::sleep(super::PAUSE);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kafka-retired".into()).spawn(ending) {
+        tracing::error!(%error, "no thread for a producer's end");
+    }
 }
 
 #[cfg(test)]
@@ -224,12 +351,22 @@ mod tests {
         assert_eq!(answered.await.unwrap(), [Err(Error::Unavailable("lost".into())), Ok(1)]);
     }
 
+    #[test]
+    fn numbers_that_are_no_offsets_are_not_told() {
+        let reports = Reports::default();
+        let told: Vec<_> = [(3, 7), (3, -1), (3, 0), (3, 1), (3, 8), (4, 0), (3, -1001), (3, -1001), (3, 9), (3, -1), (4, 0)]
+            .into_iter()
+            .map(|(partition, offset)| reports.place(partition, offset))
+            .collect();
+        assert_eq!(told, [Some(7), None, None, None, Some(8), Some(0), None, None, Some(9), None, Some(0)]);
+    }
+
     #[tokio::test]
     async fn a_full_queue_refuses_at_once_and_frees_its_room() {
         // Nobody listens there: what is queued stays queued until its time is over.
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1");
-        let producer = Arc::new(Producer::new(&config, LINGER).unwrap());
+        let producer = Arc::new(Producer::new(&config, LINGER, Late::Dropped).unwrap());
         let records = |count: usize| vec![Append { partition: 0, value: bytes::Bytes::from_static(b"x") }; count];
         let waiting = {
             let (producer, many) = (Arc::clone(&producer), records(MAX_WAITING_RECORDS));
@@ -243,5 +380,29 @@ mod tests {
         assert_eq!(producer.append("t", &records(1)).await, Err(Error::Full("the queue to the brokers is full")));
         assert_eq!(producer.waiting.records.load(Ordering::Relaxed), MAX_WAITING_RECORDS, "what was refused takes no room");
         drop(waiting);
+    }
+    #[tokio::test]
+    async fn a_late_record_that_is_kept_holds_up_what_would_be_sent_behind_it() {
+        // Nobody listens there.
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1");
+        let mut producer = Producer::new(&config, LINGER, Late::Kept).unwrap();
+        producer.timeout = Duration::from_millis(100);
+        assert_eq!(producer.config.get("message.timeout.ms"), Some("0"), "the brokers' answer alone settles a record");
+        let record = [Append { partition: 0, value: bytes::Bytes::from_static(b"x") }];
+        let waiting = || producer.waiting.records.load(Ordering::Relaxed);
+        for told in ["what was to be appended", "what an earlier call left", "what an earlier call left"] {
+            let refused = producer.append("t", &record).await.unwrap_err();
+            assert!(matches!(&refused, Error::Unavailable(what) if what.contains(told)), "{refused}");
+            assert_eq!(waiting(), 1, "it is on its way still, and nothing piles up behind it");
+        }
+        // Closing does not wait for it once more.
+        let closing = Instant::now();
+        producer.flush(closing + 3 * TIMEOUT).unwrap();
+        assert!(closing.elapsed() < TIMEOUT);
+        while waiting() > 0 {
+            assert!(closing.elapsed() < 3 * TIMEOUT, "it is not given up");
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! The log on a real Kafka against the suite, and what is its own. The broker is started once for all tests, by `tests/servers/run`, and ends with this
 //! process; `CONTRAIL_TEST_KAFKA` names another one.
 
+mod faults;
+mod mock;
 mod security;
+
+use bytes::Bytes;
 
 use super::testing::make_topic;
 use super::*;
@@ -103,7 +107,8 @@ async fn a_recreated_topic_that_has_grown_past_its_reader_is_told() {
         assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
         reader.seek(4, 4);
         let told = reader.next(1).await;
-        assert!(matches!(&told, Ok(Delivery::Failed { partition: 4, error: Error::Format(what) }) if what.contains("made anew")), "{told:?}");
+        let Ok(Delivery::Failed { partition: 4, error: Error::Format(what) }) = &told else { panic!("unexpected {told:?}") };
+        assert!(what.contains("made anew") && what.contains("kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group "), "{what}");
         reader.seek(5, 0);
     }
     log.close().await.unwrap();
@@ -189,6 +194,7 @@ async fn a_fresh_log_goes_on_where_another_stands() {
     for _ in 0..2 {
         log.begin_at(Topic::Events, &starts, &|_| {}).await.unwrap();
         assert_eq!(log.bounds(Topic::Events).await.unwrap(), starts.iter().map(|at| Bounds { start: *at, next: *at }).collect::<Vec<_>>());
+        assert_eq!(log.ends(Topic::Events).await, starts.iter().copied().map(Some).collect::<Vec<_>>());
     }
     let appended = log.append(Topic::Events, vec![record(15, "a"), record(15, "b"), record(0, "c")]).await.unwrap();
     assert_eq!(appended, [165_000, 165_001, 0]);
@@ -197,4 +203,29 @@ async fn a_fresh_log_goes_on_where_another_stands() {
     // What another call was cut short after is left as it is.
     log.begin_at(Topic::Events, &starts, &|_| {}).await.unwrap();
     assert_eq!(log.bounds(Topic::Events).await.unwrap()[15], Bounds { start: 165_000, next: 165_002 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_reads_all_partitions_in_pieces_goes_on_with_the_consumers_it_has() {
+    let log = Fresh::new().log().await.unwrap();
+    let texts = ["a", "bb", "ccc"];
+    let standing = || log.0.readers.lock().iter().map(|(of, reading)| (*of, reading.at())).collect::<Vec<_>>();
+    log.append(Topic::Events, (0..PARTITIONS).flat_map(|partition| texts.map(|text| record(partition, text))).collect()).await.unwrap();
+    for round in 0..3u64 {
+        for partition in 0..PARTITIONS {
+            // One fits, and the next is too large.
+            let found = log.read(Topic::Events, partition, round, texts[round as usize].len() + 1).await.unwrap();
+            let found: Vec<_> = found.iter().map(|stored| (stored.offset, &stored.value[..])).collect();
+            assert_eq!(found, [(round, texts[round as usize].as_bytes())]);
+        }
+        let expected: Vec<_> = (0..PARTITIONS).map(|partition| ((Topic::Events, partition), round + 1)).collect();
+        assert_eq!(standing(), expected);
+    }
+    let again = log.read(Topic::Events, 7, 0, 4).await.unwrap();
+    assert_eq!(again.iter().map(|stored| stored.offset).collect::<Vec<_>>(), [0, 1], "from elsewhere too");
+    assert_eq!(standing()[7], ((Topic::Events, 7), 2), "what it has taken and not given is given next");
+    log.0.readers.close_idle(Instant::now());
+    assert_eq!(standing().len(), usize::from(PARTITIONS));
+    log.0.readers.close_idle(Instant::now() + Duration::from_secs(61));
+    assert_eq!(standing().len(), 0, "and they are not kept for ever");
 }

@@ -1,5 +1,5 @@
 //! The feed over Kafka: a topic that every process reads whole, from when it starts; what it reads goes to its own subscribers. Opened by the composition
-//! root through `feed::open`. Must never lose a write silently: where one may have been missed, subscribers are sent to a fresh snapshot.
+//! root (`app::backends`). Must never lose a write silently: where one may have been missed, subscribers are sent to a fresh snapshot.
 //!
 //! * Every write is published, whoever is subscribed here: others may be elsewhere, and only their processes know of them.
 //! * A write's partition is its object's among `changes`, so that an object's writes keep their order.

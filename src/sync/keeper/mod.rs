@@ -23,7 +23,7 @@ use self::state::{Batch, Flight, KeeperState};
 use super::expiry::Expiry;
 use super::object::Object;
 use super::status::Status;
-use super::{Error, Feed, ObjectStore};
+use super::{Error, Feed, ObjectStore, naming};
 use crate::background::aside;
 use crate::event::{Clock, ObjectKey};
 use crate::eventlog::{Consumer, Delivery, EventLog, Topic};
@@ -33,6 +33,8 @@ pub const GROUP: &str = "keeper";
 
 /// Records behind, in one partition, from which writes are gathered for longer: throughput before latency.
 const BACKLOG: u64 = 1_000;
+/// How soon the next sweep follows one that found as much as it may take.
+const SWEEP_AGAIN: Duration = Duration::from_secs(5);
 /// Most keys of one load.
 const LOAD: usize = 2_000;
 
@@ -169,7 +171,7 @@ struct Run<'a> {
     /// Committed, and waiting to be published.
     committed: Vec<Flight>,
     publishing: Option<BoxFuture<'static, Result<Vec<Flight>, Error>>>,
-    sweep: Option<BoxFuture<'static, Result<(), Error>>>,
+    sweep: Option<BoxFuture<'static, Result<bool, Error>>>,
     paused: bool,
     /// How long writes are gathered now: longer while there is a backlog.
     window: Duration,
@@ -200,8 +202,11 @@ impl Run<'_> {
                 }
                 swept = running(&mut self.sweep) => {
                     self.sweep = None;
-                    if let Err(error) = swept {
-                        tracing::warn!(%error, "keeper's sweep of expired objects failed");
+                    match swept {
+                        Ok(false) => {}
+                        // Once what was found is removed: until then it would be found again.
+                        Ok(true) => sweep_at = sweep_at.min(Instant::now() + SWEEP_AGAIN),
+                        Err(error) => tracing::warn!(%error, "keeper's sweep of expired objects failed"),
                     }
                 }
                 () = sleep_until(write_at.unwrap_or_else(Instant::now)), if idle && write_at.is_some() => {
@@ -286,9 +291,8 @@ impl Run<'_> {
     /// Gives partitions up: sees through what is on its way, so that their next owner begins behind it, and drops what waits of them: it stands in the log.
     async fn revoked(&mut self, partitions: &[u16]) -> Result<(), Error> {
         self.land().await?;
-        let mut checkpoints = self.state.checkpoints();
-        checkpoints.retain(|(partition, _)| partitions.contains(partition));
-        self.keeper.store.commit_objects(Vec::new(), checkpoints).await?;
+        // Those of the partitions that stay too: they are handed out once.
+        self.keeper.store.commit_objects(Vec::new(), self.state.checkpoints()).await?;
         self.state.revoke(partitions);
         for partition in partitions {
             self.keeper.status.release(Topic::Changes, *partition);
@@ -321,7 +325,7 @@ impl Run<'_> {
     }
 
     fn freeze(&mut self, key: ObjectKey, error: &Error) {
-        tracing::error!(%error, site.id = %key.site, "keeper freezes an object that cannot be read or written; rebuild it");
+        tracing::error!(%error, sid = naming::sid(&key.site, key.kind, &key.name, 0), site.id = %key.site, "keeper freezes an object that cannot be read or written; rebuild it");
         self.keeper.status.froze();
         self.state.freeze(key);
     }

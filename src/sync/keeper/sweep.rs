@@ -15,14 +15,15 @@ const EXPIRING: [&str; 4] = ["customer.", "visitor.", "trail.", "page."];
 /// Most objects of one sweep and name.
 const LIMIT: usize = 2_000;
 
-/// One sweep over the partitions owned: appends a removal for each object that has expired and deletes tombstones that nobody needs.
-pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+/// One sweep over the partitions owned: appends a removal for each object that has expired and deletes tombstones that nobody needs. Whether there may be more.
+pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Result<bool, Error>> + Send + 'static {
     let (log, store, settings, now) = (Arc::clone(&keeper.log), Arc::clone(&keeper.store), keeper.settings.clone(), keeper.clock.now());
     async move {
-        let mut removals = Vec::new();
+        let (mut removals, mut more) = (Vec::new(), false);
         for prefix in EXPIRING {
             let Some(ttl) = settings.expiry.ttl_of(prefix) else { continue };
             let expired = store.stale(&owned, prefix, before(now, ttl), LIMIT).await?;
+            more |= expired.len() >= LIMIT;
             removals.extend(expired.into_iter().map(|(key, head)| removal(key, &head, now)));
         }
         if !removals.is_empty() {
@@ -37,7 +38,10 @@ pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Res
         };
         let tombstones = store.tombstones(&owned, before(now, settings.tombstones), LIMIT).await?;
         let gone: Vec<ObjectKey> = tombstones.into_iter().filter(|(key, head)| passed(key, head)).map(|(key, _)| key).collect();
-        if gone.is_empty() { Ok(()) } else { store.purge(&gone).await }
+        if !gone.is_empty() {
+            store.purge(&gone).await?;
+        }
+        Ok(more)
     }
 }
 

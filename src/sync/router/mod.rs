@@ -25,6 +25,9 @@ use crate::eventlog::{self, Append, Consumer, Delivery, EventLog, Stored, Topic}
 /// The router's consumer group on `events`.
 pub const GROUP: &str = "router";
 
+/// Messages of live tails that may wait to be published.
+const SAMPLES: usize = 1_000;
+
 /// How the router works.
 #[derive(Clone, Debug)]
 pub struct RouterSettings {
@@ -110,6 +113,8 @@ impl Router {
             saving: None,
             save_at: Instant::now(),
             tail: Tail::default(),
+            samples: Vec::new(),
+            showing: None,
             refused: HashSet::new(),
         };
         let outcome = run.until(stop).await;
@@ -130,6 +135,9 @@ struct Run<'a> {
     /// Before this no save begins.
     save_at: Instant,
     tail: Tail,
+    /// Of the live tails, to be published.
+    samples: Vec<Applied>,
+    showing: Option<BoxFuture<'static, Result<(), Error>>>,
     /// Partitions of `changes` that the log refuses for damage.
     refused: HashSet<u16>,
 }
@@ -146,10 +154,17 @@ impl Run<'_> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                saved = saving(&mut self.saving) => {
+                saved = running(&mut self.saving) => {
                     self.saving = None;
                     saved?;
                     self.memory.saved();
+                }
+                shown = running(&mut self.showing) => {
+                    self.showing = None;
+                    if let Err(error) = shown {
+                        tracing::warn!(%error, "a sample of what happened could not be shown");
+                    }
+                    self.show();
                 }
                 () = tokio::time::sleep_until(self.save_at), if self.saving.is_none() && self.memory.has_unsaved() => self.save(),
                 () = tokio::time::sleep_until(commit_at) => {
@@ -236,7 +251,7 @@ impl Run<'_> {
             self.memory.sighted(&mapped.fresh, &known);
         }
         self.append(&mapped.changes).await?;
-        self.show(&round, &mapped.changes).await?;
+        self.sample(&round, &mapped.changes);
         for (verdict, count) in mapped.verdicts {
             metrics::counter!("contrail_router_verdicts_total", "verdict" => verdict).increment(count);
         }
@@ -247,13 +262,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Publishes a sample of what happened to the sites' live tails, where anybody watches.
-    async fn show(&mut self, round: &Round, changes: &[Vec<Change>]) -> Result<(), Error> {
+    /// Takes a sample of what happened for the sites' live tails, where anybody watches. Nothing waits for it: it is kept nowhere, and beyond what may wait it is
+    /// dropped.
+    fn sample(&mut self, round: &Round, changes: &[Vec<Change>]) {
         let now = std::time::Instant::now();
         let counted = round.events().zip(changes).filter(|(_, changes)| !changes.is_empty()).map(|(event, _)| event);
         let watched = counted.filter(|(record, _)| self.router.feed.wanted(&tail::key(&record.site)));
         let messages: Vec<Applied> = watched.filter_map(|(record, event)| self.tail.sample(record, event, now)).collect();
-        if messages.is_empty() { Ok(()) } else { self.router.feed.publish(messages).await }
+        let room = SAMPLES.saturating_sub(self.samples.len());
+        self.samples.extend(messages.into_iter().take(room));
+        self.show();
+    }
+
+    /// Begins publishing what was sampled, one call at a time.
+    fn show(&mut self) {
+        if self.showing.is_none() && !self.samples.is_empty() {
+            let (feed, samples) = (Arc::clone(&self.router.feed), std::mem::take(&mut self.samples));
+            self.showing = Some(aside(async move { feed.publish(samples).await }));
+        }
     }
 
     /// Appends a round's changes, all in one call. A partition of `changes` that is damaged gets none: its objects wait for a rebuild, the others go on.
@@ -305,7 +331,7 @@ impl Run<'_> {
     }
 }
 
-async fn saving(saving: &mut Option<BoxFuture<'static, Result<(), Error>>>) -> Result<(), Error> {
+async fn running(saving: &mut Option<BoxFuture<'static, Result<(), Error>>>) -> Result<(), Error> {
     match saving {
         Some(saving) => saving.await,
         None => std::future::pending().await,

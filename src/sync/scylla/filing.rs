@@ -4,6 +4,7 @@
 //! Each line says which write it was made for, and is taken away as of that write: a later one that puts it again is not undone. The list of hours is written
 //! after their lines, by the clock, and an hour leaves it as of a moment before its lines were looked at, a day later at the earliest.
 
+use super::listing::HEADS;
 use super::object::columns;
 use super::{Scylla, stamp};
 use crate::cql::{Cluster, Write};
@@ -105,7 +106,7 @@ impl Scylla {
         self.filed_before(parts, &[REMOVED], "", before, limit).await
     }
 
-    /// Hour by hour, sorted within the hour, until there are enough.
+    /// Hour by hour, sorted within the hour, until there are enough; of the last hour whichever are found first.
     async fn filed_before(
         &self,
         parts: &[u16],
@@ -129,8 +130,8 @@ impl Scylla {
             }
             let mut within = Vec::new();
             for hour in same {
-                within
-                    .extend(self.true_lines(*hour).await?.into_iter().filter(|(key, head)| key.name.starts_with(prefix) && head.updated_at < before));
+                let wanted = |key: &ObjectKey, head: &Head| key.name.starts_with(prefix) && head.updated_at < before;
+                within.extend(self.true_lines(*hour, wanted, limit - out.len()).await?);
             }
             within.sort_by_key(|(_, head)| head.updated_at);
             within.truncate(limit - out.len());
@@ -139,24 +140,33 @@ impl Scylla {
         Ok(out)
     }
 
-    /// The objects listed in an hour whose heads say so too. Takes away what is not true any longer.
-    async fn true_lines(&self, hour: Hour) -> Result<Vec<(ObjectKey, Head)>, Error> {
+    /// At least `enough` of the wanted objects listed in an hour whose heads say so too, or all. Takes away what is not true any longer.
+    async fn true_lines(&self, hour: Hour, wanted: impl Fn(&ObjectKey, &Head) -> bool, enough: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
         let now = self.clock.now();
         let rows: Vec<(String, String, i8, i64)> = self.cluster.rows(GET, hour.columns()).await?;
-        let lines: Vec<Line> = rows.into_iter().filter_map(line).collect();
-        let heads = Cluster::gather(lines.iter().map(|line| self.readable_head(&line.key)).collect()).await?;
+        let mut lines = rows.into_iter().filter_map(line);
         let (mut out, mut wrong, mut kept) = (Vec::new(), Vec::new(), 0);
-        for (line, head) in lines.into_iter().zip(heads) {
-            match head {
-                Readable::Yes(head) if Hour::of(&line.key, filing_of(&head)) == hour => out.push((line.key, head)),
-                Readable::Yes(head) if line.upto <= head.upto => wrong.push(hour.take(&line.key, stamp::after(line.upto)?)),
-                // A write that has not come to its head yet, or never will.
-                Readable::None if !hour.is_fresh(now) => wrong.push(hour.take(&line.key, stamp::after(line.upto)?)),
-                Readable::Yes(_) | Readable::None | Readable::No => kept += 1,
+        while out.len() < enough {
+            let some: Vec<Line> = lines.by_ref().take(HEADS).collect();
+            if some.is_empty() {
+                break;
+            }
+            let heads = Cluster::gather(some.iter().map(|line| self.readable_head(&line.key)).collect()).await?;
+            for (line, head) in some.into_iter().zip(heads) {
+                match head {
+                    Readable::Yes(head) if Hour::of(&line.key, filing_of(&head)) == hour => {
+                        kept += 1;
+                        out.extend(wanted(&line.key, &head).then_some((line.key, head)));
+                    }
+                    Readable::Yes(head) if line.upto <= head.upto => wrong.push(hour.take(&line.key, stamp::after(line.upto)?)),
+                    // A write that has not come to its head yet, or never will.
+                    Readable::None if !hour.is_fresh(now) => wrong.push(hour.take(&line.key, stamp::after(line.upto)?)),
+                    Readable::Yes(_) | Readable::None | Readable::No => kept += 1,
+                }
             }
         }
         self.cluster.write(wrong).await?;
-        if out.is_empty() && kept == 0 && !hour.is_fresh(now) {
+        if lines.next().is_none() && kept == 0 && !hour.is_fresh(now) {
             let (part, family, number) = hour.columns();
             self.cluster.write(vec![Write::new(TAKE_HOUR, (now.micros() - 1, part, family, number))]).await?;
         }

@@ -13,7 +13,7 @@ const GET: &str = "SELECT name FROM object_name WHERE site = ? AND kind = ? AND 
 /// Partitions of one site and kind. Never another number.
 const BUCKETS: u32 = 64;
 /// Heads read at once.
-const HEADS: usize = 512;
+pub(super) const HEADS: usize = 512;
 
 fn bucket(name: &str) -> i8 {
     (crc32c::crc32c(name.as_bytes()) % BUCKETS) as i8

@@ -59,8 +59,8 @@ pub struct Scylla {
     cluster: Cluster,
     clock: Clock,
     safety_window: Duration,
-    /// Where objects are listed, as acknowledged or found.
-    filed: Mutex<Recent<ObjectKey, Filing>>,
+    /// Where objects are listed, as acknowledged or found, and by which write of theirs.
+    filed: Mutex<Recent<ObjectKey, (Filing, u64)>>,
     /// Fresh hours that are in the list of hours.
     hours: Mutex<HashSet<Hour>>,
     /// Objects with a large write that was not finished.
@@ -104,11 +104,23 @@ impl Scylla {
         })
     }
 
+    /// To be called once all objects and identity were carried here from elsewhere, with where their readers are: from there these go on, whatever begins anew.
+    ///
+    /// # Errors
+    /// Those of the store; safe to repeat.
+    pub async fn adopted(&self) -> Result<(), Error> {
+        self.check_open()?;
+        for reader in [Reader::Router, Reader::Keeper] {
+            self.base_on_latest(reader).await?;
+        }
+        Ok(())
+    }
+
     fn check_open(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn filed(&self) -> MutexGuard<'_, Recent<ObjectKey, Filing>> {
+    fn filed(&self) -> MutexGuard<'_, Recent<ObjectKey, (Filing, u64)>> {
         self.filed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -126,12 +138,12 @@ impl Scylla {
 
     /// Writes objects, no two of them the same.
     async fn put_objects(&self, objects: Vec<ObjectWrite>) -> Result<Vec<(ObjectKey, Error)>, Error> {
-        let filings: Vec<(ObjectKey, Filing)> = objects.iter().map(|write| (write.key.clone(), filing_of(&write.head))).collect();
+        let heads: Vec<(ObjectKey, Head)> = objects.iter().map(|write| (write.key.clone(), write.head.clone())).collect();
         let mut moves = Moves::default();
         {
             let mut filed = self.filed();
             for write in &objects {
-                moves.add(&write.key, &write.head, filed.get(&write.key).copied())?;
+                moves.add(&write.key, &write.head, filed.get(&write.key).map(|(filing, _)| *filing))?;
             }
         }
         // Before the objects, so that none is there and not listed.
@@ -140,11 +152,7 @@ impl Scylla {
         let listed = self.list_hours(hours, then);
         let put = Cluster::gather(objects.into_iter().map(|write| self.put(write)).collect());
         let ((), refused) = futures::future::try_join(listed, put).await?;
-        let mut filed = self.filed();
-        for (key, filing) in filings {
-            filed.take(&key);
-            filed.insert(key, filing);
-        }
+        heads.iter().for_each(|(key, head)| self.note_filed(key, head));
         Ok(refused.into_iter().flatten().collect())
     }
 
@@ -163,34 +171,28 @@ impl Scylla {
         Ok(())
     }
 
-    /// Remembers where objects that were found are listed; lists them again where that may be lost.
-    async fn found(&self, found: &[Option<StoredObject>]) -> Result<(), Error> {
-        let relist = self.relist.load(Ordering::SeqCst);
-        let mut moves = Moves::default();
-        {
-            let mut filed = self.filed();
-            for StoredObject { key, head, .. } in found.iter().flatten() {
-                if filed.contains(key) {
-                    continue;
-                }
-                if relist {
-                    moves.add(key, head, None)?;
-                } else {
-                    filed.insert(key.clone(), filing_of(head));
-                }
-            }
-        }
-        if !relist {
-            return Ok(());
-        }
-        self.cluster.write(moves.first).await?;
-        self.list_hours(moves.hours, moves.then).await?;
+    /// Remembers where an object is listed, as of its latest write.
+    fn note_filed(&self, key: &ObjectKey, head: &Head) {
         let mut filed = self.filed();
-        for StoredObject { key, head, .. } in found.iter().flatten() {
-            if !filed.contains(key) {
-                filed.insert(key.clone(), filing_of(head));
-            }
+        if filed.get(key).is_none_or(|(_, upto)| *upto <= head.upto) {
+            filed.take(key);
+            filed.insert(key.clone(), (filing_of(head), head.upto));
         }
+    }
+
+    /// Remembers where objects that were found are listed, by whichever process; lists them again where that may be lost.
+    async fn found(&self, found: &[Option<StoredObject>]) -> Result<(), Error> {
+        if self.relist.load(Ordering::SeqCst) {
+            let mut moves = Moves::default();
+            for StoredObject { key, head, .. } in found.iter().flatten() {
+                if !self.filed().contains(key) {
+                    moves.add(key, head, None)?;
+                }
+            }
+            self.cluster.write(moves.first).await?;
+            self.list_hours(moves.hours, moves.then).await?;
+        }
+        found.iter().flatten().for_each(|StoredObject { key, head, .. }| self.note_filed(key, head));
         Ok(())
     }
 }

@@ -146,12 +146,11 @@ impl Places {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what may be lost.
-    pub(super) fn doubt(&self, window: Duration) {
-        let now = Instant::now();
+    /// Forgets all that is noted: a node died some time before that was noticed, and what was acknowledged in the window before may be lost, however old by now.
+    pub(super) fn doubt(&self) {
         for known in self.known().values_mut() {
-            known.noted.retain(|(at, _)| now.duration_since(*at) >= window);
-            known.based.retain(|(at, _)| now.duration_since(*at) >= window);
+            known.noted.clear();
+            known.based.clear();
         }
     }
 }
@@ -230,7 +229,7 @@ impl Scylla {
     async fn watch(&self) -> u64 {
         let restarts = self.cluster.restarts().await;
         if self.restarts.swap(restarts, Ordering::SeqCst) != restarts {
-            self.places.doubt(self.safety_window);
+            self.places.doubt();
             self.filed().clear();
         }
         restarts
@@ -277,6 +276,17 @@ impl Scylla {
             });
         }
         Ok(())
+    }
+
+    /// Makes the latest places the bases too, once all that they stand for was carried here from elsewhere: no log leads there from the beginning.
+    pub(super) async fn base_on_latest(&self, reader: Reader) -> Result<(), Error> {
+        let mut writes = Vec::new();
+        for (part, stored) in self.stored_places(reader).await? {
+            if let Some(Latest { place, .. }) = stored.latest {
+                writes.push(Write::new(PUT_BASE, (stamp::at(place.next)?, pack(&place), reader as i8, part as i16, stored.life)));
+            }
+        }
+        Ok(self.cluster.write_whole(writes).await?)
     }
 
     /// The next offsets stored, by partition.

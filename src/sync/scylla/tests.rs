@@ -1,5 +1,7 @@
 //! The objects on a real Cassandra against the suite, and what is their own.
 
+mod faults;
+
 use std::sync::Arc;
 
 use super::object::Encoded;
@@ -250,6 +252,33 @@ async fn after_a_node_began_anew_readers_go_back_beyond_the_window() {
     assert_eq!((listed().await, stale().await), (0, 0));
     again.load(&[map("product.a")]).await.unwrap();
     assert_eq!((listed().await, stale().await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_whose_places_were_carried_here_go_back_no_further() {
+    let keyspace = Keyspace::fresh().await;
+    let store = open_within(&keyspace).await;
+    go(&store, 40).await;
+    store.adopted().await.unwrap();
+    forge_restart(&store).await;
+    assert_eq!(begin(&open_within(&keyspace).await).await, (40, 40), "the log that was carried with them begins there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_another_process_removed_is_listed_anew_when_it_comes_back() {
+    let keyspace = Keyspace::fresh().await;
+    let (one, other) = (open(&keyspace).await, open(&keyspace).await);
+    let living = |n| nth("visitor.v", n, &[("x", "1")]);
+    let mut removed = cleared(write(&map("visitor.v"), 2, Vec::new()));
+    removed.head.removed_at = Some(removed.head.updated_at);
+    put(&one, vec![living(1)]).await;
+    other.load(&[map("visitor.v")]).await.unwrap();
+    put(&other, vec![removed]).await;
+    one.load(&[map("visitor.v")]).await.unwrap();
+    put(&one, vec![living(3)]).await;
+    let stale = one.stale(&[map("visitor.v").partition()], "visitor.", Timestamp::MAX, 9).await.unwrap();
+    assert_eq!(stale.len(), 1, "else it would never expire");
+    assert_eq!(one.list(&map("").site, ObjectKind::Map, "", None, 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -243,6 +243,29 @@ async fn a_slow_subscriber_gets_a_snapshot_and_delays_nobody() {
     assert!(slow.ended().await && quick.ended().await, "the feed's end is the stream's");
 }
 
+/// A stream's messages are not kept: whoever missed some goes on with the next.
+#[tokio::test]
+async fn a_stream_that_lagged_goes_on() {
+    let server = Server::start(Settings::default()).await;
+    let activity = key(ObjectKind::Stream, "activity");
+    let mut events = server.events("/v1/live/streams/activity/events", None).await;
+    server.feed.lag_object(&activity);
+    let row = AppliedRow { item: String::new(), revision: 1, data: Some("{\"n\":1}".into()) };
+    // What comes before it was told that it lagged is missed, too.
+    let publishing = async {
+        for event_id in 1.. {
+            let write = Applied { key: activity.clone(), event_id, revision: event_id, rows: vec![row.clone()], removed: false };
+            server.feed.publish(vec![write]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (name, _, data) = tokio::select! {
+        () = publishing => unreachable!("it goes on"),
+        told = events.next() => told,
+    };
+    assert_eq!((&*name, &data["data"]["n"]), ("change", &serde_json::json!(1)), "{data}");
+}
+
 #[tokio::test]
 async fn quiet_streams_carry_comments_and_subscribers_are_limited() {
     let mut server = Server::start(Settings { max_subscribers: 1, comment_every: Duration::from_millis(20) }).await;

@@ -34,13 +34,26 @@ async fn the_archive_works_encrypted_and_with_a_login_and_says_which_setting_is_
     assert_eq!(counts(&archive).await, 5);
     drop(archive);
 
+    let dir = tempfile::tempdir().unwrap();
+    let stranger = {
+        let key = openssl::pkey::PKey::from_rsa(openssl::rsa::Rsa::generate(2_048).unwrap()).unwrap();
+        let mut made = openssl::x509::X509::builder().unwrap();
+        made.set_pubkey(&key).unwrap();
+        made.set_not_before(&openssl::asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
+        made.set_not_after(&openssl::asn1::Asn1Time::days_from_now(1).unwrap()).unwrap();
+        made.sign(&key, openssl::hash::MessageDigest::sha256()).unwrap();
+        let path = dir.path().join("ca.pem");
+        std::fs::write(&path, made.build().to_pem().unwrap()).unwrap();
+        path.to_string_lossy().into_owned()
+    };
     let login = "scylla.username, CONTRAIL_SCYLLA_PASSWORD";
     for (settings, told) in [
         (Settings { password: "wrong-secret".into(), ..good.clone() }, login),
         (Settings { username: "somebody".into(), ..good.clone() }, login),
         (Settings { username: String::new(), ..good.clone() }, login),
-        // The system's authorities have not signed this node's certificate.
-        (Settings { ca_file: String::new(), ..good.clone() }, "scylla.tls, scylla.ca_file"),
+        (Settings { ca_file: String::new(), ..good.clone() }, "scylla.tls needs scylla.ca_file"),
+        // An authority that has not signed this node's certificate.
+        (Settings { ca_file: stranger.clone(), ..good.clone() }, "scylla.tls, scylla.ca_file"),
         (Settings { ca_file: "/nowhere/ca.pem".into(), ..good.clone() }, "scylla.ca_file `/nowhere/ca.pem`"),
         (Settings { tls: false, ..good.clone() }, "scylla.tls"),
     ] {

@@ -1,0 +1,148 @@
+//! The archive on a Cassandra that answers late or wrongly, or not at all, or breaks connections off.
+
+use scylla_proxy::example_db_errors as errors;
+use scylla_proxy::{Condition, Reaction, RequestReaction, RequestRule};
+
+use super::*;
+use crate::cql::testing::{Faulty, PASSING, statements};
+
+/// An archive behind faults.
+async fn faulty(settings: &cql::Settings) -> (Keyspace, Faulty, Scylla) {
+    let (keyspace, faulty) = (Keyspace::fresh().await, Faulty::up().await);
+    let archive = Scylla::open(&faulty.url(&keyspace), settings, Clock::system()).await.unwrap();
+    (keyspace, faulty, archive)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_that_pass_are_tried_again_and_change_nothing() {
+    let fill = async |archive: &Scylla| {
+        archive.write(sample()).await.unwrap();
+        for number in 0..12 {
+            archive.write(order_with(&format!("o{number}"), at(10 + number), Some(at(86_400 + number)))).await.unwrap();
+        }
+        for next in 10..20 {
+            archive.write(counted(next, next as i64)).await.unwrap();
+        }
+        archive.retain(at(86_400), &ALL).await.unwrap();
+    };
+    let sound = Fresh::new();
+    let one = sound.scylla().await;
+    fill(&one).await;
+    // A fifth of all answers is an error; what half of them deny was done.
+    let (_keyspace, mut faulty, archive) = faulty(&settings()).await;
+    faulty.fail(0.2, &PASSING);
+    fill(&archive).await;
+    let told = snapshot(&archive).await;
+    assert!(!told.contains("Err"), "{told}");
+    assert_eq!(told, snapshot(&one).await);
+    assert!(archive.cluster.at_once() < one.cluster.at_once(), "{} and {}", archive.cluster.at_once(), one.cluster.at_once());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_connections_send_the_archiver_back_and_lose_nothing() {
+    let (keyspace, mut faulty, archive) = faulty(&settings()).await;
+    let cut = RequestRule(statements().and(Condition::RandomWithProbability(0.05)), RequestReaction::drop_connection());
+    faulty.become_so(vec![cut], Vec::new());
+    let (mut next, mut failures) = (1, 0);
+    while next <= 25 {
+        match archive.write(counted(next, next as i64)).await {
+            Ok(()) => next += 1,
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                failures += 1;
+                let cursor = loop {
+                    match archive.cursor(3).await {
+                        Ok(cursor) => break cursor,
+                        Err(error) => assert!(error.is_retryable(), "{error}"),
+                    }
+                };
+                // It may have been done all the same.
+                assert!([next - 1, next].contains(&cursor.next), "{} after {next}", cursor.next);
+                next = cursor.next + 1;
+            }
+        }
+    }
+    assert!(failures > 0, "no connection broke");
+    let archive = Scylla::open(&keyspace.0, &settings(), Clock::system()).await.unwrap();
+    assert_eq!((archive.cursor(3).await.unwrap().next, counts(&archive).await), (25, 25));
+    assert_eq!(archive.totals(&site(), Metric::Views, at(0), at(900), Bots::Include).await.unwrap()[0].1.counts[0], 25);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_for_good_is_named_where_it_is_a_records_fault_and_waited_for_else() {
+    let (_keyspace, mut faulty, archive) = faulty(&settings()).await;
+    let row = |offset: u64| EventRow { offset, event_id: format!("e{offset}"), body: format!("body-{offset}-").into(), ..sample().events[0].clone() };
+    let batch = || WriteBatch { events: (0..20).map(row).collect(), ..counted(20, 20) };
+    let invalid = |of: &[u8]| {
+        let of = Condition::BodyContainsCaseSensitive(of.into());
+        RequestRule(statements().and(of), RequestReaction::forge_with_error(errors::invalid()))
+    };
+    // Two records' rows, whatever they go with.
+    faulty.become_so(vec![invalid(b"body-7-"), invalid(b"body-11-")], Vec::new());
+    let error = archive.write(batch()).await.unwrap_err();
+    let Error::Refused(refused) = error else { panic!("{error}") };
+    assert_eq!(refused.iter().map(|of| (of.partition, of.offset)).collect::<Vec<_>>(), [(3, 7), (3, 11)]);
+    assert_eq!(archive.cursor(3).await.unwrap().next, 0, "nothing is counted yet");
+    let mut rest = batch();
+    rest.events.retain(|row| ![7, 11].contains(&row.offset));
+    archive.write(rest).await.unwrap();
+    assert_eq!(archive.cursor(3).await.unwrap().next, 20);
+    // Every row of any site: nobody's fault.
+    faulty.become_so(vec![invalid(b"demo")], Vec::new());
+    let more = || WriteBatch { events: (20..40).map(row).collect(), ..counted(40, 40) };
+    let error = archive.write(more()).await.unwrap_err();
+    assert!(matches!(error, Error::Store(_)) && error.is_retryable(), "{error}");
+    // What is counted, and no record.
+    faulty.become_so(
+        vec![RequestRule(
+            statements().and(Condition::BodyContainsCaseSensitive(b"p1"[..].into())),
+            RequestReaction::forge_with_error(errors::unauthorized()),
+        )],
+        Vec::new(),
+    );
+    let error = archive.write(counted(41, 41)).await.unwrap_err();
+    assert!(matches!(error, Error::Store(_)) && error.is_retryable(), "{error}");
+    faulty.become_so(Vec::new(), Vec::new());
+    assert!([20, 41].contains(&archive.cursor(3).await.unwrap().next));
+    archive.write(more()).await.unwrap();
+}
+
+const PUT_SITE: &str = "INSERT INTO site (one, name) VALUES (0, ?)";
+const SITES: &str = "SELECT name FROM site WHERE one = 0";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overloaded_cluster_gets_less_at_once_and_a_large_batch_through() {
+    const ROWS: usize = 500;
+    let patience = Duration::from_secs(3);
+    let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience, ..settings() }).await;
+    let put = |n: usize| Write::new(PUT_SITE, (format!("s{n}"),));
+    let overloaded = || RequestReaction::forge_with_error_lazy_delay(Box::new(errors::overloaded), Some(Duration::from_millis(100)));
+    faulty.become_so(vec![RequestRule(statements(), overloaded())], Vec::new());
+    while archive.cluster.at_once() > 4 {
+        assert!(archive.cluster.write(vec![put(0)]).await.is_err());
+    }
+    // Now it gets through, slowly, and a tenth is still too much. What is asked for last waits for far longer than the patience of a call.
+    let refuse = RequestRule(statements().and(Condition::RandomWithProbability(0.1)), overloaded());
+    let slow = RequestRule(statements(), RequestReaction::delay(Duration::from_millis(100)));
+    faulty.become_so(vec![refuse, slow], Vec::new());
+    let began = Instant::now();
+    archive.cluster.write((0..ROWS).map(put).collect()).await.unwrap();
+    assert!(began.elapsed() > patience, "too fast to tell: {:?}", began.elapsed());
+    assert!(archive.cluster.at_once() < 16, "{}", archive.cluster.at_once());
+    faulty.become_so(Vec::new(), Vec::new());
+    assert_eq!(archive.cluster.rows::<(String,)>(SITES, ()).await.unwrap().len(), ROWS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_answers_nothing_is_given_up_in_time_by_all_who_wait() {
+    let patience = Duration::from_secs(2);
+    let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience, ..settings() }).await;
+    archive.cluster.write(vec![Write::new(PUT_SITE, ("s",))]).await.unwrap();
+    let refuse = RequestReaction::forge_with_error_lazy_delay(Box::new(errors::overloaded), Some(Duration::from_secs(1)));
+    faulty.become_so(vec![RequestRule(statements(), refuse)], Vec::new());
+    let began = Instant::now();
+    let calls = (0..2_000).map(|_| archive.cluster.write(vec![Write::new(PUT_SITE, ("s",))]));
+    let told = futures::future::join_all(calls).await;
+    assert!(told.iter().all(|told| matches!(told, Err(cql::Error::Unavailable(_)))));
+    assert!(began.elapsed() < 5 * patience, "{:?}", began.elapsed());
+}

@@ -1,0 +1,197 @@
+//! A member by itself, and by the clock it is told.
+
+use super::*;
+use bytes::Bytes;
+
+fn stored(offset: Offset) -> Stored {
+    Stored { offset, value: Bytes::from(vec![b'x'; 10]) }
+}
+
+fn at(seconds: u64) -> Instant {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(Instant::now) + Duration::from_secs(seconds)
+}
+
+/// A member that reads partitions 0 and 1 from offset 5.
+fn reading() -> Member {
+    let mut member = Member::default();
+    member.assigned(vec![1, 0]);
+    assert!(matches!(member.deliver(99), Some(Ok(Delivery::Assigned(parts))) if parts == [0, 1]));
+    for partition in [0, 1] {
+        member.seek(partition, 5);
+    }
+    assert_eq!(member.tasks(at(0)), [Task::Seek(0, 5), Task::Seek(1, 5)]);
+    assert!(member.sought(0, 5, 9) && member.sought(1, 5, 9));
+    member
+}
+
+fn offsets(member: &mut Member, max_bytes: usize) -> Option<(u16, Vec<Offset>)> {
+    match member.deliver(max_bytes)? {
+        Ok(Delivery::Records { partition, records, .. }) => Some((partition, records.iter().map(|stored| stored.offset).collect())),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+#[test]
+fn only_the_next_record_of_a_sought_partition_is_taken() {
+    let mut member = reading();
+    for offset in [3, 5, 5, 6] {
+        member.take("events", 0, stored(offset), at(0));
+    }
+    member.take("events", 7, stored(0), at(0));
+    assert_eq!(offsets(&mut member, 10), Some((0, vec![5])), "at most so many bytes, at least one record");
+    assert_eq!(offsets(&mut member, 99), Some((0, vec![6])));
+    assert_eq!(offsets(&mut member, 99), None);
+    member.seek(0, 2);
+    member.take("events", 0, stored(7), at(0));
+    assert_eq!(offsets(&mut member, 99), None, "a seek has yet to reach the brokers");
+    assert!(!member.sought(0, 1, 9), "an older seek");
+    assert!(member.sought(0, 2, 9));
+    member.take("events", 0, stored(2), at(0));
+    assert_eq!(offsets(&mut member, 99), Some((0, vec![2])));
+}
+
+#[test]
+fn a_gap_fails_its_partition_alone() {
+    let mut member = reading();
+    member.take("events", 0, stored(6), at(0));
+    member.take("events", 1, stored(5), at(0));
+    assert!(matches!(member.deliver(99), Some(Ok(Delivery::Failed { partition: 0, error: Error::Damaged { offset: 5, .. } }))));
+    assert_eq!(offsets(&mut member, 99), Some((1, vec![5])));
+    member.take("events", 0, stored(7), at(0));
+    assert_eq!(offsets(&mut member, 99), None, "told once");
+    assert_eq!(member.reading(), [(1, 6)]);
+}
+
+#[test]
+fn a_partition_that_is_not_fetched_is_read_anew() {
+    let mut member = reading();
+    member.pause(1);
+    drop(member.tasks(at(0)));
+    for (is_fetched, expected) in [(false, None), (true, None), (false, None), (false, Some(Task::ReadOn(0, 5))), (false, None)] {
+        member.heard_fetched(0, is_fetched);
+        member.heard_fetched(1, is_fetched);
+        assert_eq!(member.tasks(at(0)), Vec::from_iter(expected));
+    }
+}
+
+#[test]
+fn a_paused_partition_keeps_what_it_has_and_reads_on_where_it_was() {
+    let mut member = reading();
+    member.take("events", 0, stored(5), at(0));
+    member.pause(0);
+    assert_eq!(member.tasks(at(0)), [Task::Pause(0)]);
+    assert_eq!(offsets(&mut member, 99), None);
+    member.resume(0);
+    member.resume(0);
+    assert_eq!(member.tasks(at(0)), [Task::ReadOn(0, 6)]);
+    assert_eq!(offsets(&mut member, 99), Some((0, vec![5])));
+    member.pause(0);
+    member.resume(0);
+    member.pause(0);
+    assert_eq!(member.tasks(at(0)), [Task::Pause(0), Task::Pause(0)], "what was taken back is not done");
+}
+
+#[test]
+fn a_revocation_waits_for_the_reader_to_come_back() {
+    let mut member = reading();
+    member.take("events", 0, stored(5), at(0));
+    member.take("events", 1, stored(5), at(0));
+    assert!(member.is_revoked());
+    member.revoked(vec![0]);
+    assert!(!member.is_revoked());
+    assert!(matches!(member.deliver(99), Some(Ok(Delivery::Revoked(parts))) if parts == [0]));
+    assert!(!member.is_revoked(), "told, but it may be writing");
+    member.seek(0, 5);
+    assert_eq!(offsets(&mut member, 99), Some((1, vec![5])), "of the other nothing is delivered any more");
+    assert!(member.is_revoked());
+    assert_eq!(member.tasks(at(0)), []);
+    member.revoked(vec![0]);
+    assert!(member.is_revoked(), "nothing to give back");
+}
+
+#[test]
+fn a_partition_that_stands_still_before_its_end_is_read_anew() {
+    let mut member = reading();
+    assert_eq!(member.tasks(at(1)), []);
+    assert_eq!(member.tasks(at(30)), []);
+    member.take("events", 1, stored(5), at(20));
+    assert_eq!(member.tasks(at(32)), [Task::ReadOn(0, 5)]);
+    assert_eq!(member.tasks(at(33)), [], "once in a while");
+    for offset in 6..9 {
+        member.take("events", 1, stored(offset), at(40));
+    }
+    assert_eq!(member.tasks(at(100)), [Task::ReadOn(0, 5), Task::Look(1, 9)], "at its end it is asked for its end");
+    assert_eq!(member.tasks(at(101)), []);
+    member.heard_end(1, 10);
+    assert_eq!(member.tasks(at(129)), [], "a while from when there was something to wait for");
+    assert_eq!(member.tasks(at(160)), [Task::ReadOn(0, 5), Task::ReadOn(1, 9)]);
+}
+
+#[test]
+fn a_partition_that_cannot_be_asked_for_holds_up_no_other() {
+    let mut member = reading();
+    for (partition, offset) in [(0, 6), (1, 7)] {
+        member.seek(partition, offset);
+    }
+    let tasks = member.tasks(at(0));
+    assert_eq!(tasks, [Task::Seek(0, 6), Task::Seek(1, 7)]);
+    member.put_off(tasks[0], tasks[1..].iter().copied(), (at(0), at(3)));
+    assert_eq!(member.tasks(at(4)), [], "records that are there are taken first, for as long as the attempt took");
+    member.drained();
+    assert_eq!(member.tasks(at(4)), [Task::Seek(1, 7)], "the other one does not wait for what failed");
+    member.done(Task::Seek(1, 7));
+    assert!(member.sought(1, 7, 9));
+
+    member.pause(1);
+    assert_eq!(member.tasks(at(5)), [Task::Pause(1)]);
+
+    // What failed is tried ever less often.
+    let mut due = 6;
+    for wait in [6, 12, 24, 30, 30] {
+        assert_eq!(member.tasks(at(due - 1)), []);
+        assert_eq!(member.tasks(at(due)), [Task::Seek(0, 6)]);
+        member.put_off(Task::Seek(0, 6), [], (at(due), at(due + 3)));
+        member.drained();
+        due += 3 + wait;
+    }
+    member.seek(0, 8);
+    assert_eq!(member.tasks(at(due)), [Task::Seek(0, 8)]);
+    member.done(Task::Seek(0, 8));
+    member.put_off(Task::Seek(0, 8), [], (at(due), at(due)));
+    assert_eq!(member.tasks(at(due + 1)), [Task::Seek(0, 8)], "once it was reached, it is soon tried again");
+}
+
+#[test]
+fn a_look_that_failed_is_made_anew_in_its_time() {
+    let mut member = reading();
+    member.take("events", 0, stored(5), at(60));
+    for offset in 5..9 {
+        member.take("events", 1, stored(offset), at(20));
+    }
+    assert_eq!(member.tasks(at(60)), [Task::Look(1, 9)]);
+    member.put_off(Task::Look(1, 9), [], (at(60), at(63)));
+    assert_eq!(member.tasks(at(62)), []);
+    assert_eq!(member.tasks(at(70)), [], "not at once");
+    assert_eq!(member.tasks(at(91)), [Task::ReadOn(0, 6), Task::Look(1, 9)]);
+}
+
+#[test]
+fn records_that_come_before_a_partition_is_read_on_do_not_leave_it_paused() {
+    let mut member = reading();
+    member.again(Task::ReadOn(0, 5));
+    member.take("events", 0, stored(5), at(0));
+    assert_eq!(member.tasks(at(0)), [Task::ReadOn(0, 6)]);
+}
+
+#[test]
+fn every_partition_gets_its_turn() {
+    let mut member = reading();
+    for offset in 5..8 {
+        member.take("events", 0, stored(offset), at(0));
+        member.take("events", 1, stored(offset), at(0));
+    }
+    let served: Vec<u16> = std::iter::from_fn(|| offsets(&mut member, 1)).map(|(partition, _)| partition).collect();
+    assert_eq!(served, [1, 0, 1, 0, 1, 0]);
+    assert!(!member.is_full());
+}
