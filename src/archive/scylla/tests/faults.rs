@@ -23,7 +23,6 @@ async fn errors_that_pass_are_tried_again_and_change_nothing() {
         for next in 10..20 {
             archive.write(counted(next, next as i64)).await.unwrap();
         }
-        archive.retain(at(86_400), &ALL).await.unwrap();
     };
     let sound = Fresh::new();
     let one = sound.scylla().await;

@@ -99,10 +99,10 @@ async fn what_is_refused_for_good_freezes_one_object_and_fails_the_call_where_no
     let refused = store.commit_objects(both(1), Vec::new()).await.unwrap();
     assert_eq!(refused.iter().map(|(key, _)| &*key.name).collect::<Vec<_>>(), ["bad"]);
     assert_eq!(stored(&store, "good").await.0, 1);
-    // Where no object is taken, none is frozen, and no checkpoint stored.
-    faulty.become_so(vec![refuse(b"good"), refuse(b"other")], Vec::new());
+    // Where the mark is refused too, none is frozen, and no checkpoint stored.
+    faulty.become_so(vec![refuse(b"good")], Vec::new());
     let checkpoint = (3, Checkpoint { next: 9, seen: Vec::new() });
-    let error = store.commit_objects(vec![nth("good", 2, &[("x", "2")]), nth("other", 2, &[("x", "2")])], vec![checkpoint]).await.unwrap_err();
+    let error = store.commit_objects(vec![nth("good", 2, &[("x", "2")])], vec![checkpoint]).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
     faulty.become_so(Vec::new(), Vec::new());
     assert_eq!(store.checkpoint(3).await.unwrap().next, 0);
