@@ -126,7 +126,8 @@ pub(super) fn assert_subscribers_anywhere_see_every_change(
         for seen in both {
             let differing = items.keys().chain(seen.items.keys()).filter(|key| items.get(*key) != seen.items.get(*key));
             let differing: Vec<_> = differing.map(|key| (key, seen.items.get(key), items.get(key))).collect();
-            assert!(differing.is_empty(), "{path}: what changes made (snapshots {:?}) and what is read: {differing:?}", seen.snapshots);
+            let followed: Vec<_> = both.iter().map(|seen| (&seen.snapshots, &seen.writes)).collect();
+            assert!(differing.is_empty(), "{path}: what changes made and what is read: {differing:?}; snapshots and writes of both {followed:?}");
             assert!(seen.writes.len() > 20, "{path}: {} writes, {:?}", seen.writes.len(), seen.snapshots);
         }
         assert_eq!(read, other_web.read(path), "{path}");
