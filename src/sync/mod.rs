@@ -185,6 +185,8 @@ pub trait ObjectStore: Send + Sync + 'static {
 pub struct Applied {
     /// The object.
     pub key: ObjectKey,
+    /// Its event id before the first change that this write tells of: whoever has seen less missed something. 0 where nothing is ever made up for (streams).
+    pub after: u64,
     /// Its event id after the write.
     pub event_id: u64,
     /// Its revision after the write.
@@ -220,7 +222,7 @@ pub trait Feed: Send + Sync + 'static {
     async fn publish(&self, writes: Vec<Applied>) -> Result<(), Error>;
 
     /// Attaches to an object: everything published after this returns is delivered. Attach first, then read the snapshot, then drop
-    /// event ids at or below it.
+    /// event ids at or below it. A write that tells only from beyond what was seen ([`Applied::after`]) is as good as [`Update::Lagged`].
     ///
     /// # Errors
     /// [`Error::Closed`] where this process has no subscribers.

@@ -41,6 +41,9 @@ pub struct Object {
     clear: bool,
     needs_write: bool,
     needs_publish: bool,
+    /// The event id up to which the writes taken before tell, and how many of the changes up to there were read again since.
+    told: u64,
+    repeats: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -105,12 +108,15 @@ impl Object {
             clear: false,
             needs_write: false,
             needs_publish: false,
+            told: 0,
+            repeats: 0,
         }
     }
 
     /// An object as it was stored. Fails where a row's state cannot be read: the keeper freezes such an object.
     pub fn from_stored(stored: StoredObject) -> Result<Self, Error> {
         let mut object = Self::empty(stored.key);
+        object.told = stored.head.event_id;
         object.head = stored.head;
         for row in stored.rows {
             let Some(bytes) = row.state else {
@@ -219,11 +225,13 @@ impl Object {
         let rows = if render { self.published() } else { Vec::new() };
         let applied = Applied {
             key: self.key.clone(),
+            after: self.told.saturating_sub(std::mem::take(&mut self.repeats)),
             event_id: self.head.event_id,
             revision: self.head.revision,
             rows,
             removed: self.head.removed_at.is_some(),
         };
+        self.told = self.head.event_id;
         let mut changed = std::mem::take(&mut self.changed);
         changed.sort_unstable();
         changed.dedup();
@@ -283,6 +291,7 @@ impl Object {
     /// Marks for publishing what a change touched that the object holds already.
     fn repeat(&mut self, change: &Change) {
         self.needs_publish = true;
+        self.repeats += 1;
         for op in &change.ops {
             match op {
                 Op::Merge { item, .. } => drop(self.repeated.insert(item.to_string())),

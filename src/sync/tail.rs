@@ -45,7 +45,7 @@ impl Tail {
         // Ids only grow, over restarts too: a stream has no other order than that of its messages.
         self.last_id = (record.received_at.micros().max(0) as u64).max(self.last_id + 1);
         let row = AppliedRow { item: String::new(), revision: self.last_id, data: Some(message(event)) };
-        Some(Applied { key: key(&record.site), event_id: self.last_id, revision: self.last_id, rows: vec![row], removed: false })
+        Some(Applied { key: key(&record.site), after: 0, event_id: self.last_id, revision: self.last_id, rows: vec![row], removed: false })
     }
 }
 

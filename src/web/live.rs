@@ -198,10 +198,12 @@ impl Follower {
             }
             let Ok(update) = update else { continue };
             match update {
-                Update::Write(write) => self.take(&write),
+                Update::Write(write) if write.event_id <= self.seen => {}
+                Update::Write(write) if write.after <= self.seen => self.take(&write),
                 // A stream's messages are not kept: what was missed is gone, and there is nothing to begin anew with.
                 Update::Lagged if self.key.kind == ObjectKind::Stream => {}
-                Update::Lagged => match self.begin(None).await {
+                // It lagged, or a write before this one did not come here.
+                Update::Write(_) | Update::Lagged => match self.begin(None).await {
                     Ok(true) => {}
                     Ok(false) => self.ready.push_back(message("removed", None, "{}".to_owned())),
                     Err(error) => {
@@ -219,10 +221,8 @@ impl Follower {
         (self.authorise)(&self.request, self.key.kind, &self.key.name).is_ok_and(|site| site == self.key.site)
     }
 
+    /// Shows a write that follows what was shown.
     fn take(&mut self, write: &Applied) {
-        if write.event_id <= self.seen {
-            return;
-        }
         self.seen = write.event_id;
         if write.removed {
             // One message for the whole object, whatever rows it had.

@@ -42,7 +42,7 @@ pub(crate) fn key(name: &str) -> ObjectKey {
 
 pub(crate) fn write(name: &str, event_id: u64, bytes: usize) -> Applied {
     let row = AppliedRow { item: "i".into(), revision: event_id, data: Some(format!("\"{}\"", "x".repeat(bytes)).into()) };
-    Applied { key: key(name), event_id, revision: event_id, rows: vec![row], removed: false }
+    Applied { key: key(name), after: event_id.saturating_sub(1), event_id, revision: event_id, rows: vec![row], removed: false }
 }
 
 /// The next updates: event ids, None where it lagged.

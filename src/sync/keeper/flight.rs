@@ -73,7 +73,7 @@ async fn rendered_late(store: &dyn ObjectStore, late: Vec<Applied>) -> Result<Ve
             let oldest = head.purged.max(head.event_id.saturating_sub(head.revision));
             let rows = object.since(oldest).unwrap_or_default();
             applied.rows = rows.into_iter().map(|(_, row): (u64, AppliedRow)| row).collect();
-            (applied.event_id, applied.revision) = (head.event_id, head.revision);
+            (applied.after, applied.event_id, applied.revision) = (oldest, head.event_id, head.revision);
         }
         out.push(applied);
     }

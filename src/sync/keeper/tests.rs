@@ -155,6 +155,7 @@ fn what_was_committed_and_not_published_is_published_whole_however_it_is_read_ag
         let flight = state.due(ms(30 + n as i64 * 20), usize::MAX, |_| true);
         for (applied, _) in &flight.applied {
             // As a subscriber does.
+            assert!(applied.after <= seen, "it would have to read the object");
             if applied.event_id > seen {
                 seen = applied.event_id;
                 items.extend(applied.rows.iter().map(|row| row.item.clone()));

@@ -64,6 +64,12 @@ impl Server {
 
     /// One change of an object, committed and published as the keeper does.
     async fn change(&mut self, key: &ObjectKey, ops: Vec<Op>) {
+        let applied = self.change_unheard(key, ops).await;
+        self.feed.publish(vec![applied]).await.unwrap();
+    }
+
+    /// One that is committed; gives what is to be published.
+    async fn change_unheard(&mut self, key: &ObjectKey, ops: Vec<Op>) -> Applied {
         self.offset += 1;
         let stored = self.store.load(std::slice::from_ref(key)).await.unwrap().pop().unwrap();
         let mut object = stored.map_or_else(|| Object::empty(key.clone()), |stored| Object::from_stored(stored).unwrap());
@@ -72,7 +78,7 @@ impl Server {
         object.apply(&Change { key: key.clone(), origin, received_at: self.clock.now(), stamp, ops }, self.offset, None);
         let (write, applied): (ObjectWrite, Applied) = object.take_write(true);
         self.store.commit_objects(vec![write], vec![]).await.unwrap();
-        self.feed.publish(vec![applied]).await.unwrap();
+        applied
     }
 
     async fn request(&self, path: &str, headers: &[(&str, &str)]) -> Response<Incoming> {
@@ -243,6 +249,32 @@ async fn a_slow_subscriber_gets_a_snapshot_and_delays_nobody() {
     assert!(slow.ended().await && quick.ended().await, "the feed's end is the stream's");
 }
 
+/// Whatever became of the write between, nobody goes on without it.
+#[tokio::test]
+async fn a_write_behind_one_that_did_not_come_sends_to_a_snapshot() {
+    let mut server = Server::start(Settings::default()).await;
+    let product = key(ObjectKind::Map, "product.x");
+    server.change(&product, vec![merge("a", "", "1")]).await;
+    let mut events = server.events("/v1/live/maps/product.x/events", None).await;
+    assert_eq!(events.next().await.1, Some(1));
+    server.change(&product, vec![merge("b", "", "2")]).await;
+    assert_eq!((events.next().await.0, server.get("/v1/live/maps/product.x").await.1["event_id"].as_u64()), ("change".into(), Some(2)));
+    let row = |item: &str| AppliedRow { item: item.into(), revision: 1, data: Some("4".into()) };
+    // The store has it all, as ever before something is published; the third write was lost on its way.
+    server.change_unheard(&product, vec![merge("c", "", "3")]).await;
+    server.change_unheard(&product, vec![merge("d", "", "4")]).await;
+    let fourth = Applied { key: product.clone(), after: 3, event_id: 4, revision: 4, rows: vec![row("d")], removed: false };
+    server.feed.publish(vec![fourth]).await.unwrap();
+    let (name, id, data) = events.next().await;
+    assert_eq!((&*name, id), ("snapshot", Some(4)), "{data}");
+    assert_eq!((&data["items"]["c"]["data"], &data["items"]["d"]["data"]), (&serde_json::json!(3), &serde_json::json!(4)));
+    // One that tells more than was missed is as good as any.
+    server.change_unheard(&product, vec![merge("e", "", "5")]).await;
+    let fifth = Applied { key: product, after: 2, event_id: 5, revision: 5, rows: vec![row("c"), row("e")], removed: false };
+    server.feed.publish(vec![fifth]).await.unwrap();
+    assert_eq!((events.next().await.0, events.next().await.1), ("change".into(), Some(5)));
+}
+
 /// A stream's messages are not kept: whoever missed some goes on with the next.
 #[tokio::test]
 async fn a_stream_that_lagged_goes_on() {
@@ -254,7 +286,7 @@ async fn a_stream_that_lagged_goes_on() {
     // What comes before it was told that it lagged is missed, too.
     let publishing = async {
         for event_id in 1.. {
-            let write = Applied { key: activity.clone(), event_id, revision: event_id, rows: vec![row.clone()], removed: false };
+            let write = Applied { key: activity.clone(), after: 0, event_id, revision: event_id, rows: vec![row.clone()], removed: false };
             server.feed.publish(vec![write]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
