@@ -2,6 +2,8 @@
 //! an acknowledged send to them beside.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -111,18 +113,31 @@ async fn take(body: Bytes) -> StatusCode {
     if parse(&body).is_some() { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST }
 }
 
+/// How the bare handler sends.
+#[derive(Clone)]
+struct Sending {
+    producer: FutureProducer,
+    /// The next partition; none where the client chooses, which fills one after the other.
+    spread: Option<Arc<AtomicI32>>,
+}
+
 /// Answers when the brokers have acknowledged.
-async fn produce(State(producer): State<FutureProducer>, body: Bytes) -> StatusCode {
+async fn produce(State(sending): State<Sending>, body: Bytes) -> StatusCode {
     if parse(&body).is_none() {
         return StatusCode::BAD_REQUEST;
     }
-    match producer.send(FutureRecord::<(), [u8]>::to(TOPIC).payload(&body), Duration::ZERO).await {
+    let mut record = FutureRecord::<(), [u8]>::to(TOPIC).payload(&body);
+    if let Some(next) = &sending.spread {
+        record = record.partition(next.fetch_add(1, Ordering::Relaxed).rem_euclid(PARTITIONS));
+    }
+    match sending.producer.send(record, Duration::ZERO).await {
         Ok(_) => StatusCode::ACCEPTED,
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
 const TOPIC: &str = "floor";
+const PARTITIONS: i32 = 16;
 
 /// The producer as a plain handler would have it, with the durability that contrail promises.
 async fn producer(brokers: &str) -> anyhow::Result<FutureProducer> {
@@ -130,16 +145,19 @@ async fn producer(brokers: &str) -> anyhow::Result<FutureProducer> {
     config.set("bootstrap.servers", brokers);
     let admin: AdminClient<DefaultClientContext> = config.create()?;
     // It may be there from an earlier round.
-    admin.create_topics([&NewTopic::new(TOPIC, 16, TopicReplication::Fixed(1))], &AdminOptions::new()).await?;
+    admin.create_topics([&NewTopic::new(TOPIC, PARTITIONS, TopicReplication::Fixed(1))], &AdminOptions::new()).await?;
     config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "5").set("compression.type", "lz4");
     Ok(config.create()?)
 }
 
 /// Serves on a free loopback port, prints the address, runs until killed.
-pub(crate) fn run(brokers: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn run(brokers: Option<&str>, spread: bool) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
         let handler = match brokers {
-            Some(brokers) => post(produce).with_state(producer(brokers).await?),
+            Some(brokers) => {
+                let spread = spread.then(Arc::default);
+                post(produce).with_state(Sending { producer: producer(brokers).await?, spread })
+            }
             None => post(take),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

@@ -155,13 +155,16 @@ enum Run {
         /// Sends each request to these brokers, too.
         #[arg(long)]
         brokers: Option<String>,
+        /// Sends to all partitions in turn, as what belongs to many customers must, and not to one after the other.
+        #[arg(long)]
+        spread: bool,
     },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    if let Run::Floor { brokers } = &arguments.run {
-        floor::run(brokers.as_deref())?;
+    if let Run::Floor { brokers, spread } = &arguments.run {
+        floor::run(brokers.as_deref(), *spread)?;
         return Ok(ExitCode::SUCCESS);
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(arguments.run))

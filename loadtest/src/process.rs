@@ -83,9 +83,10 @@ impl Server {
     }
 
     /// Starts a floor server of this very binary; it prints its address first.
-    pub(crate) fn floor(brokers: Option<&str>, core: Option<usize>) -> anyhow::Result<Self> {
+    pub(crate) fn floor(brokers: Option<&str>, spread: bool, core: Option<usize>) -> anyhow::Result<Self> {
         let mut command = pinned(&std::env::current_exe()?, core);
-        command.arg("floor").args(brokers.map(|brokers| ["--brokers", brokers]).into_iter().flatten()).stdout(Stdio::piped());
+        command.arg("floor").args(brokers.map(|brokers| ["--brokers", brokers]).into_iter().flatten());
+        command.args(spread.then_some("--spread")).stdout(Stdio::piped());
         let mut server = Self::spawn(command, PathBuf::new())?;
         let out = server.child.stdout.take().context("no standard output")?;
         let mut line = String::new();

@@ -52,14 +52,24 @@ async fn measure(contrail: &Path, rounds: usize, seconds: u64, plan: &Plan) -> a
     pin_self(1)?;
     let control = Control::start(pool.bodies(40));
     for batch in [1, 100] {
-        let (mut ours, mut floors) = (Vec::new(), Vec::new());
+        let (mut ours, mut floors, mut spread) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..rounds {
             let settings = plan.settings(&format!("{batch}-{number}"));
             let server = Server::start_with(contrail, &["--roles", "ingest"], &settings, Some(0)).await?;
             ours.push(round(&server, &pool, batch, seconds, plan, &control).await?);
             server.stop().await?;
-            let floor = Server::floor(plan.brokers.as_deref(), Some(0))?;
+            let floor = Server::floor(plan.brokers.as_deref(), false, Some(0))?;
             floors.push(round(&floor, &pool, batch, seconds, plan, &control).await?);
+            drop(floor);
+            if plan.brokers.is_some() && batch == 1 {
+                let floor = Server::floor(plan.brokers.as_deref(), true, Some(0))?;
+                spread.push(round(&floor, &pool, batch, seconds, plan, &control).await?);
+            }
+        }
+        if !spread.is_empty() {
+            let ratio = median(ours.iter().zip(&spread).map(|(a, b)| a.cpu / b.cpu).collect());
+            let least = least(spread.iter().map(|round| round.cpu));
+            findings.note("1 per request: contrail over a floor that sends to 16 partitions, too", format!("{ratio:.2} x ({least:.2} us/event)"));
         }
         tell(&mut findings, batch, plan, &ours, &floors);
     }
