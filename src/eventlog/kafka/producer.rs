@@ -1,7 +1,7 @@
 //! Appends to Kafka: idempotent producers, one completion for each call. Used by `KafkaLog` and `Broadcast`; must never tell a caller that nothing was
 //! appended where something may have been.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -45,10 +45,14 @@ pub(super) enum Late {
     Kept,
 }
 
+/// A producer that keeps what is late, and whose brokers have not taken it for [`TIMEOUT`], is replaced once it is so old.
+const LONG: Duration = Duration::from_secs(60);
+
 /// The least time between two producers: where brokers refuse every one of them, calls are refused too and none is made for each.
 const APART: Duration = Duration::from_secs(1);
 
-/// The producer. A fatal error (the brokers lost track of its sequence) replaces it; what was on its way then is unknown to its callers.
+/// The producer. One that failed for good (the brokers lost track of its sequence), or that gave records up, is replaced; what was on its way then is unknown to
+/// its callers. What is kept has no gap by that either: of a partition brokers take no record of a producer before the one that it sent earlier.
 pub(super) struct Producer {
     config: ClientConfig,
     late: Late,
@@ -82,6 +86,8 @@ struct Waiting {
 struct Reports {
     /// After a record that has no offset: its partition, and what librdkafka numbers the next one of its batch with.
     unplaced: Mutex<Option<(i32, i64)>>,
+    /// Whether records were not taken in their time: after a pause of the brokers librdkafka may send nothing ever again, while others get through.
+    gave_up: AtomicBool,
 }
 
 impl Reports {
@@ -115,7 +121,12 @@ impl ProducerContext for Reports {
             Ok(message) => {
                 self.place(message.partition(), message.offset()).ok_or_else(|| Error::Unavailable("a broker acknowledged without an offset".into()))
             }
-            Err((error, message)) => Err(refused(error, message.payload().map_or(0, <[u8]>::len))),
+            Err((error, message)) => {
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageTimedOut) {
+                    self.gave_up.store(true, Ordering::Relaxed);
+                }
+                Err(refused(error, message.payload().map_or(0, <[u8]>::len)))
+            }
         });
     }
 }
@@ -266,8 +277,12 @@ impl Producer {
                 overdue.pop();
             }
         };
-        let late = |_| Error::Unavailable("kafka: the brokers do not answer; what an earlier call left is still on its way".into());
-        timeout_at(until, settled).await.map_err(late)
+        let Err(_) = timeout_at(until, settled).await else { return Ok(()) };
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        if current.since.elapsed() > LONG {
+            current.client.context().gave_up.store(true, Ordering::Relaxed);
+        }
+        Err(Error::Unavailable("kafka: the brokers do not answer; what an earlier call left is still on its way".into()))
     }
 
     /// Whether the brokers have not answered for [`TIMEOUT`].
@@ -291,16 +306,20 @@ impl Producer {
         Ok(())
     }
 
-    /// The producer to use; a new one where the last failed for good. [`Error::Unavailable`] where none can be made at present: the next call tries again.
+    /// The producer to use; a new one where the last failed. [`Error::Unavailable`] where none can be made at present: the next call tries again.
     fn current(&self) -> Result<Client, Error> {
         let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
-        let Some((code, reason)) = current.client().fatal_error() else { return Ok(current) };
+        let why = match current.client().fatal_error() {
+            Some((code, reason)) => format!("{code}: {reason}"),
+            None if current.context().gave_up.load(Ordering::Relaxed) => "it gave records up".into(),
+            None => return Ok(current),
+        };
         let mut slot = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&slot.client, &current) {
             if slot.since.elapsed() < APART {
-                return Err(Error::Unavailable(format!("kafka: the producer failed for good: {code}: {reason}")));
+                return Err(Error::Unavailable(format!("kafka: the producer failed: {why}")));
             }
-            tracing::error!(%code, reason, "the kafka producer failed for good; a new one takes over");
+            tracing::error!(why, "the kafka producer failed; a new one takes over");
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
             let made = create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?;
             let former = std::mem::replace(&mut *slot, made);
@@ -339,7 +358,7 @@ fn create(config: &ClientConfig) -> Result<Current, Error> {
     Ok(Current { client: Arc::new(client), since: Instant::now() })
 }
 
-/// Lets a producer that failed for good hear what became of what is on its way, and ends it: that blocks.
+/// Lets a producer that failed hear what became of what is on its way, and ends it: that blocks.
 fn retire(producer: Client) {
     let ending = move || {
         drop(producer.flush(TIMEOUT));
