@@ -433,6 +433,39 @@ mod tests {
         Append { partition: 0, value: vec![b'x'; bytes].into() }
     }
 
+    /// Makes its client as old as that.
+    fn age(producer: &Producer, by: Duration) {
+        producer.current.write().unwrap().since = Instant::now().checked_sub(by).unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_gave_records_up_is_replaced() {
+        let mut producer = kept();
+        producer.late = Late::Dropped;
+        producer.config.set("message.timeout.ms", "50");
+        producer.current = RwLock::new(create(&producer.config).unwrap());
+        let former = producer.current().unwrap();
+        producer.append("t", &[record(1)]).await.unwrap_err();
+        age(&producer, APART);
+        assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former), "it may never send again");
+    }
+
+    #[tokio::test]
+    async fn one_that_keeps_what_is_late_is_replaced_once_that_is_so_for_long() {
+        let producer = Producer { timeout: Duration::from_secs(1), ..kept() };
+        let former = producer.current().unwrap();
+        for _ in 0..2 {
+            producer.append("t", &[record(1)]).await.unwrap_err();
+            assert!(Arc::ptr_eq(&producer.current().unwrap(), &former));
+        }
+        age(&producer, LONG);
+        producer.append("t", &[record(1)]).await.unwrap_err();
+        let refused = producer.append("t", &[record(1)]).await.unwrap_err();
+        assert!(matches!(&refused, Error::Unavailable(what) if what.contains("what was to be appended")), "{refused}");
+        assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former));
+        assert_eq!(producer.waiting.records.load(Ordering::Relaxed), 1, "what the former one kept is given up");
+    }
+
     #[tokio::test]
     async fn nothing_of_a_call_goes_behind_what_is_refused_at_once() {
         let producer = kept();
