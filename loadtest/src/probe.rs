@@ -28,6 +28,8 @@ pub(crate) struct Probe {
 pub(crate) struct Probed {
     /// Microseconds from the intended send time to the subscriber.
     pub latency: Histogram<u64>,
+    /// The same by when it was to be sent: one for each tenth of the time.
+    pub course: Vec<Histogram<u64>>,
     /// Events sent, those that made the objects included.
     pub events: u64,
 }
@@ -42,13 +44,29 @@ pub(crate) async fn run(address: &str, name: &str, probe: Probe) -> anyhow::Resu
         let first = start + Duration::from_secs_f64(index as f64 / probe.objects.max(1) as f64 / probe.rate);
         probes.spawn(async move { one(&address, &product, first, probe).await });
     }
-    let (mut latency, mut events) = (Histogram::<u64>::new(3)?, 0);
+    let (mut course, mut events) = (tenths()?, 0);
     while let Some(done) = probes.join_next().await {
         let done = done.context("a probe panicked")??;
-        latency.add(&done.latency)?;
+        for (all, one) in course.iter_mut().zip(&done.course) {
+            all.add(one)?;
+        }
         events += done.events;
     }
-    Ok(Probed { latency, events })
+    Probed::new(course, events)
+}
+
+impl Probed {
+    fn new(course: Vec<Histogram<u64>>, events: u64) -> anyhow::Result<Self> {
+        let mut latency = Histogram::new(3)?;
+        for tenth in &course {
+            latency.add(tenth)?;
+        }
+        Ok(Self { latency, course, events })
+    }
+}
+
+fn tenths() -> anyhow::Result<Vec<Histogram<u64>>> {
+    (0..10).map(|_| Ok(Histogram::new(3)?)).collect()
 }
 
 /// The request that views a product once.
@@ -75,7 +93,7 @@ async fn one(address: &str, product: &str, first: Instant, probe: Probe) -> anyh
     let mut watch = subscribe(address, &format!("maps/product.{product}")).await?;
     let count = (probe.lasts.as_secs_f64() * probe.rate) as u64;
     let intended = move |number: u64| first + Duration::from_secs_f64(number as f64 / probe.rate);
-    let waited = Arc::new(Mutex::new(Histogram::<u64>::new(3)?));
+    let waited = Arc::new(Mutex::new(tenths()?));
     let seen = Arc::clone(&waited);
     let mut reader = JoinSet::new();
     reader.spawn(async move {
@@ -86,7 +104,8 @@ async fn one(address: &str, product: &str, first: Instant, probe: Probe) -> anyh
             let views = views(&message).unwrap_or(0);
             let mut seen = seen.lock().await;
             while next < count && next + 1 < views {
-                seen.record(message.at.saturating_duration_since(intended(next)).as_micros().max(1) as u64)?;
+                let tenth = seen.get_mut((next * 10 / count) as usize).context("a tenth of the time")?;
+                tenth.record(message.at.saturating_duration_since(intended(next)).as_micros().max(1) as u64)?;
                 next += 1;
             }
         }
@@ -100,8 +119,8 @@ async fn one(address: &str, product: &str, first: Instant, probe: Probe) -> anyh
     while let Some(read) = reader.join_next().await {
         read.context("a subscriber panicked")??;
     }
-    let latency = waited.lock().await.clone();
-    Ok(Probed { latency, events: count + 1 })
+    let course = waited.lock().await.clone();
+    Probed::new(course, count + 1)
 }
 
 /// The views that a message of a product tells.

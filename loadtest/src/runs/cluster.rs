@@ -62,6 +62,9 @@ pub(crate) struct Plan {
 /// Events of the backlog, and seconds at the steady rate, that warm the servers up: their compilers come to it only after thousands of the same requests.
 const WARM: (u64, u64) = (20_000, 30);
 
+/// A new process's first seconds under load, told by themselves: it joins its groups, and its topics and tables are new to the servers.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// All three, first for the servers alone.
 pub(crate) async fn run(contrail: &Path, plan: &Plan) -> anyhow::Result<Findings> {
     let mut ignored = Findings::new(String::new());
@@ -78,7 +81,7 @@ pub(crate) async fn run(contrail: &Path, plan: &Plan) -> anyhow::Result<Findings
 async fn steady(contrail: &Path, plan: &Plan, (name, seconds): (&str, u64), findings: &mut Findings) -> anyhow::Result<()> {
     let settings = plan.settings(name);
     migrate(contrail, &settings)?;
-    let limits = latency::Limits { subscriber_ms: 250.0, report_ms: f64::INFINITY };
+    let limits = latency::Limits { subscriber_ms: 250.0, report_ms: f64::INFINITY, settle: SETTLE };
     latency::measure(contrail, &settings, (plan.rate, seconds), &limits, findings).await
 }
 

@@ -13,7 +13,7 @@ use crate::findings::Findings;
 use crate::http::{self, Connection};
 use crate::journeys::Day;
 use crate::load::{Pace, ms, send};
-use crate::probe::{self, Probe};
+use crate::probe::{self, Probe, Probed};
 use crate::process::{INGEST_KEY, READ_TOKEN, Server};
 
 const BATCH: usize = 20;
@@ -24,12 +24,14 @@ pub(crate) struct Limits {
     pub subscriber_ms: f64,
     /// From an event to its report, the worst.
     pub report_ms: f64,
+    /// The process's first time under load, which is told by itself.
+    pub settle: Duration,
 }
 
 /// Latencies beside so many events a second.
 pub(crate) async fn run(contrail: &Path, rate: f64, seconds: u64) -> anyhow::Result<Findings> {
     let mut findings = Findings::new(format!("latency beside {rate:.0} events/s for {seconds} s"));
-    measure(contrail, &[], (rate, seconds), &Limits { subscriber_ms: 50.0, report_ms: 2_000.0 }, &mut findings).await?;
+    measure(contrail, &[], (rate, seconds), &Limits { subscriber_ms: 50.0, report_ms: 2_000.0, settle: Duration::ZERO }, &mut findings).await?;
     Ok(findings)
 }
 
@@ -42,25 +44,37 @@ pub(crate) async fn measure(
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
     let server = Server::start_with(contrail, &[], settings, None).await?;
-    let (day, requests) = Day::begin(5, (rate * seconds as f64) as u64, BATCH);
+    let all = limits.settle + Duration::from_secs(seconds);
+    let (day, requests) = Day::begin(5, (rate * all.as_secs_f64()) as u64, BATCH);
     let lasts = Duration::from_secs(seconds.saturating_sub(3).max(5));
-    let probe = Probe { objects: 50, rate: 2.0, lasts };
-    let (sent, probed, reported) = tokio::try_join!(
-        send(&server.address, requests, 16, Pace::Open(rate / BATCH as f64)),
-        probe::run(&server.address, "latency", probe),
-        reports(&server.address, lasts)
-    )?;
+    let probe = |lasts| Probe { objects: 50, rate: 2.0, lasts };
+    let probes = async {
+        let start = if limits.settle.is_zero() { None } else { Some(probe::run(&server.address, "start", probe(limits.settle)).await?) };
+        let settled = tokio::try_join!(probe::run(&server.address, "latency", probe(lasts)), reports(&server.address, lasts))?;
+        anyhow::Ok((start, settled))
+    };
+    let (sent, (start, (probed, reported))) = tokio::try_join!(send(&server.address, requests, 16, Pace::Open(rate / BATCH as f64)), probes)?;
     findings.note("answers", format!("p50 {:.2} ms, p99 {:.2} ms", ms(&sent.latency, 0.5), ms(&sent.latency, 0.99)));
     findings.note(
         "event to subscriber",
         format!("p50 {:.1} ms, p90 {:.1} ms, max {:.1} ms", ms(&probed.latency, 0.5), ms(&probed.latency, 0.9), ms(&probed.latency, 1.0)),
     );
     findings.at_most(format!("event to subscriber, p99 of {}", probed.latency.len()), ms(&probed.latency, 0.99), limits.subscriber_ms, "ms");
+    findings.note("the same by tenths of the time, in ms", course(&probed));
+    if let Some(start) = &start {
+        findings.note(format!("event to subscriber in the first {} s of the process, by tenths, in ms", limits.settle.as_secs()), course(start));
+    }
     findings.note("event to report", format!("p50 {:.0} ms", ms(&reported, 0.5)));
     findings.at_most(format!("event to report, the worst of {}", reported.len()), ms(&reported, 1.0), limits.report_ms, "ms");
     let tally = day.tally()?;
-    books::close(contrail, &server, &sent, &tally, probed.events + reported.len(), findings).await?;
+    let probes = probed.events + start.map_or(0, |start| start.events) + reported.len();
+    books::close(contrail, &server, &sent, &tally, probes, findings).await?;
     server.stop().await
+}
+
+fn course(probed: &Probed) -> String {
+    let tenths = |quantile| probed.course.iter().map(|tenth| format!("{:.0}", ms(tenth, quantile))).collect::<Vec<_>>().join(", ");
+    format!("p50 {}; p99 {}", tenths(0.5), tenths(0.99))
 }
 
 /// Sends an event into a quarter of an hour that has no other, asks for that quarter until it is there, and begins again with the next.

@@ -11,10 +11,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 
-use super::bounds_of;
 use super::producer::{Late, Producer};
 use super::settings::{self, Settings};
 use super::topics::{self, Purpose, failed};
+use super::{Admin, bounds_of};
 use crate::event::PARTITIONS;
 use crate::eventlog::{Append, Bounds, Error, Offset};
 
@@ -35,6 +35,7 @@ const ASK_ENDS: Duration = Duration::from_secs(15);
 pub struct Broadcast {
     name: String,
     client: ClientConfig,
+    admin: Arc<Admin>,
     producer: Producer,
 }
 
@@ -68,7 +69,7 @@ impl Broadcast {
         let name = format!("{}.{name}", settings.prefix);
         topics::ensure(&admin, &name, Purpose::Feed, settings).await?;
         let producer = Producer::new(&client, LINGER, Late::Dropped)?;
-        Ok(Self { name, client, producer })
+        Ok(Self { name, client, admin, producer })
     }
 
     /// Sends records: each is acknowledged by all in-sync replicas, or says why not, in the order given. [`Error::TooLarge`]: the brokers take no such
@@ -85,14 +86,14 @@ impl Broadcast {
     /// # Errors
     /// [`Error::Unavailable`] where the brokers do not tell where the topic ends now.
     pub async fn tail(&self, hear: impl FnMut(Heard) + Send + 'static) -> Result<Tail, Error> {
-        let (client, name) = (self.client.clone(), self.name.clone());
+        let (client, admin, name) = (self.client.clone(), Arc::clone(&self.admin), self.name.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         super::blocking(move || {
             let consumer = consumer(&client, &name)?;
-            let bounds = settled_bounds(&consumer, &name)?;
+            let bounds = settled_bounds(&admin, &name)?;
             let places = bounds.iter().map(|bounds| Place::at(bounds.next)).collect();
-            let mut reading = Reading { name, places, consumer, hear, looks: Looks::new(Instant::now()) };
+            let mut reading = Reading { name, admin, places, consumer, hear, looks: Looks::new(Instant::now()) };
             reading.assign()?;
             let work = move || reading.run(&stopped);
             std::thread::Builder::new().name("kafka-feed".into()).spawn(work).map_err(failed)?;
@@ -125,15 +126,15 @@ fn consumer(client: &ClientConfig, name: &str) -> Result<BaseConsumer<Ends>, Err
     config.create_with_context(Ends::new(name)).map_err(|error| Error::Format(format!("kafka: {error}")))
 }
 
-fn bounds(consumer: &BaseConsumer<Ends>, name: &str) -> Result<Vec<Bounds>, Error> {
-    (0..PARTITIONS).map(|partition| bounds_of(consumer.client(), name, partition)).collect()
+fn bounds(admin: &Admin, name: &str) -> Result<Vec<Bounds>, Error> {
+    (0..PARTITIONS).map(|partition| bounds_of(admin, name, partition)).collect()
 }
 
 /// The same, asked again while the leaders of a topic that was just made do not know of it yet.
-fn settled_bounds(consumer: &BaseConsumer<Ends>, name: &str) -> Result<Vec<Bounds>, Error> {
+fn settled_bounds(admin: &Admin, name: &str) -> Result<Vec<Bounds>, Error> {
     let asked = Instant::now();
     loop {
-        match bounds(consumer, name) {
+        match bounds(admin, name) {
             Err(error) if asked.elapsed() < topics::SETTLE => {
                 tracing::debug!(%error, topic = name, "where the feed ends is not known yet; asked again");
                 std::thread::sleep(super::PAUSE);
@@ -279,6 +280,7 @@ fn concerns_places(error: &KafkaError) -> bool {
 /// The thread's own.
 struct Reading<H> {
     name: String,
+    admin: Arc<Admin>,
     consumer: BaseConsumer<Ends>,
     places: Vec<Place>,
     hear: H,
@@ -355,7 +357,7 @@ impl<H: FnMut(Heard)> Reading<H> {
     /// Has partitions that do not go on read anew: from where they stand, or from their end where that is no longer to be had. Of these, and of all in doubt,
     /// something may have been missed.
     fn mend(&mut self) -> Result<(), Error> {
-        let all = bounds(&self.consumer, &self.name)?;
+        let all = bounds(&self.admin, &self.name)?;
         let mut missed = Vec::new();
         for ((partition, bounds), place) in (0u16..).zip(all).zip(&mut self.places) {
             missed.extend(place.look(bounds, self.looks.doubtful).map(|why| (partition, why)));

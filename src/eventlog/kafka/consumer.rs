@@ -15,9 +15,10 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 use tokio::sync::Notify;
 
+use super::Admin;
 use super::member::{Member, Task};
 use super::topics::failed;
-use crate::eventlog::{Consumer, Delivery, Error, Offset, Stored, Topic};
+use crate::eventlog::{Bounds, Consumer, Delivery, Error, Offset, Stored, Topic};
 
 /// How long a poll waits; also how long a reader's wish may.
 const POLL: Duration = Duration::from_millis(50);
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     name: String,
     /// The group's name at the brokers.
     group: String,
+    /// Asks leaders in place of the member's own client: there, a question waits behind the fetch under way, which the leader holds back for new records.
+    admin: Arc<Admin>,
     member: Mutex<Member>,
     /// Wakes the reader.
     wake: Notify,
@@ -77,6 +80,11 @@ impl Shared {
         member.lost();
         drop(member);
         self.wake.notify_one();
+    }
+
+    /// What the partition's leader tells. Blocking.
+    fn bounds(&self, partition: u16) -> Result<Bounds, Error> {
+        super::bounds_of(&self.admin, &self.name, partition)
     }
 
     fn list(&self, partitions: impl IntoIterator<Item = u16>) -> TopicPartitionList {
@@ -210,11 +218,18 @@ impl Drop for Reader {
 pub(super) type Ended = mpsc::Receiver<std::convert::Infallible>;
 
 /// Joins a group of a topic and starts the thread.
-pub(super) fn start(config: &ClientConfig, topic: Topic, name: &str, group: &str, session: Duration) -> Result<(Arc<Shared>, Ended), Error> {
+pub(super) fn start(
+    config: &ClientConfig,
+    admin: &Arc<Admin>,
+    (topic, name): (Topic, &str),
+    group: &str,
+    session: Duration,
+) -> Result<(Arc<Shared>, Ended), Error> {
     let shared = Arc::new(Shared {
         topic,
         name: name.to_owned(),
         group: group.to_owned(),
+        admin: Arc::clone(admin),
         member: Mutex::default(),
         wake: Notify::new(),
         reader: Condvar::new(),
@@ -315,7 +330,7 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
         match consumer.poll(POLL) {
             None => shared.member().drained(),
             Some(Ok(message)) => take(shared, &message),
-            Some(Err(error)) => complain(consumer, shared, &error),
+            Some(Err(error)) => complain(shared, &error),
         }
         if let Some((code, reason)) = consumer.client().fatal_error() {
             if code == RDKafkaErrorCode::FencedInstanceId {
@@ -377,7 +392,7 @@ fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool 
 
 /// Checks a sought offset, and has the partition read from there.
 fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let bounds = super::bounds_of(consumer.client(), &shared.name, partition)?;
+    let bounds = shared.bounds(partition)?;
     super::check_range(shared.topic, partition, offset, bounds)?;
     check_topic(consumer, shared, partition, offset)?;
     read_from(consumer, shared, partition, offset)?;
@@ -388,7 +403,7 @@ fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
 
 /// Reads on where a partition that seemed to be at its end is not.
 fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let end = super::bounds_of(consumer.client(), &shared.name, partition)?.next;
+    let end = shared.bounds(partition)?.next;
     if end > offset {
         tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
         shared.member().heard_end(partition, end);
@@ -444,7 +459,7 @@ fn take(shared: &Shared, message: &impl Message) {
 }
 
 /// What a poll told instead of a record.
-fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError) {
+fn complain(shared: &Shared, error: &KafkaError) {
     match error {
         KafkaError::MessageConsumption(
             RDKafkaErrorCode::AutoOffsetReset
@@ -455,7 +470,7 @@ fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError)
             // It does not tell which partition: one whose next offset the brokers no longer have, or did not have for a moment.
             let reading = shared.member().reading();
             for (partition, offset) in reading {
-                let Ok(bounds) = super::bounds_of(consumer.client(), &shared.name, partition) else { continue };
+                let Ok(bounds) = shared.bounds(partition) else { continue };
                 if let Err(error) = super::check_range(shared.topic, partition, offset, bounds) {
                     shared.member().fail(partition, error);
                 }

@@ -34,10 +34,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::future::join_all;
 use rdkafka::admin::AdminClient;
-use rdkafka::client::{Client, DefaultClientContext};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::{ClientConfig, ClientContext, Offset as At, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset as At, TopicPartitionList};
 
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
@@ -59,6 +59,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Goes with a commit that only registers a group: nobody of it has read yet.
 const UNREAD: &str = "unread";
 
+/// Administers topics, and looks on.
+type Admin = AdminClient<DefaultClientContext>;
+
 /// The log on Kafka.
 pub struct KafkaLog(Arc<Inner>);
 
@@ -66,7 +69,7 @@ struct Inner {
     client: ClientConfig,
     settings: Settings,
     names: [String; 2],
-    admin: Arc<AdminClient<DefaultClientContext>>,
+    admin: Arc<Admin>,
     /// Of events: what is late is sent again, with the same ids.
     loose: Producer,
     /// Of changes: whoever reads an object's changes takes one that comes behind a later one for a repeat.
@@ -96,11 +99,12 @@ fn tell(error: &KafkaError, reason: &str) {
     }
 }
 
-/// A partition's bounds as its leader tells them; asks again while it has none, as for a moment after its topic was made. Blocking.
-fn bounds_of<C: ClientContext>(client: &Client<C>, name: &str, partition: u16) -> Result<Bounds, Error> {
+/// A partition's bounds as its leader tells them; asks again while it has none, as for a moment after its topic was made. Never by a client that reads: there the
+/// question waits behind the fetch under way, which the leader holds back for new records. Blocking.
+fn bounds_of(admin: &Admin, name: &str, partition: u16) -> Result<Bounds, Error> {
     let asked = Instant::now();
     loop {
-        match client.fetch_watermarks(name, i32::from(partition), LOOK) {
+        match admin.inner().fetch_watermarks(name, i32::from(partition), LOOK) {
             Ok((start, next)) => return Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? }),
             Err(error) if lacks_leader(&error) && asked.elapsed() < LOOK => std::thread::sleep(PAUSE),
             Err(error) => return Err(failed(error)),
@@ -145,7 +149,7 @@ impl KafkaLog {
         let client = settings::client(&brokers, &settings)?;
         let reached = client.clone();
         blocking(move || reach::reach(&reached)).await?;
-        let admin: AdminClient<DefaultClientContext> = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
+        let admin: Admin = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
         let admin = Arc::new(admin);
         for name in &names(&settings) {
             topics::ensure(&admin, name, Purpose::Log, &settings).await?;
@@ -154,7 +158,7 @@ impl KafkaLog {
     }
 
     /// The log over topics that are as they must be.
-    fn over(client: ClientConfig, admin: Arc<AdminClient<DefaultClientContext>>, settings: Settings) -> Result<Self, Error> {
+    fn over(client: ClientConfig, admin: Arc<Admin>, settings: Settings) -> Result<Self, Error> {
         let names = names(&settings);
         let (loose, gapless) = (Producer::new(&client, LINGER, Late::Dropped)?, Producer::new(&client, ROUND_LINGER, Late::Kept)?);
         let (members, readers) = (Mutex::default(), Readers::default());
@@ -212,7 +216,7 @@ impl Inner {
     }
 
     fn all_bounds(&self, topic: Topic) -> Result<Vec<Bounds>, Error> {
-        (0..PARTITIONS).map(|partition| bounds_of(self.admin.inner(), self.name(topic), partition)).collect()
+        (0..PARTITIONS).map(|partition| bounds_of(&self.admin, self.name(topic), partition)).collect()
     }
 
     /// What the brokers have of a group, by partition; None where it never committed.
@@ -345,7 +349,7 @@ impl EventLog for KafkaLog {
                 inner.wait_for_former(&group)?;
                 config.set("group.instance.id", &inner.settings.instance);
             }
-            let (member, ended) = consumer::start(&config, topic, inner.name(topic), &group, inner.settings.session_timeout)?;
+            let (member, ended) = consumer::start(&config, &inner.admin, (topic, inner.name(topic)), &group, inner.settings.session_timeout)?;
             let mut members = inner.members.lock().unwrap_or_else(PoisonError::into_inner);
             members.retain(|subscribed| subscribed.ended.try_recv() != Err(TryRecvError::Disconnected));
             members.push(Subscribed { group, member: Arc::downgrade(&member), ended });
@@ -368,7 +372,7 @@ impl EventLog for KafkaLog {
         // At once: a partition whose leader does not answer holds up no other.
         let asked = (0..PARTITIONS).map(|partition| {
             let inner = Arc::clone(&self.0);
-            blocking(move || bounds_of(inner.admin.inner(), inner.name(topic), partition))
+            blocking(move || bounds_of(&inner.admin, inner.name(topic), partition))
         });
         join_all(asked).await.into_iter().map(|bounds| Some(bounds.ok()?.next)).collect()
     }

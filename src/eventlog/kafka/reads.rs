@@ -79,7 +79,7 @@ impl Readers {
 impl Inner {
     /// See [`crate::eventlog::EventLog::read`]. Blocking.
     pub(super) fn read(&self, topic: Topic, partition: u16, from: Offset, max_bytes: usize) -> Result<Vec<Stored>, Error> {
-        let bounds = bounds_of(self.admin.inner(), self.name(topic), partition)?;
+        let bounds = bounds_of(&self.admin, self.name(topic), partition)?;
         check_range(topic, partition, from, bounds)?;
         if from == bounds.next {
             return Ok(Vec::new());

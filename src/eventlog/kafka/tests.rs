@@ -169,6 +169,25 @@ async fn a_restart_under_the_same_name_takes_its_partitions_up_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_are_sought_without_waiting_for_the_fetch_under_way() {
+    /// How long a leader holds a fetch back where it has nothing new: librdkafka's `fetch.wait.max.ms`.
+    const HELD_BACK: Duration = Duration::from_millis(500);
+    let log = Fresh::new().log().await.unwrap();
+    log.append(Topic::Events, (0..PARTITIONS).map(|partition| record(partition, "x")).collect()).await.unwrap();
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    for round in 0..2 {
+        let began = Instant::now();
+        (0..PARTITIONS).for_each(|partition| reader.seek(partition, 0));
+        for _ in 0..PARTITIONS {
+            assert!(matches!(reader.next(1).await, Ok(Delivery::Records { next: 1, .. })));
+        }
+        // Of the first round the brokers are asked more. In the second all was read: a fetch is under way throughout.
+        assert!(round == 0 || began.elapsed() < HELD_BACK * u32::from(PARTITIONS) / 2, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_another_of_its_name_put_out_gives_up_its_partitions_and_comes_back() {
     let mut fresh = Fresh::new();
     fresh.0.instance = "node-1".into();

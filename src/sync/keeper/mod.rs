@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use rand::Rng;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -279,8 +279,9 @@ impl Run<'_> {
     }
 
     async fn assigned(&mut self, partitions: Vec<u16>) -> Result<(), Error> {
-        for partition in partitions {
-            let from = self.keeper.store.checkpoint(partition).await?;
+        let store = &self.keeper.store;
+        let from = try_join_all(partitions.iter().map(|partition| store.checkpoint(*partition))).await?;
+        for (partition, from) in partitions.into_iter().zip(from) {
             self.keeper.status.set_kept(partition, from.next);
             self.consumer.seek(partition, from.next);
             self.state.assign(partition, from);

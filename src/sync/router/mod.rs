@@ -214,8 +214,9 @@ impl Run<'_> {
     }
 
     async fn assigned(&mut self, partitions: Vec<u16>) -> Result<(), Error> {
-        for partition in partitions {
-            let next = self.router.store.router_next(partition).await?;
+        let store = &self.router.store;
+        let next = try_join_all(partitions.iter().map(|partition| store.router_next(*partition))).await?;
+        for (partition, next) in partitions.into_iter().zip(next) {
             self.router.status.set_routed(partition, next);
             self.consumer.seek(partition, next);
         }
