@@ -27,6 +27,9 @@ const BATCH: usize = 100;
 /// Writes of the bare driver under way at once: as many as contrail's own at their most.
 const AT_ONCE: usize = 256;
 
+/// A longer backlog is not compared with the bare driver: its rows are held in memory for that.
+const COMPARED: u64 = 100_000;
+
 /// The archive's tables.
 const TABLES: [&str; 15] = [
     "event",
@@ -125,12 +128,14 @@ async fn backlog(contrail: &Path, plan: &Plan, (name, events): (&str, u64), find
     server.stop().await?;
 
     let archived = catch_up(contrail, &settings, "archive", events, findings).await?;
-    let session = SessionBuilder::new().known_nodes(plan.nodes.split(',')).build().await?;
-    let (rows, bare) = bare(contrail, plan, name, &session).await?;
-    let ours = rows as f64 / archived.as_secs_f64();
-    findings.note("rows of the archive", format!("{rows}: {ours:.0} rows/s by the archiver"));
-    findings.note("the same rows by the bare driver", format!("{:.0} rows/s", rows as f64 / bare.as_secs_f64()));
-    findings.at_least("archiver over bare driver, rows a second", ours / (rows as f64 / bare.as_secs_f64()), 0.8, "x");
+    if events <= COMPARED {
+        let session = SessionBuilder::new().known_nodes(plan.nodes.split(',')).build().await?;
+        let (rows, bare) = bare(contrail, plan, name, &session).await?;
+        let ours = rows as f64 / archived.as_secs_f64();
+        findings.note("rows of the archive", format!("{rows}: {ours:.0} rows/s by the archiver"));
+        findings.note("the same rows by the bare driver", format!("{:.0} rows/s", rows as f64 / bare.as_secs_f64()));
+        findings.at_least("archiver over bare driver, rows a second", ours / (rows as f64 / bare.as_secs_f64()), 0.8, "x");
+    }
     catch_up(contrail, &settings, "sync", events, findings).await?;
     Ok(())
 }
