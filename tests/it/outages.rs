@@ -1,6 +1,7 @@
-//! Faults of the servers underneath: brokers that die, a store that is gone or refuses, records that are none. Nothing acknowledged is lost, nothing counts
+//! Faults of the servers underneath: brokers that die, a store that is gone, slow or refuses, records that are none. Nothing acknowledged is lost, nothing counts
 //! twice, and the product goes on by itself.
 
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -13,6 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use scylla_proxy::{Condition, Node, Proxy, Reaction, RequestOpcode, RequestReaction, RequestRule, RunningProxy, ShardAwareness};
 use serde_json::{Value, json};
 
 use crate::crash::{Shared, start_senders};
@@ -26,7 +28,11 @@ fn is_long() -> bool {
 }
 
 fn url(node: &Foreign) -> String {
-    format!("scylla://{}/contrail", node.address)
+    url_at(&node.address)
+}
+
+fn url_at(address: &str) -> String {
+    format!("scylla://{address}/contrail")
 }
 
 /// The program with its log on these brokers.
@@ -44,9 +50,14 @@ fn on_brokers(brokers: &Foreign, replication: u8) -> Command {
 
 /// The program with its log on a broker, and objects and archive on a node, whose tables are there.
 fn on_both(broker: &Foreign, node: &Foreign) -> Command {
+    on_node(|| on_brokers(broker, 1), &node.address)
+}
+
+/// A program with objects and archive on a node at this address, whose tables are there.
+fn on_node(program: impl Fn() -> Command, address: &str) -> Command {
     let made = || {
-        let mut program = on_brokers(broker, 1);
-        program.env("CONTRAIL_STORE", url(node)).env("CONTRAIL_ARCHIVE", url(node));
+        let mut program = program();
+        program.env("CONTRAIL_STORE", url_at(address)).env("CONTRAIL_ARCHIVE", url_at(address));
         program.env("CONTRAIL_SCYLLA_REPLICATION", "{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}");
         program
     };
@@ -301,6 +312,53 @@ fn slow_a_broker_that_stands_still_now_and_then_delays_what_it_must_and_loses_no
     });
     wait_for("an event is taken", Duration::from_secs(60), || server.post(&serde_json::to_vec(&day.events[..5]).unwrap()).status == 200);
     server.settle();
+    shop::assert_archived_once(&server, &day);
+    shop::assert_reports_equal_tally(&server, &day);
+    server.assert_audit();
+    assert!(server.stop().success());
+}
+
+/// A way to a node, straight through until it is told otherwise, and its address.
+async fn way_to(node: &Foreign) -> (RunningProxy, SocketAddr) {
+    let real: SocketAddr = node.address.parse().unwrap();
+    // A node is where its own tables say, at the port that the session began with: so beside it.
+    let address = TcpListener::bind((real.ip(), 0)).unwrap().local_addr().unwrap();
+    let way = Proxy::new([Node::new(real, address, ShardAwareness::Unaware, None, None)]);
+    (way.run().await.unwrap(), address)
+}
+
+/// As [`Server::settle`], however long it takes while no stage stands still. A stage moves by whole batches.
+fn settle_while_it_goes_on(server: &Server) {
+    let (mut last, mut moved) = (Vec::new(), Instant::now());
+    while server.admin("GET", "/admin/progress", b"").json()["caught_up"] != true {
+        let lags = ["router", "keeper", "archiver"].map(|stage| metric(server, &format!("contrail_{stage}_lag_records")));
+        if lags != *last {
+            (last, moved) = (lags.to_vec(), Instant::now());
+        }
+        assert!(moved.elapsed() < Duration::from_secs(180), "it stands still: {last:?} {}", server.get("/readyz").text());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn slow_a_store_that_is_slow_and_overloaded_is_asked_for_less_and_loses_nothing() {
+    let node = Foreign::up("cassandra");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (mut way, address) = runtime.block_on(way_to(&node));
+    let day = shop::day(23, if is_long() { 3_000 } else { 250 });
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(on_node(|| program(&[]), &address.to_string()), &dir.path().join("data"));
+    // Every statement takes a while; some time out, some are too much, some find no replica.
+    let statement = || Condition::any([RequestOpcode::Execute, RequestOpcode::Batch].map(Condition::RequestOpcode));
+    let fails = |how: RequestReaction| RequestRule(statement().and(Condition::RandomWithProbability(0.004)), how);
+    let forge = RequestReaction::forge;
+    let slow = RequestRule(statement(), RequestReaction::delay(Duration::from_millis(10)));
+    let rules = vec![fails(forge().overloaded()), fails(forge().write_timeout()), fails(forge().unavailable()), slow];
+    way.running_nodes[0].change_request_rules(Some(rules));
+    server.accept(&day.events);
+    settle_while_it_goes_on(&server);
+    assert!(metric(&server, "contrail_cql_overloads_total") > 0.0 && metric(&server, "contrail_cql_retries_total") > 0.0);
+    assert_eq!(metric(&server, "contrail_archiver_retries_total"), 0.0, "no batch was given up");
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();

@@ -252,6 +252,9 @@ pub(super) fn start(
         // Also how long leaving waits for brokers that do not answer.
         .set("socket.timeout.ms", "10000")
         .set("queued.max.messages.kbytes", "16384")
+        // As the brokers hold it, compressed: it is several times as much here.
+        .set("fetch.max.bytes", "2097152")
+        .set("max.partition.fetch.bytes", "262144")
         .set("statistics.interval.ms", "1000");
     let consumer = join(&config, &shared)?;
     let (ending, ended) = mpsc::channel();
