@@ -106,14 +106,22 @@ fn bounds_of(admin: &Admin, name: &str, partition: u16) -> Result<Bounds, Error>
     loop {
         match admin.inner().fetch_watermarks(name, i32::from(partition), LOOK) {
             Ok((start, next)) => return Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? }),
-            Err(error) if lacks_leader(&error) && asked.elapsed() < LOOK => std::thread::sleep(PAUSE),
+            Err(error) if lacks_leader(&error) && asked.elapsed() < LOOK => {
+                // A client that does not read learns of leaders only now and then: one that it once found away is so until it asks.
+                drop(admin.inner().fetch_metadata(Some(name), LOOK));
+                std::thread::sleep(PAUSE);
+            }
             Err(error) => return Err(failed(error)),
         }
     }
 }
 
+/// Whether a partition has no leader, or none that the client knows of (librdkafka then calls the partition unknown).
 fn lacks_leader(error: &KafkaError) -> bool {
-    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable))
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable | RDKafkaErrorCode::UnknownPartition)
+    )
 }
 
 /// Asks again while a group's coordinator is being found, moves or loads: it answers so for a moment after a broker's start. Blocking.
