@@ -24,6 +24,8 @@ pub(super) struct Flaky {
     /// Answered instead of a partition's cursor.
     cursor: Option<Box<dyn Fn(u16) -> Option<Error> + Send + Sync>>,
     turns: Option<Turns>,
+    /// A cursor that is told waits for this.
+    gate: Option<Arc<Semaphore>>,
 }
 
 /// One call at a time, as a busy cluster takes them; and retention has its turn until somebody asks for a cursor.
@@ -34,12 +36,17 @@ struct Turns {
 
 impl Flaky {
     pub(super) fn new(inner: Arc<dyn Archive>, seed: u64) -> Self {
-        Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)), refused: None, cursor: None, turns: None }
+        Self { inner, calls: Mutex::new(StdRng::seed_from_u64(seed)), refused: None, cursor: None, turns: None, gate: None }
     }
 
     /// One that answers so where cursors are asked for, and else does as it is told.
     pub(super) fn answering(inner: Arc<dyn Archive>, cursor: impl Fn(u16) -> Option<Error> + Send + Sync + 'static) -> Self {
         Self { cursor: Some(Box::new(cursor)), ..Self::refusing(inner, 0, "") }
+    }
+
+    /// The same, where other cursors are told only once there is a permit.
+    pub(super) fn held(self, gate: &Arc<Semaphore>) -> Self {
+        Self { gate: Some(Arc::clone(gate)), ..self }
     }
 
     /// One whose retention and cursors wait for one another.
@@ -66,6 +73,9 @@ impl Archive for Flaky {
     async fn cursor(&self, partition: u16) -> Result<Cursor, Error> {
         if let Some(error) = self.cursor.as_ref().and_then(|cursor| cursor(partition)) {
             return Err(error);
+        }
+        if let Some(gate) = &self.gate {
+            drop(gate.acquire().await.unwrap());
         }
         let _turn = match &self.turns {
             Some(Turns { turn, asked }) => {

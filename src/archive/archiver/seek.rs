@@ -28,7 +28,14 @@ impl Run {
         let partitions: Vec<u16> = self.unsought.iter().copied().collect();
         // Several at once: the others of this archiver wait meanwhile.
         let calls: Vec<_> = partitions.iter().map(|partition| archive.cursor(*partition)).collect();
-        let cursors: Vec<_> = stream::iter(calls).buffered(SOUGHT).collect().await;
+        let progress = &self.job.progress;
+        // At once: of a cluster that does nothing each answer takes its whole patience.
+        let tell = |cursor: &Result<_, Error>| {
+            if let Some(error) = cursor.as_ref().err().filter(|error| error.is_retryable()) {
+                progress.stands_still(Some(error.to_string()));
+            }
+        };
+        let cursors: Vec<_> = stream::iter(calls).buffered(SOUGHT).inspect(tell).collect().await;
         let mut unanswered = None;
         for (partition, written) in partitions.into_iter().zip(cursors) {
             let written = match written {

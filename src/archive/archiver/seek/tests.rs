@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::super::flaky::{Away, Flaky};
@@ -88,6 +89,32 @@ async fn partitions_are_read_while_the_archive_does_not_answer_for_another() {
     ended.unwrap();
     assert_eq!(views(&world).await, 200);
     assert_eq!(world.progress.waits(), None);
+}
+
+#[tokio::test]
+async fn an_archive_that_does_not_answer_is_told_before_all_partitions_were_asked_for() {
+    let mut world = World::new().await;
+    fill(&world).await;
+    world.settings.backoff = Duration::from_millis(1);
+    let (inner, away) = (Arc::clone(&world.archive), Arc::new(AtomicBool::new(true)));
+    let (is_away, gate) = (Arc::clone(&away), Arc::new(Semaphore::new(0)));
+    let flaky = Flaky::answering(inner, move |partition| (partition == 0 && is_away.load(Ordering::SeqCst)).then(|| Error::Store("away".into())));
+    world.archive = Arc::new(flaky.held(&gate));
+    let stop = CancellationToken::new();
+    let watching = async {
+        while world.progress.waits().is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        away.store(false, Ordering::SeqCst);
+        gate.add_permits(1);
+        while !world.is_caught_up().await || world.progress.waits().is_some() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::time::timeout(LONG, async { tokio::join!(world.archiver().run(stop.clone()), watching) }).await.expect("it is told");
+    ended.unwrap();
+    assert_eq!((views(&world).await, world.progress.waits()), (200, None));
 }
 
 #[tokio::test]
