@@ -12,8 +12,8 @@ use super::error::Class;
 use super::settings::check_replication;
 use super::{Address, Attempt, Cluster, Error, Settings};
 
-/// Version of `schemas/*.cql`. Version 1 had no objects.
-const VERSION: i32 = 2;
+/// Version of `schemas/*.cql`. Version 1 had no objects, version 2 no SIDs.
+const VERSION: i32 = 3;
 
 /// The tables: every keyspace has all, whatever is kept there.
 const SCHEMA: [&str; 2] = [include_str!("../../schemas/archive.cql"), include_str!("../../schemas/objects.cql")];

@@ -95,12 +95,30 @@ impl Scheduler {
 
     /// Notes that `bytes` more of changes wait for the object. It becomes due `gather` after the first of them and no later for more.
     pub fn touch(&mut self, key: &ObjectKey, bytes: usize, now: Timestamp) {
+        self.touch_within(key, bytes, now, self.gather);
+    }
+
+    /// The same for a change that somebody waits for: what waits for others only becomes due now, and what waits for its budget when it did.
+    pub fn touch_now(&mut self, key: &ObjectKey, bytes: usize, now: Timestamp) {
+        self.touch_within(key, bytes, now, Duration::ZERO);
+    }
+
+    fn touch_within(&mut self, key: &ObjectKey, bytes: usize, now: Timestamp, gather: Duration) {
         self.bytes = self.bytes.saturating_add(bytes);
-        if let Some(waiting) = self.waiting.get_mut(key) {
-            waiting.bytes = waiting.bytes.saturating_add(bytes);
+        let due = after(now, gather);
+        let Some(waiting) = self.waiting.get_mut(key) else {
+            self.insert(Arc::new(key.clone()), bytes, due);
             return;
+        };
+        waiting.bytes = waiting.bytes.saturating_add(bytes);
+        let (old, bytes) = (waiting.place, waiting.bytes);
+        if due < old.0
+            && old.0 <= after(now, self.gather)
+            && let Some(key) = self.queue.remove(&old)
+        {
+            self.waiting.remove(&key);
+            self.insert(key, bytes, due);
         }
-        self.insert(Arc::new(key.clone()), bytes, after(now, self.gather));
     }
 
     /// Takes the objects due at `now` from the queue, the longest due first, at most `limit`; their bytes count until [`Scheduler::written`]

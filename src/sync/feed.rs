@@ -13,13 +13,14 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
-use super::{Applied, Error, Feed, Subscription, Update};
+use super::{Answer, Applied, Error, Feed, Subscription, Update};
 use crate::event::ObjectKey;
+use crate::event::change::RequestId;
 
 /// Parts the subscribers are spread over, so that attaching to one object does not hold up publishing to all others.
 const SHARDS: usize = 16;
@@ -47,6 +48,8 @@ type Shard = RwLock<HashMap<ObjectKey, Vec<Weak<Inbox>>>>;
 
 struct Inner {
     shards: Vec<Shard>,
+    /// Who waits for the answer to a request. As many as the API lets wait at once.
+    waiting: Mutex<HashMap<RequestId, oneshot::Sender<Answer>>>,
     hasher: RandomState,
     settings: Settings,
     subscribers: AtomicUsize,
@@ -71,7 +74,19 @@ impl LocalFeed {
     /// A feed without subscribers.
     pub fn new(settings: Settings) -> Self {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Self(Arc::new(Inner { shards, hasher: RandomState::new(), settings, subscribers: AtomicUsize::new(0), closed: AtomicBool::new(false) }))
+        let (waiting, hasher) = (Mutex::default(), RandomState::new());
+        Self(Arc::new(Inner { shards, waiting, hasher, settings, subscribers: AtomicUsize::new(0), closed: AtomicBool::new(false) }))
+    }
+
+    /// Hands answers to those who wait for them here.
+    pub fn give(&self, answers: Vec<Answer>) {
+        for answer in answers {
+            let waiting = self.0.waiting().remove(&answer.request);
+            if let Some(waiting) = waiting {
+                // Who waited may have given up in this very moment.
+                waiting.send(answer).ok();
+            }
+        }
     }
 
     /// Hands writes to the subscribers; waits for none.
@@ -118,7 +133,31 @@ impl LocalFeed {
     }
 }
 
+/// The answer to a request that is yet to come. Dropping it gives it up.
+pub struct Expected {
+    feed: Arc<Inner>,
+    request: RequestId,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Expected {
+    /// The answer; None where none will come, as the process stops. Cancel-safe.
+    pub async fn answer(&mut self) -> Option<Answer> {
+        (&mut self.answer).await.ok()
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.feed.waiting().remove(&self.request);
+    }
+}
+
 impl Inner {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<RequestId, oneshot::Sender<Answer>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn shard(&self, key: &ObjectKey) -> Option<&Shard> {
         let at = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards.get(at)
@@ -136,7 +175,7 @@ fn read(shard: &Shard) -> std::sync::RwLockReadGuard<'_, HashMap<ObjectKey, Vec<
 }
 
 impl Inbox {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -199,6 +238,17 @@ impl Feed for LocalFeed {
         }
         metrics::gauge!("contrail_feed_subscribers").set(attached as f64);
         Ok(Box::new(LocalSubscription { feed: Arc::clone(&self.0), key: key.clone(), inbox }))
+    }
+
+    async fn answer(&self, answers: Vec<Answer>) -> Result<(), Error> {
+        self.give(answers);
+        Ok(())
+    }
+
+    fn expect(&self, request: RequestId) -> Result<Expected, Error> {
+        let (waiting, answer) = oneshot::channel();
+        self.0.waiting().insert(request, waiting);
+        Ok(Expected { feed: Arc::clone(&self.0), request, answer })
     }
 
     fn close(&self) {

@@ -124,7 +124,7 @@ const fn name_of(kind: ObjectKind) -> &'static str {
 
 /// An object's copy for the scratch store, whose later writes name only the rows that they change.
 fn copy_of(object: StoredObject) -> ObjectWrite {
-    ObjectWrite { key: object.key, head: object.head, rows: object.rows, purge: Vec::new(), clear: false }
+    ObjectWrite { key: object.key, head: object.head, rows: object.rows, purge: Vec::new(), clear: false, list: false, ended: Vec::new() }
 }
 
 #[async_trait]
@@ -208,6 +208,15 @@ impl ObjectStore for LearningStore {
 
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
         self.live.list(site, kind, prefix, after, limit).await
+    }
+
+    async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error> {
+        self.live.by_sid(site, kind, number).await
+    }
+
+    /// What API clients gave a lifetime is removed by the live keeper, whose removals this one reads.
+    async fn expiring(&self, _partitions: &[u16], _now: Timestamp, _limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        Ok(Vec::new())
     }
 
     async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {

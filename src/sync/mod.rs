@@ -1,6 +1,7 @@
 //! Live objects: events become changes (mapping, router), changes become objects (keeper, object, batch), objects reach subscribers (feed).
 //! Reads `events`, writes and reads `changes`; must never read the archive.
 
+pub mod api;
 pub mod batch;
 pub mod distinct;
 pub mod embedded;
@@ -25,9 +26,12 @@ pub mod tombstones;
 
 use std::sync::Arc;
 
+pub use feed::Expected;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::event::change::RequestId;
 use crate::event::identity::{Entry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
@@ -80,6 +84,18 @@ pub struct Head {
     pub bucket_at: Timestamp,
     /// Bytes of all rows, for limits.
     pub bytes: u64,
+    /// Tells this life of the name from those before it, and goes into the SID: 0 for every mapped object, else the microseconds of its creation.
+    pub incarnation: u64,
+    /// Who created it; empty where no API client did.
+    pub created_by: String,
+    /// When the object's own lifetime ends.
+    pub expires_at: Option<Timestamp>,
+    /// The least end of a lifetime, of the object or of an item: what it is filed under for expiry.
+    pub next_expiry: Option<Timestamp>,
+    /// Index of a list's next item, where that is greater than what its revision says.
+    pub next_index: u64,
+    /// Whether the object can be found by its SID.
+    pub listed: bool,
 }
 
 /// One row of an object: a map item, a list item (its index as 16 hex digits, so that text order is index order), or a document's data (empty name).
@@ -93,8 +109,23 @@ pub struct Row {
     pub event_id: u64,
     /// Greatest `received_at` of the item's changes; of a tombstone, that of the removal.
     pub updated_at: Timestamp,
+    /// What it has beside its data.
+    pub life: Life,
     /// Merge state as `sync::object` encodes it; None = the item was removed (a tombstone).
     pub state: Option<Vec<u8>>,
+}
+
+/// How an item came and how long it stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// The object's event id of the change that made it.
+    pub began: u64,
+    /// Least `received_at` of its changes.
+    pub created_at: Timestamp,
+    /// Who made it; empty where no API client did.
+    pub created_by: String,
+    /// When its lifetime ends.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// One object to write: head and the rows that changed.
@@ -110,6 +141,10 @@ pub struct ObjectWrite {
     pub purge: Vec<String>,
     /// Whether all rows not in `rows` are deleted first (a new incarnation, a removal).
     pub clear: bool,
+    /// Whether it is to be found by its SID from now on.
+    pub list: bool,
+    /// Incarnations that it had before, to be found no longer.
+    pub ended: Vec<u64>,
 }
 
 /// One object as stored.
@@ -161,8 +196,17 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, heads only.
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
+    /// The object, living or not, that was last listed under this SID's number (its 32 hexadecimal digits) among those of its kind and site. Its head tells
+    /// whether it is still of that incarnation.
+    async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error>;
+
+    /// Objects of these `changes` partitions that have a lifetime that ends at or before `now` ([`Head::next_expiry`]), to the hour oldest first. Asked by
+    /// the partitions' owner.
+    async fn expiring(&self, partitions: &[u16], now: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+
     /// Living objects of these `changes` partitions last changed before `before`, oldest first (where there are more than `limit`, to the hour), whose name starts
-    /// with `prefix`: what expiry looks at. Asked by the partitions' owner.
+    /// with `prefix`: what expiry looks at; those that
+    /// [`ObjectStore::expiring`] gives are not among them. Asked by the partitions' owner.
     async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
     /// Tombstones of these `changes` partitions last changed before `before`, oldest first as for [`ObjectStore::stale`]: what [`ObjectStore::purge`] may be asked
@@ -191,21 +235,90 @@ pub struct Applied {
     pub event_id: u64,
     /// Its revision after the write.
     pub revision: u64,
-    /// Rows that changed; data is None for a removed item.
+    /// Rows that changed, or a stream's messages; data is None for a removed item.
     pub rows: Vec<AppliedRow>,
     /// Whether the object itself was removed.
     pub removed: bool,
+    /// Which life of the name this is ([`Head::incarnation`]).
+    pub incarnation: u64,
+    /// When its last change was received.
+    pub updated_at: Timestamp,
+    /// When the object's lifetime ends.
+    pub expires_at: Option<Timestamp>,
+    /// Whether somebody's rights changed: who subscribes is to be asked for them again.
+    pub rights: bool,
 }
 
 /// One changed row of [`Applied`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AppliedRow {
-    /// Item name; empty for a document.
+    /// Item name; empty for a document; of a stream's message its SID.
     pub item: String,
     /// The item's revision.
     pub revision: u64,
+    /// The object's event id after the item's last change.
+    pub event_id: u64,
+    /// The object's event id when the item came.
+    pub began: u64,
+    /// When its last change was received.
+    pub updated_at: Timestamp,
+    /// When its lifetime ends.
+    pub expires_at: Option<Timestamp>,
     /// Rendered JSON text, or None where the item was removed.
     pub data: Option<Arc<str>>,
+    /// What a removed item last was, where that is still known.
+    pub before: Option<Arc<str>>,
+}
+
+/// What became of an API client's request ([`crate::event::change::Origin::Client`]): one verdict a call, in their order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whose.
+    pub request: RequestId,
+    /// What became of each call.
+    pub verdicts: Vec<Verdict>,
+    /// The object afterwards, without its items; None where there is none.
+    pub object: Option<object::Snapshot>,
+}
+
+/// What became of one call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It is done: committed where the answer is given.
+    Done {
+        /// Whether it made something that was not there.
+        added: bool,
+        /// The item concerned as it is now, or as it was when it was removed (with the event id of that).
+        item: Option<object::SnapshotItem>,
+    },
+    /// As it found the object, it changed nothing.
+    Refused(Refusal),
+}
+
+/// Why a call changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such object, or its lifetime is over.
+    #[error("there is no such object")]
+    NoObject,
+    /// There is no such item, or its lifetime is over.
+    #[error("there is no such item")]
+    NoItem,
+    /// The object exists.
+    #[error("the object exists")]
+    Exists,
+    /// The item exists.
+    #[error("the item exists")]
+    ItemExists,
+    /// It is of another revision than asked for.
+    #[error("it is of another revision")]
+    Revision,
+    /// The object can have no more items, or bytes.
+    #[error("the object is full")]
+    Full,
+    /// Objects of this kind know no such call.
+    #[error("objects of this kind know no such call")]
+    Kind,
 }
 
 /// Carries applied changes to every node's subscribers, in order per object. Loses nothing it accepted, but a subscriber that lags is told so instead of served.
@@ -227,6 +340,18 @@ pub trait Feed: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Closed`] where this process has no subscribers.
     async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error>;
+
+    /// Hands answers to those who wait for them, on whichever node. When it returns, each has it or will, unless that node is gone or cannot read.
+    ///
+    /// # Errors
+    /// As [`Feed::publish`].
+    async fn answer(&self, answers: Vec<Answer>) -> Result<(), Error>;
+
+    /// Waits for the answer to a request. To be called before the request is appended.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] where this process is told nothing.
+    fn expect(&self, request: RequestId) -> Result<Expected, Error>;
 
     /// Ends every subscription of this process with [`Update::Closed`], now and later ones. Publishing goes on.
     fn close(&self);

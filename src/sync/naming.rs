@@ -4,7 +4,7 @@ use ring::digest;
 
 use crate::event::ids::sha256;
 use crate::event::naming::push_hex;
-use crate::event::{ObjectKind, SiteId};
+use crate::event::{ObjectKey, ObjectKind, SiteId};
 
 /// Most bytes of an object's name.
 pub const MAX_NAME: usize = 320;
@@ -66,6 +66,20 @@ pub fn is_mapped(name: &str) -> bool {
     name == "funnel" || name == "activity" || MAPPED.iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// Items that the mapping writes of maps that begin so.
+const MAPPED_ITEMS: [(&str, &[&str]); 3] = [
+    ("product.", &["name", "color", "category", "quantity", "size", "supplier", "margin", "price", "available_in", "activity"]),
+    ("customer.", PERSON_ITEMS),
+    ("visitor.", PERSON_ITEMS),
+];
+const PERSON_ITEMS: &[&str] = &["searches", "interests", "location", "cart", "checkout", "orders", "now", "visitors", "link"];
+
+/// Whether an item of a mapped map is the mapping's. Where none of its items is known to be another's, all are.
+pub fn maps_item(name: &str, item: &str) -> bool {
+    let own = MAPPED_ITEMS.iter().find(|(prefix, _)| name.starts_with(prefix));
+    own.is_none_or(|(_, items)| items.contains(&item))
+}
+
 /// The SID of an object: its kind's two letters and 32 hexadecimal digits of SHA-256 over site, kind, name and incarnation (0 for
 /// every mapped object), the kind as one byte, the incarnation as eight, big-endian.
 pub fn sid(site: &SiteId, kind: ObjectKind, name: &str, incarnation: u64) -> String {
@@ -75,11 +89,50 @@ pub fn sid(site: &SiteId, kind: ObjectKind, name: &str, incarnation: u64) -> Str
         ObjectKind::Map => "MP",
         ObjectKind::Stream => "TO",
     };
-    let hash = sha256(&[site.as_str().as_bytes(), &[kind as u8], name.as_bytes(), &incarnation.to_be_bytes()]);
     let mut out = String::with_capacity(34);
     out.push_str(prefix);
-    push_lower_hex(&mut out, hash.get(..16).unwrap_or_default());
+    push_lower_hex(&mut out, &number_of(site, kind, name, incarnation));
     out
+}
+
+/// What the name of an object begins with that its creator gave none: no client may give such a one.
+const UNNAMED: char = '\u{1}';
+
+/// A name for an object without one, made of a number that nobody else has.
+pub fn unnamed(number: &[u8; 16]) -> String {
+    let mut out = String::from(UNNAMED);
+    push_lower_hex(&mut out, number);
+    out
+}
+
+/// The name that an object's creator gave it; None where none was given.
+pub fn unique_name(name: &str) -> Option<&str> {
+    (!name.starts_with(UNNAMED)).then_some(name)
+}
+
+/// The number in an object's SID.
+pub fn sid_number(key: &ObjectKey, incarnation: u64) -> [u8; 16] {
+    number_of(&key.site, key.kind, &key.name, incarnation)
+}
+
+fn number_of(site: &SiteId, kind: ObjectKind, name: &str, incarnation: u64) -> [u8; 16] {
+    let hash = sha256(&[site.as_str().as_bytes(), &[kind as u8], name.as_bytes(), &incarnation.to_be_bytes()]);
+    hash.first_chunk().copied().unwrap_or_default()
+}
+
+/// Reads a SID of an object: its kind and number. None for what is none, in upper case say.
+pub fn parse_sid(sid: &str) -> Option<(ObjectKind, [u8; 16])> {
+    let (prefix, digits) = sid.split_at_checked(2)?;
+    let kind = match prefix {
+        "ET" => ObjectKind::Document,
+        "ES" => ObjectKind::List,
+        "MP" => ObjectKind::Map,
+        "TO" => ObjectKind::Stream,
+        _ => return None,
+    };
+    let is_number = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let number = u128::from_str_radix(digits, 16).ok().filter(|_| is_number)?;
+    Some((kind, number.to_be_bytes()))
 }
 
 /// Appends bytes as lower-case hexadecimal digits.
@@ -161,6 +214,16 @@ mod tests {
             ]
         );
         assert_ne!(sid(&site, ObjectKind::Map, "a", 1), sid(&site, ObjectKind::Map, "a", 0));
+    }
+
+    #[test]
+    fn sids_are_read_back() {
+        let key = ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: "a".into() };
+        assert_eq!(parse_sid("MP75e8387e6409bae308d241b4ff761a9b"), Some((ObjectKind::Map, sid_number(&key, 0))));
+        for wrong in ["", "MP", "MP75e8387e6409bae308d241b4ff761a9", "MP75E8387e6409bae308d241b4ff761a9b", "XX75e8387e6409bae308d241b4ff761a9b", "é"] {
+            assert_eq!(parse_sid(wrong), None, "{wrong}");
+        }
+        assert_eq!(parse_sid("MP+5e8387e6409bae308d241b4ff761a9b"), None);
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! One sync object in memory: folds changes in, says what to write, publish and show. Called by the keeper, its only writer, and by readers of
-//! stored objects. Pure.
+//! stored objects. What API clients ask of it is in [`calls`]. Pure.
+
+mod calls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::batch::Bucket;
 use super::expiry::expired;
 use super::item::{ItemState, compare};
 use super::tombstones::{Tombstone, Tombstones};
-use super::{Applied, AppliedRow, Error, Head, ObjectWrite, Row, StoredObject};
-use crate::event::change::{Op, Origin};
+use super::{Answer, Applied, AppliedRow, Error, Head, Life, ObjectWrite, Row, StoredObject};
+use crate::event::change::{Op, Origin, Rights};
 use crate::event::{Change, ObjectKey, ObjectKind, Timestamp};
 
 /// What became of a change.
@@ -22,6 +26,8 @@ pub enum Fold {
     Repeat,
     /// Its guard refused it (an older dashboard version, an expiry that came too late): as if it had not been.
     Refused,
+    /// All its calls were refused, and somebody waits to be told: nothing to write.
+    Answered,
 }
 
 /// One sync object, and what of it is still to be written and published.
@@ -41,6 +47,22 @@ pub struct Object {
     clear: bool,
     needs_write: bool,
     needs_publish: bool,
+    /// By identity, what it may do. As rows these have names of their own ([`RIGHTS`]) that no reader sees.
+    rights: BTreeMap<String, Rights>,
+    /// Identities whose rights are to be written.
+    changed_rights: BTreeSet<String>,
+    /// Items by the ends of their lifetimes.
+    lifetimes: BTreeSet<(Timestamp, String)>,
+    /// What removed items last were, until that is published.
+    before: BTreeMap<String, Arc<str>>,
+    /// A stream's messages to publish.
+    messages: Vec<AppliedRow>,
+    /// Answers to give once what they tell of is written.
+    answers: Vec<Answer>,
+    /// What API clients did since the last write, to be archived before it.
+    done: Vec<Done>,
+    /// Incarnations that ended since the last write.
+    ended: Vec<u64>,
     /// The event id up to which the writes taken before tell, and how many of the changes up to there were read again since.
     told: u64,
     repeats: u64,
@@ -51,6 +73,7 @@ struct Living {
     revision: u64,
     event_id: u64,
     updated_at: Timestamp,
+    life: Life,
     state: ItemState,
     /// Whether it is among the changed rows.
     changed: bool,
@@ -60,8 +83,32 @@ struct Living {
     counted: u64,
 }
 
-/// An object as readers see it at one moment.
+/// What the names of rows begin with that hold an identity's rights. No item's name begins so.
+const RIGHTS: char = '\u{2}';
+
+/// What an API client did to an object, for the archive.
 #[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// The record in `changes` that asked for it.
+    pub offset: u64,
+    /// Which of the record's calls it was.
+    pub number: u16,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// Who asked.
+    pub identity: String,
+    /// What was done, in the words of Sync's webhooks, such as `map_item_added`.
+    pub what: &'static str,
+    /// The object's event id, revision and incarnation then.
+    pub object: (u64, u64, u64),
+    /// The item, where it is one that was changed.
+    pub item: Option<SnapshotItem>,
+    /// JSON text of a document's data, or of a message.
+    pub data: Option<Arc<str>>,
+}
+
+/// An object as readers see it at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Which.
     pub key: ObjectKey,
@@ -73,6 +120,12 @@ pub struct Snapshot {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+    /// Which life of the name it is ([`Head::incarnation`]).
+    pub incarnation: u64,
+    /// Who created it; empty where no API client did.
+    pub created_by: String,
+    /// When its own lifetime ends.
+    pub expires_at: Option<Timestamp>,
     /// A document's data (JSON text of an object); None for other kinds.
     pub data: Option<Arc<str>>,
     /// Items of a map by key, of a list by index; empty for other kinds.
@@ -80,7 +133,7 @@ pub struct Snapshot {
 }
 
 /// One item of a [`Snapshot`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotItem {
     /// Key of a map's item; a list's index as 16 hexadecimal digits.
     pub item: String,
@@ -90,6 +143,8 @@ pub struct SnapshotItem {
     pub event_id: u64,
     /// When that was.
     pub updated_at: Timestamp,
+    /// How it came, and how long it stays.
+    pub life: Life,
     /// JSON text.
     pub data: Arc<str>,
 }
@@ -108,6 +163,14 @@ impl Object {
             clear: false,
             needs_write: false,
             needs_publish: false,
+            rights: BTreeMap::new(),
+            changed_rights: BTreeSet::new(),
+            lifetimes: BTreeSet::new(),
+            before: BTreeMap::new(),
+            messages: Vec::new(),
+            answers: Vec::new(),
+            done: Vec::new(),
+            ended: Vec::new(),
             told: 0,
             repeats: 0,
         }
@@ -123,10 +186,19 @@ impl Object {
                 object.tombstones.insert(row.item, Tombstone { revision: row.revision, event_id: row.event_id, removed_at: row.updated_at });
                 continue;
             };
-            let state = ItemState::decode(&bytes).map_err(|what| Error::Corrupt { kind: object.key.kind, name: object.key.name.clone(), what })?;
+            let corrupt = |what| Error::Corrupt { kind: object.key.kind, name: object.key.name.clone(), what };
+            if let Some(identity) = row.item.strip_prefix(RIGHTS) {
+                let rights = postcard::from_bytes(&bytes).map_err(|_| corrupt("an identity's rights are malformed".into()))?;
+                object.rights.insert(identity.to_owned(), rights);
+                continue;
+            }
+            let state = ItemState::decode(&bytes).map_err(corrupt)?;
             let counted = (row.item.len() + bytes.len()) as u64;
-            let living =
-                Living { revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, state, changed: false, encoded: None, counted };
+            if let Some(at) = row.life.expires_at {
+                object.lifetimes.insert((at, row.item.clone()));
+            }
+            let Row { revision, event_id, updated_at, life, .. } = row;
+            let living = Living { revision, event_id, updated_at, life, state, changed: false, encoded: None, counted };
             object.rows.insert(row.item, living);
         }
         Ok(object)
@@ -159,6 +231,9 @@ impl Object {
             self.repeat(change);
             return Fold::Repeat;
         }
+        if let Origin::Client { request, identity } = &change.origin {
+            return self.call_all(change, (*request, identity), offset, ttl);
+        }
         let removes = change.ops.iter().any(|op| matches!(op, Op::Remove));
         if !self.admits(change, removes) {
             return Fold::Refused;
@@ -168,7 +243,7 @@ impl Object {
         self.head.event_id += 1;
         self.head.upto = offset;
         if anew {
-            self.begin(change.received_at);
+            self.begin(change.received_at, 0);
         }
         self.head.revision += 1;
         self.head.created_at = self.head.created_at.min(change.received_at);
@@ -222,26 +297,60 @@ impl Object {
     pub fn take_write(&mut self, render: bool) -> (ObjectWrite, Applied) {
         let (purge, purged) = self.tombstones.purge(self.head.updated_at);
         self.head.purged = self.head.purged.max(purged);
-        let rows = if render { self.published() } else { Vec::new() };
+        let after = self.told.saturating_sub(std::mem::take(&mut self.repeats));
+        let rows = if render { self.published(after) } else { Vec::new() };
         let applied = Applied {
             key: self.key.clone(),
-            after: self.told.saturating_sub(std::mem::take(&mut self.repeats)),
+            after,
             event_id: self.head.event_id,
             revision: self.head.revision,
             rows,
             removed: self.head.removed_at.is_some(),
+            incarnation: self.head.incarnation,
+            updated_at: self.head.updated_at,
+            expires_at: self.head.expires_at,
+            rights: !self.changed_rights.is_empty(),
         };
         self.told = self.head.event_id;
         let mut changed = std::mem::take(&mut self.changed);
         changed.sort_unstable();
         changed.dedup();
-        let rows = changed.into_iter().filter_map(|item| self.written(item)).collect();
+        let mut rows: Vec<Row> = changed.into_iter().filter_map(|item| self.written(item)).collect();
+        rows.extend(self.written_rights());
         self.repeated.clear();
+        self.before.clear();
+        self.messages.clear();
         self.gone.clear();
         self.needs_write = false;
         self.needs_publish = false;
-        let clear = std::mem::take(&mut self.clear);
-        (ObjectWrite { key: self.key.clone(), head: self.head.clone(), rows, purge, clear }, applied)
+        let (clear, ended) = (std::mem::take(&mut self.clear), std::mem::take(&mut self.ended));
+        let list = !std::mem::replace(&mut self.head.listed, true);
+        (ObjectWrite { key: self.key.clone(), head: self.head.clone(), rows, purge, clear, list, ended }, applied)
+    }
+
+    /// The answers to API clients that what was taken, and what was before it, allows to be given.
+    pub fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// What API clients did since this was last asked.
+    pub fn take_done(&mut self) -> Vec<Done> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// What an identity may do; None where nothing was ever said of it.
+    pub fn rights_of(&self, identity: &str) -> Option<Rights> {
+        self.rights.get(identity).copied()
+    }
+
+    /// By identity, what it may do.
+    pub const fn rights(&self) -> &BTreeMap<String, Rights> {
+        &self.rights
+    }
+
+    /// Whether its own lifetime is over at `now`, or that of its name.
+    pub fn is_over(&self, now: Timestamp, ttl: Option<Duration>) -> bool {
+        self.head.expires_at.is_some_and(|at| at <= now) || ttl.is_some_and(|ttl| expired(self.head.updated_at, ttl, now))
     }
 
     /// What readers see; None where the object does not exist or was removed. Expiry is the caller's to judge ([`super::expiry::Expiry::expired`]).
@@ -250,20 +359,50 @@ impl Object {
             return None;
         }
         let document = self.key.kind == ObjectKind::Document;
+        let items = self.rows.iter().filter(|_| !document).filter_map(|(item, row)| row.snapshot(item)).collect();
+        self.bare_snapshot().map(|bare| Snapshot { items, ..bare })
+    }
+
+    /// The same without its items.
+    pub fn bare_snapshot(&self) -> Option<Snapshot> {
+        if !self.is_living() {
+            return None;
+        }
+        let document = self.key.kind == ObjectKind::Document;
         let data = document.then(|| self.rows.get("").and_then(|row| row.state.render()).unwrap_or_else(|| "{}".into()).into());
-        let items = self.rows.iter().filter(|_| !document).filter_map(|(item, row)| {
-            let data = row.state.render()?.into();
-            Some(SnapshotItem { item: item.clone(), revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, data })
-        });
         Some(Snapshot {
             key: self.key.clone(),
             revision: self.head.revision,
             event_id: self.head.event_id,
             created_at: self.head.created_at,
             updated_at: self.head.updated_at,
+            incarnation: self.head.incarnation,
+            created_by: self.head.created_by.clone(),
+            expires_at: self.head.expires_at,
             data,
-            items: items.collect(),
+            items: Vec::new(),
         })
+    }
+
+    /// One item of a living object; None where it is not there or past its lifetime.
+    pub fn item(&self, item: &str, now: Timestamp) -> Option<SnapshotItem> {
+        let row = self.rows.get(item).filter(|row| self.is_living() && !row.is_over(now))?;
+        row.snapshot(item)
+    }
+
+    /// The items from `from` on (past it unless `inclusive`), in their order or backwards, without those past their lifetime, at most `limit`.
+    pub fn items(&self, from: Option<&str>, inclusive: bool, descending: bool, limit: usize, now: Timestamp) -> Vec<SnapshotItem> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        if !self.is_living() || self.key.kind == ObjectKind::Document {
+            return Vec::new();
+        }
+        let bound = from.map_or(Unbounded, |from| if inclusive { Included(from) } else { Excluded(from) });
+        let shown = |(item, row): (&String, &Living)| if row.is_over(now) { None } else { row.snapshot(item) };
+        if descending {
+            self.rows.range::<str, _>((Unbounded, bound)).rev().filter_map(shown).take(limit).collect()
+        } else {
+            self.rows.range::<str, _>((bound, Unbounded)).filter_map(shown).take(limit).collect()
+        }
     }
 
     /// What a reader that has seen `event_id` missed: rows (removed ones without data) with their event ids, in order. None where only a fresh
@@ -285,6 +424,8 @@ impl Object {
             Origin::Event { .. } => !removes || self.is_living(),
             Origin::Archive { version } => self.head.event_id == 0 || version > self.head.version,
             Origin::Expiry { unchanged_since } => self.is_living() && self.head.upto == unchanged_since,
+            // Each call for itself.
+            Origin::Client { .. } => false,
         }
     }
 
@@ -297,15 +438,28 @@ impl Object {
                 Op::Merge { item, .. } => drop(self.repeated.insert(item.to_string())),
                 Op::Append { index, .. } => drop(self.repeated.insert(index_name(*index))),
                 Op::Replace { .. } => drop(self.repeated.insert(String::new())),
+                // What it did is not known any longer: it is among all that was done since.
+                Op::Call(_) => {
+                    let after = self.told.saturating_sub(self.repeats);
+                    let since = self.since(after).unwrap_or_default();
+                    self.repeated.extend(since.into_iter().map(|(_, row)| row.item));
+                }
                 Op::Remove => {}
             }
         }
     }
 
     /// Ends the present incarnation and begins one that has no change yet.
-    fn begin(&mut self, at: Timestamp) {
+    fn begin(&mut self, at: Timestamp, incarnation: u64) {
         self.drop_rows();
+        if self.head.incarnation != incarnation {
+            self.ended.push(self.head.incarnation);
+            self.head.listed = false;
+        }
+        self.head.incarnation = incarnation;
         self.head.revision = 0;
+        self.head.next_index = 0;
+        self.head.created_by.clear();
         self.head.removed_at = None;
         self.head.created_at = at;
         self.head.updated_at = at;
@@ -317,6 +471,11 @@ impl Object {
         self.gone.extend(rows.into_keys());
         self.tombstones.clear();
         self.changed.clear();
+        self.clear |= !self.rights.is_empty();
+        self.changed_rights.extend(std::mem::take(&mut self.rights).into_keys());
+        self.lifetimes.clear();
+        self.head.expires_at = None;
+        self.head.next_expiry = None;
         self.head.bytes = 0;
         // A reader that has seen this object before, but not this very change, cannot be told row by row what it removed.
         self.head.purged = if self.head.event_id > 1 { self.head.event_id } else { 0 };
@@ -338,7 +497,8 @@ impl Object {
                 self.drop_rows();
                 self.head.removed_at = Some(change.received_at);
             }
-            [] => {}
+            // Calls come in changes of their own.
+            [Op::Call(_), ..] | [] => {}
         }
     }
 
@@ -348,8 +508,8 @@ impl Object {
             Some(row) => row,
             None => {
                 self.tombstones.remove(item);
-                let state = ItemState::default();
-                let row = Living { revision: 0, event_id: 0, updated_at: at, state, changed: false, encoded: None, counted: 0 };
+                let (state, life) = (ItemState::default(), Life { began: self.head.event_id, created_at: at, ..Life::default() });
+                let row = Living { revision: 0, event_id: 0, updated_at: at, life, state, changed: false, encoded: None, counted: 0 };
                 self.rows.entry(item.to_owned()).or_insert(row)
             }
         };
@@ -361,6 +521,7 @@ impl Object {
             row.revision += 1;
             row.event_id = self.head.event_id;
             row.updated_at = row.updated_at.max(at);
+            row.life.created_at = row.life.created_at.min(at);
         }
         row.encoded = None;
         merge(&mut row.state);
@@ -377,21 +538,46 @@ impl Object {
         while self.rows.len() > keep
             && let Some((least, row)) = self.rows.pop_first()
         {
-            self.head.bytes = self.head.bytes.saturating_sub(row.counted);
-            self.tombstones.insert(least.clone(), Tombstone { revision: row.revision + 1, event_id: self.head.event_id, removed_at: at });
-            self.changed.push(least);
+            self.bury(least, &row, at);
         }
     }
 
-    /// Rows that changed, were touched by repeats or vanished, as subscribers see them.
-    fn published(&self) -> Vec<AppliedRow> {
+    /// Remembers a row that was taken out by the present change.
+    fn bury(&mut self, item: String, row: &Living, at: Timestamp) {
+        self.head.bytes = self.head.bytes.saturating_sub(row.counted);
+        if let Some(expires_at) = row.life.expires_at {
+            self.lifetimes.remove(&(expires_at, item.clone()));
+        }
+        if let Some(before) = row.state.render() {
+            self.before.insert(item.clone(), before.into());
+        }
+        self.tombstones.insert(item.clone(), Tombstone { revision: row.revision + 1, event_id: self.head.event_id, removed_at: at });
+        self.changed.push(item);
+    }
+
+    /// Rows that changed after that event id, were touched by repeats or vanished, and messages, as subscribers see them.
+    fn published(&self, after: u64) -> Vec<AppliedRow> {
         let names: BTreeSet<&String> = self.changed.iter().chain(&self.repeated).chain(&self.gone).collect();
         let shown = names.into_iter().filter_map(|item| match (self.rows.get(item), self.tombstones.get(item)) {
-            (Some(row), _) => Some(row.shown(item)),
-            (None, Some(stone)) => Some(stone.shown(item)),
-            (None, None) => self.gone.contains(item).then(|| AppliedRow { item: item.clone(), revision: 0, data: None }),
+            // A new lifetime alone is written and not told.
+            (Some(row), _) => (row.event_id > after || self.repeated.contains(item)).then(|| row.shown(item)),
+            (None, Some(stone)) => Some(AppliedRow { before: self.before.get(item).cloned(), ..stone.shown(item) }),
+            (None, None) => {
+                let event_id = self.head.event_id;
+                self.gone.contains(item).then(|| AppliedRow { item: item.clone(), event_id, ..AppliedRow::default() })
+            }
         });
-        shown.collect()
+        shown.chain(self.messages.iter().cloned()).collect()
+    }
+
+    /// Changed rights as rows; those of nobody any more as rows that are not there.
+    fn written_rights(&mut self) -> Vec<Row> {
+        let row = |identity: String| {
+            let state = self.rights.get(&identity).map(|rights| postcard::to_extend(rights, Vec::new()).unwrap_or_default());
+            let (event_id, updated_at) = (self.head.event_id, self.head.updated_at);
+            Row { item: format!("{RIGHTS}{identity}"), revision: 0, event_id, updated_at, life: Life::default(), state }
+        };
+        std::mem::take(&mut self.changed_rights).into_iter().map(row).collect()
     }
 
     /// A changed row as it is stored; None where neither the row nor its tombstone is left.
@@ -402,22 +588,45 @@ impl Object {
             let bytes = (item.len() + state.len()) as u64;
             self.head.bytes = self.head.bytes.saturating_sub(row.counted) + bytes;
             row.counted = bytes;
-            return Some(Row { item, revision: row.revision, event_id: row.event_id, updated_at: row.updated_at, state: Some(state) });
+            let Living { revision, event_id, updated_at, ref life, .. } = *row;
+            return Some(Row { item, revision, event_id, updated_at, life: life.clone(), state: Some(state) });
         }
         let stone = self.tombstones.get(&item)?;
-        Some(Row { revision: stone.revision, event_id: stone.event_id, updated_at: stone.removed_at, state: None, item })
+        let Tombstone { revision, event_id, removed_at } = *stone;
+        Some(Row { item, revision, event_id, updated_at: removed_at, life: Life::default(), state: None })
     }
 }
 
 impl Living {
     fn shown(&self, item: &str) -> AppliedRow {
-        AppliedRow { item: item.to_owned(), revision: self.revision, data: self.state.render().map(Into::into) }
+        AppliedRow {
+            item: item.to_owned(),
+            revision: self.revision,
+            event_id: self.event_id,
+            began: self.life.began,
+            updated_at: self.updated_at,
+            expires_at: self.life.expires_at,
+            data: self.state.render().map(Into::into),
+            before: None,
+        }
+    }
+
+    /// None where its data is null.
+    fn snapshot(&self, item: &str) -> Option<SnapshotItem> {
+        let data = self.state.render()?.into();
+        let (revision, event_id, updated_at, life) = (self.revision, self.event_id, self.updated_at, self.life.clone());
+        Some(SnapshotItem { item: item.to_owned(), revision, event_id, updated_at, life, data })
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.life.expires_at.is_some_and(|at| at <= now)
     }
 }
 
 impl Tombstone {
     fn shown(&self, item: &str) -> AppliedRow {
-        AppliedRow { item: item.to_owned(), revision: self.revision, data: None }
+        let (revision, event_id, updated_at) = (self.revision, self.event_id, self.removed_at);
+        AppliedRow { item: item.to_owned(), revision, event_id, updated_at, ..AppliedRow::default() }
     }
 }
 

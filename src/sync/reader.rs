@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::expiry::Expiry;
-use super::object::{Object, Snapshot};
-use super::{AppliedRow, Error, Head, ObjectStore};
+use super::object::{Object, Snapshot, SnapshotItem};
+use super::{AppliedRow, Error, Head, ObjectStore, naming};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
 /// Most objects of one listing.
@@ -42,7 +42,31 @@ impl Reader {
     /// # Errors
     /// [`Error::Corrupt`] where the object cannot be read: the keeper has frozen it or will.
     pub async fn get(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Snapshot>, Error> {
-        Ok(self.object(key, now).await?.and_then(|object| object.snapshot()))
+        Ok(self.object(key, now).await?.and_then(|object| shown(&object, now)))
+    }
+
+    /// The object whole; None as in [`Reader::get`]. Its items may be past their lifetime: [`Object::item`] and [`Object::items`] judge that.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub async fn object(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Object>, Error> {
+        let stored = self.store.load(std::slice::from_ref(key)).await?.pop().flatten();
+        let Some(stored) = stored else { return Ok(None) };
+        if stored.head.removed_at.is_some() {
+            return Ok(None);
+        }
+        let object = Object::from_stored(stored)?;
+        Ok((!object.is_over(now, self.expiry.ttl_of(&key.name))).then_some(object))
+    }
+
+    /// The object that has this SID; None as in [`Reader::get`], and for a SID that another life of its name had.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16], now: Timestamp) -> Result<Option<Object>, Error> {
+        let Some(key) = self.store.by_sid(site, kind, number).await? else { return Ok(None) };
+        let object = self.object(&key, now).await?;
+        Ok(object.filter(|object| naming::sid_number(&key, object.head().incarnation) == *number))
     }
 
     /// What a reader that has seen `since` missed; None as in [`Reader::get`].
@@ -51,7 +75,7 @@ impl Reader {
     /// As [`Reader::get`].
     pub async fn resume(&self, key: &ObjectKey, since: u64, now: Timestamp) -> Result<Option<Resumed>, Error> {
         let Some(object) = self.object(key, now).await? else { return Ok(None) };
-        let Some(snapshot) = object.snapshot() else { return Ok(None) };
+        let Some(snapshot) = shown(&object, now) else { return Ok(None) };
         let event_id = object.head().event_id;
         if since > event_id {
             // An id of another life of the store.
@@ -76,16 +100,15 @@ impl Reader {
         let limit = limit.min(MAX_LISTED);
         let mut found = self.store.list(site, kind, prefix, after, limit).await?;
         let more = (found.len() == limit).then(|| found.last().map(|(key, _)| key.name.clone())).flatten();
-        found.retain(|(key, head)| !self.expiry.expired(&key.name, head.updated_at, now));
+        let ends = |head: &Head| head.expires_at.is_some_and(|at| at <= now);
+        found.retain(|(key, head)| !ends(head) && !self.expiry.expired(&key.name, head.updated_at, now));
         Ok((found, more))
     }
+}
 
-    async fn object(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Object>, Error> {
-        let stored = self.store.load(std::slice::from_ref(key)).await?.pop().flatten();
-        let Some(stored) = stored else { return Ok(None) };
-        if stored.head.removed_at.is_some() || self.expiry.expired(&key.name, stored.head.updated_at, now) {
-            return Ok(None);
-        }
-        Object::from_stored(stored).map(Some)
-    }
+/// What readers see at `now`.
+fn shown(object: &Object, now: Timestamp) -> Option<Snapshot> {
+    let lives = |item: &SnapshotItem| item.life.expires_at.is_none_or(|at| at > now);
+    let snapshot = object.snapshot()?;
+    Some(Snapshot { items: snapshot.items.into_iter().filter(lives).collect(), ..snapshot })
 }

@@ -44,8 +44,11 @@ impl Tail {
         *shown += 1;
         // Ids only grow, over restarts too: a stream has no other order than that of its messages.
         self.last_id = (record.received_at.micros().max(0) as u64).max(self.last_id + 1);
-        let row = AppliedRow { item: String::new(), revision: self.last_id, data: Some(message(event)) };
-        Some(Applied { key: key(&record.site), after: 0, event_id: self.last_id, revision: self.last_id, rows: vec![row], removed: false })
+        let (id, at) = (self.last_id, record.received_at);
+        let row = AppliedRow { revision: id, event_id: id, began: id, updated_at: at, data: Some(message(event)), ..AppliedRow::default() };
+        let (key, rows) = (key(&record.site), vec![row]);
+        let (incarnation, expires_at) = (0, None);
+        Some(Applied { key, after: 0, event_id: id, revision: id, rows, removed: false, incarnation, updated_at: at, expires_at, rights: false })
     }
 }
 

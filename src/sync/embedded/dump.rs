@@ -75,7 +75,7 @@ fn each_object(conn: &Connection, take: &mut dyn FnMut(Page) -> Result<(), Error
         }
         object.clone_into(&mut of);
         let head = head_from_bytes(&key, value)?;
-        page.objects.push(ObjectWrite { key, head, rows: Vec::new(), purge: Vec::new(), clear: false });
+        page.objects.push(ObjectWrite { key, head, rows: Vec::new(), purge: Vec::new(), clear: false, list: true, ended: Vec::new() });
     }
     take(page)
 }

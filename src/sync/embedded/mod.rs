@@ -42,12 +42,14 @@ const MAX_KEYS: usize = 10_000;
 /// Objects written lately whose expiry entries the writer remembers; up to twice as many.
 const FILED: usize = 30_000;
 
-/// Version of `objects.db`. In version 1 an hour's identity entries were one run.
-const VERSION: i64 = 2;
+/// Version of `objects.db`. In version 1 an hour's identity entries were one run; version 2 had no SIDs: an object of it is found by its SID from its next
+/// change on.
+const VERSION: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS rows (object BLOB NOT NULL, item BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (object, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS expiry (family TEXT NOT NULL, hour INTEGER NOT NULL, object BLOB NOT NULL, PRIMARY KEY (family, hour, object)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sids (sid BLOB PRIMARY KEY, object BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS router (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL, received_at INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS sighted (partition INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (partition, hash)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS keeper (partition INTEGER PRIMARY KEY, next INTEGER NOT NULL, value BLOB NOT NULL);
@@ -190,6 +192,17 @@ impl ObjectStore for EmbeddedStore {
     async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
         let (site, prefix, after) = (site.clone(), prefix.to_owned(), after.map(str::to_owned));
         self.readers.read(move |conn| queries::list(conn, &site, kind, &prefix, after.as_deref(), limit)).await
+    }
+
+    async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error> {
+        let sid = rows::sid_bytes(kind, number);
+        let found = self.readers.read(move |conn| queries::by_sid(conn, &sid)).await?;
+        Ok(found.filter(|key| key.site == *site))
+    }
+
+    async fn expiring(&self, partitions: &[u16], now: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        let partitions = partitions.to_vec();
+        self.readers.read(move |conn| queries::expiring(conn, &partitions, now, limit)).await
     }
 
     async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {

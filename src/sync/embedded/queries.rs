@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows;
 use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
-use crate::sync::stored::{corrupt, head_from_bytes, hour_of, row_from_bytes};
+use crate::sync::stored::{Shelf, corrupt, head_from_bytes, hour_of, is_asked_for, row_from_bytes};
 use crate::sync::{Checkpoint, Error, Head, StoredObject};
 
 /// What a listing gives: heads by key.
@@ -140,16 +140,36 @@ pub(super) fn stale(conn: &Connection, partitions: &[u16], prefix: &str, before:
         Some(_) => (rows::family_of(prefix), rows::family_of(prefix)),
         None => (rows::family_of(""), char::MAX.to_string()),
     };
-    filed(conn, partitions, (&least, &greatest), prefix, before, limit)
+    filed(conn, partitions, Shelf::Living, (&least, &greatest), prefix, before, limit)
+}
+
+/// Objects of these partitions with a lifetime that ends at or before `now`, to the hour oldest first.
+pub(super) fn expiring(conn: &Connection, partitions: &[u16], now: Timestamp, limit: usize) -> Result<Heads, Error> {
+    filed(conn, partitions, Shelf::Expiring, (rows::EXPIRING, rows::EXPIRING), "", now, limit)
+}
+
+/// The object listed under a SID.
+pub(super) fn by_sid(conn: &Connection, sid: &[u8]) -> Result<Option<ObjectKey>, Error> {
+    let mut statement = conn.prepare_cached("SELECT object FROM sids WHERE sid = ?1").map_err(failed)?;
+    let found: Option<Vec<u8>> = statement.query_row([sid], |row| row.get(0)).optional().map_err(failed)?;
+    Ok(found.and_then(|object| rows::key_of(&object)))
 }
 
 /// Tombstones of these partitions last changed before `before`, oldest first.
 pub(super) fn tombstones(conn: &Connection, partitions: &[u16], before: Timestamp, limit: usize) -> Result<Heads, Error> {
-    filed(conn, partitions, (rows::REMOVED, rows::REMOVED), "", before, limit)
+    filed(conn, partitions, Shelf::Removed, (rows::REMOVED, rows::REMOVED), "", before, limit)
 }
 
 /// What is filed under the families `least..=greatest`, hour by hour, sorted within the hour. An object whose head cannot be read is passed over.
-fn filed(conn: &Connection, partitions: &[u16], families: (&str, &str), prefix: &str, before: Timestamp, limit: usize) -> Result<Heads, Error> {
+fn filed(
+    conn: &Connection,
+    partitions: &[u16],
+    shelf: Shelf,
+    families: (&str, &str),
+    prefix: &str,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Heads, Error> {
     let snapshot = conn.unchecked_transaction().map_err(failed)?;
     let hours: Vec<i64> = snapshot
         .prepare_cached("SELECT DISTINCT hour FROM expiry WHERE family BETWEEN ?1 AND ?2 AND hour <= ?3 ORDER BY hour")
@@ -160,7 +180,8 @@ fn filed(conn: &Connection, partitions: &[u16], families: (&str, &str), prefix: 
         if out.len() >= limit {
             break;
         }
-        let mut within = filed_in_hour(&snapshot, families, hour, prefix, before)?;
+        let mut within = filed_in_hour(&snapshot, families, hour)?;
+        within.retain(|(key, head)| key.name.starts_with(prefix) && is_asked_for(shelf, head, before));
         within.retain(|(key, _)| partitions.contains(&key.partition()));
         within.sort_by_key(|(_, head)| head.updated_at);
         within.truncate(limit - out.len());
@@ -169,7 +190,7 @@ fn filed(conn: &Connection, partitions: &[u16], families: (&str, &str), prefix: 
     Ok(out)
 }
 
-fn filed_in_hour(conn: &Connection, families: (&str, &str), hour: i64, prefix: &str, before: Timestamp) -> Result<Heads, Error> {
+fn filed_in_hour(conn: &Connection, families: (&str, &str), hour: i64) -> Result<Heads, Error> {
     let mut statement = conn
         .prepare_cached(
             "SELECT e.object, r.value FROM expiry e CROSS JOIN rows r ON r.object = e.object AND r.item = x''
@@ -181,9 +202,7 @@ fn filed_in_hour(conn: &Connection, families: (&str, &str), hour: i64, prefix: &
     while let Some(row) = cursor.next().map_err(failed)? {
         let Some(key) = rows::key_of(row.get_ref(0).map_err(failed)?.as_blob().unwrap_or_default()) else { continue };
         let Ok(head) = head_from_bytes(&key, row.get_ref(1).map_err(failed)?.as_blob().unwrap_or_default()) else { continue };
-        if key.name.starts_with(prefix) && head.updated_at < before {
-            out.push((key, head));
-        }
+        out.push((key, head));
     }
     Ok(out)
 }

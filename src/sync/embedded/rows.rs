@@ -2,7 +2,7 @@
 
 use crate::event::{ObjectKey, ObjectKind, SiteId};
 use crate::sync::Error;
-use crate::sync::stored::{Filing, corrupt};
+use crate::sync::stored::{Filing, Shelf, corrupt};
 
 /// `item` of a head: sorts before every row, so that an object's rows lie together with the head in front.
 pub(super) const HEAD: &[u8] = &[];
@@ -39,6 +39,11 @@ pub(super) fn key_of(bytes: &[u8]) -> Option<ObjectKey> {
     Some(ObjectKey { site, kind, name })
 }
 
+/// A SID as stored: its kind and its number.
+pub(super) fn sid_bytes(kind: ObjectKind, number: &[u8; 16]) -> Vec<u8> {
+    [&[kind as u8][..], number].concat()
+}
+
 /// An item's name as stored: one byte above every head, then the name.
 pub(super) fn item_bytes(item: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(item.len() + 1);
@@ -50,14 +55,21 @@ pub(super) fn item_bytes(item: &str) -> Vec<u8> {
 /// What tombstones are filed under for purging; sorts before every [`family_of`].
 pub(super) const REMOVED: &str = "-";
 
+/// What objects with lifetimes are filed under; sorts so too.
+pub(super) const EXPIRING: &str = "+";
+
 /// What a living object is filed under for expiry: `=` and the name up to its first dot, `=` alone where it has none.
 pub(super) fn family_of(name: &str) -> String {
     format!("={}", name.split_once('.').map_or("", |(family, _)| family))
 }
 
 /// The family in which an object is filed.
-pub(super) fn filed_as(name: &str, (removed, _): Filing) -> String {
-    if removed { REMOVED.to_owned() } else { family_of(name) }
+pub(super) fn filed_as(name: &str, (shelf, _): Filing) -> String {
+    match shelf {
+        Shelf::Removed => REMOVED.to_owned(),
+        Shelf::Expiring => EXPIRING.to_owned(),
+        Shelf::Living => family_of(name),
+    }
 }
 
 /// Reads [`item_bytes`] back.
@@ -95,6 +107,6 @@ mod tests {
     fn families_are_what_stands_before_the_first_dot() {
         assert_eq!(family_of("trail.customer.c1"), "=trail");
         assert_eq!(family_of("funnel"), "=");
-        assert!(*REMOVED < *family_of(""));
+        assert!(*REMOVED < *family_of("") && *EXPIRING < *family_of(""));
     }
 }

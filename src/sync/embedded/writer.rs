@@ -16,6 +16,7 @@ use super::rows;
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{ObjectKey, Timestamp};
 use crate::sqlite::IdentityTables;
+use crate::sync::naming;
 use crate::sync::recent::Recent;
 use crate::sync::stored::{Filing, filing_of, head_from_bytes, head_to_bytes, hour_of, row_to_bytes};
 use crate::sync::{Checkpoint, Error, ObjectWrite, RouterCommit};
@@ -289,6 +290,7 @@ fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, object
             filed.take(object);
             filed.insert(object.clone(), to);
         }
+        put_sids(tx, object, write)?;
         put.execute(params![&*object, rows::HEAD, head_to_bytes(&write.head)])?;
         if write.clear {
             clear.execute([&*object])?;
@@ -300,6 +302,19 @@ fn put_objects(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, object
         for row in &write.rows {
             put.execute(params![&*object, rows::item_bytes(&row.item), row_to_bytes(row)])?;
         }
+    }
+    Ok(())
+}
+
+/// Lists an object under its SID, where it is to be, and those that it had before no longer.
+fn put_sids(tx: &Transaction<'_>, object: &[u8], write: &ObjectWrite) -> rusqlite::Result<()> {
+    let stored = |incarnation| rows::sid_bytes(write.key.kind, &naming::sid_number(&write.key, incarnation));
+    for incarnation in &write.ended {
+        tx.prepare_cached("DELETE FROM sids WHERE sid = ?1")?.execute([stored(*incarnation)])?;
+    }
+    if write.list {
+        let mut list = tx.prepare_cached("INSERT OR REPLACE INTO sids (sid, object) VALUES (?1, ?2)")?;
+        list.execute(params![stored(write.head.incarnation), object])?;
     }
     Ok(())
 }
@@ -339,6 +354,8 @@ fn purge(tx: &Transaction<'_>, filed: &mut Recent<Vec<u8>, Filing>, keys: &[Obje
         let Some(head) = before.and_then(|bytes| head_from_bytes(key, &bytes).ok()) else { continue };
         if head.removed_at.is_some() {
             delete.execute([&object])?;
+            let sid = rows::sid_bytes(key.kind, &naming::sid_number(key, head.incarnation));
+            tx.prepare_cached("DELETE FROM sids WHERE sid = ?1")?.execute([sid])?;
             filed.take(&object);
             refile(tx, &key.name, &object, Some(filing_of(&head)), None)?;
         }

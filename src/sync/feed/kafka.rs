@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::wire::{self, Told};
-use super::{LocalFeed, Settings};
-use crate::event::ObjectKey;
+use super::{Expected, LocalFeed, Settings};
+use crate::event::{ObjectKey, PARTITIONS};
+use crate::event::change::RequestId;
 use crate::eventlog::kafka::{self, Broadcast, Heard, Tail};
 use crate::eventlog::{self, Append};
-use crate::sync::{Applied, Error, Feed, Subscription};
+use crate::sync::{Answer, Applied, Error, Feed, Subscription};
 
 /// The topic's name, behind the prefix.
 const TOPIC: &str = "feed";
@@ -103,6 +104,28 @@ impl Feed for KafkaFeed {
         self.local.subscribe(key).await
     }
 
+    async fn answer(&self, answers: Vec<Answer>) -> Result<(), Error> {
+        // Any partition will do: whoever waits reads all.
+        let spread = |answer: &Answer| u16::from(answer.request.first().copied().unwrap_or(0)) % PARTITIONS;
+        let records: Vec<Append> = answers.iter().map(|answer| Append { partition: spread(answer), value: wire::answer(answer) }).collect();
+        for sent in self.topic.send(&records).await? {
+            match sent {
+                Ok(_) => {}
+                // Who waits is told in time that nothing was heard.
+                Err(eventlog::Error::TooLarge { .. }) => tracing::warn!("an answer too large for the feed is not given"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&self, request: RequestId) -> Result<Expected, Error> {
+        if self.tail.is_none() {
+            return Err(Error::Closed);
+        }
+        self.local.expect(request)
+    }
+
     fn close(&self) {
         self.local.close();
     }
@@ -121,6 +144,7 @@ impl Delivery {
             Heard::Record { partition, value } => match wire::decode(&value) {
                 Some(Told::Write(write)) => self.local.deliver(vec![write]),
                 Some(Told::Changed(key)) => self.local.lag_object(&key),
+                Some(Told::Answer(answer)) => self.local.give(vec![answer]),
                 None => self.unreadable(partition, now),
             },
             Heard::Missed(partition) => self.local.lag_partition(partition),

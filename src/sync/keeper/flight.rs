@@ -1,4 +1,4 @@
-//! What a write of the keeper does to the outside: commit, then publish. Called by the keeper's loop, which never has two commits, nor two publications,
+//! What a write of the keeper does to the outside: what API clients did is appended to `events`, the objects are committed, then all is published. Called by the keeper's loop, which never has two commits, nor two publications,
 //! under way at once; so each object's writes are published in their order.
 
 use std::sync::Arc;
@@ -7,8 +7,10 @@ use tokio::time::Instant;
 
 use super::state::Flight;
 use crate::event::ObjectKey;
+use crate::eventlog::{EventLog, Topic};
+use crate::sync::api::archived;
 use crate::sync::object::Object;
-use crate::sync::{Applied, AppliedRow, Error, Feed, ObjectStore, StoredObject};
+use crate::sync::{Answer, Applied, AppliedRow, Error, Feed, ObjectStore, StoredObject};
 
 /// Loads objects; one that cannot be read comes as an error of its own and fails no other.
 pub(super) async fn load(store: &dyn ObjectStore, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, Result<Option<StoredObject>, Error>)>, Error> {
@@ -30,9 +32,13 @@ pub(super) async fn load(store: &dyn ObjectStore, keys: &[ObjectKey]) -> Result<
     }
 }
 
-/// Commits a flight. What the store refuses for good of it is not told to subscribers.
-pub(super) async fn commit(store: Arc<dyn ObjectStore>, mut flight: Flight) -> Result<Flight, Error> {
+/// Archives what API clients did, then commits a flight. What the store refuses for good of it is not told to subscribers.
+pub(super) async fn commit(log: Arc<dyn EventLog>, store: Arc<dyn ObjectStore>, mut flight: Flight) -> Result<Flight, Error> {
     let began = Instant::now();
+    if !flight.done.is_empty() {
+        let records = std::mem::take(&mut flight.done).iter().flat_map(|(key, done)| done.iter().map(|done| archived(key, done))).collect();
+        log.append(Topic::Events, records).await?;
+    }
     let refused = store.commit_objects(std::mem::take(&mut flight.writes), std::mem::take(&mut flight.checkpoints)).await?;
     flight.applied.retain(|(applied, _)| !refused.iter().any(|(key, _)| *key == applied.key));
     flight.refused = refused;
@@ -54,6 +60,10 @@ pub(super) async fn publish(store: Arc<dyn ObjectStore>, feed: Arc<dyn Feed>, mu
     // First: each is the whole object as it now is, and of what is published after something newer a subscriber takes nothing.
     let mut publish = rendered_late(store.as_ref(), late).await?;
     publish.extend(rendered);
+    let answers: Vec<Answer> = flights.iter_mut().flat_map(|flight| std::mem::take(&mut flight.answers)).collect();
+    if !answers.is_empty() {
+        feed.answer(answers).await?;
+    }
     if !publish.is_empty() {
         feed.publish(publish).await?;
         metrics::histogram!("contrail_keeper_publish_seconds").record(began.elapsed().as_secs_f64());

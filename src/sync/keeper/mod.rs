@@ -351,7 +351,7 @@ impl Run<'_> {
         if !flight.is_empty() {
             metrics::counter!("contrail_keeper_writes_total").increment(flight.writes.len() as u64);
             self.pace.1 = Instant::now();
-            self.flight = Some(aside(flight::commit(Arc::clone(&self.keeper.store), flight)));
+            self.flight = Some(aside(flight::commit(Arc::clone(&self.keeper.log), Arc::clone(&self.keeper.store), flight)));
         }
     }
 

@@ -10,8 +10,8 @@ use crate::event::{Change, ObjectKey, PARTITIONS, Timestamp};
 use crate::eventlog::Stored;
 use crate::sync::batch::{Due, Scheduler};
 use crate::sync::expiry::Expiry;
-use crate::sync::object::{Fold, Object};
-use crate::sync::{Applied, Checkpoint, Error, ObjectWrite};
+use crate::sync::object::{Done, Fold, Object};
+use crate::sync::{Answer, Applied, Checkpoint, Error, ObjectWrite};
 
 /// Bytes an object in memory is reckoned to take beside its rows.
 const OBJECT_OVERHEAD: usize = 512;
@@ -44,8 +44,13 @@ pub struct Flight {
     pub writes: Vec<ObjectWrite>,
     /// Checkpoints to commit with them.
     pub checkpoints: Vec<(u16, Checkpoint)>,
+    /// What API clients did, to be appended to `events` before the objects are committed: read again after a crash, the same calls come to the same only
+    /// while the objects do not have them.
+    pub done: Vec<(ObjectKey, Vec<Done>)>,
     /// What subscribers are told afterwards, and whether it carries data.
     pub applied: Vec<(Applied, bool)>,
+    /// What API clients are told afterwards.
+    pub answers: Vec<Answer>,
     /// Objects that the store refused for good when this was committed: to be frozen.
     pub refused: Vec<(ObjectKey, Error)>,
     objects: Vec<(Due, u16, u64)>,
@@ -59,7 +64,7 @@ impl Flight {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.checkpoints.is_empty() && self.applied.is_empty()
+        self.writes.is_empty() && self.checkpoints.is_empty() && self.applied.is_empty() && self.answers.is_empty()
     }
 }
 
@@ -70,7 +75,7 @@ pub struct Counts {
     pub applied: u64,
     /// Read before.
     pub repeats: u64,
-    /// Refused by their guard.
+    /// Refused, by their guard or as calls of API clients.
     pub refused: u64,
     /// Of frozen objects.
     pub frozen: u64,
@@ -294,6 +299,7 @@ impl KeeperState {
             match fold {
                 Fold::Applied => counts.applied += 1,
                 Fold::Repeat => counts.repeats += 1,
+                Fold::Answered => counts.refused += 1,
                 Fold::Refused => {
                     counts.refused += 1;
                     continue;
@@ -306,6 +312,10 @@ impl KeeperState {
                 slot.first = Some(offset);
                 slot.partition = batch.partition;
                 place.pending.insert(offset);
+            }
+            if matches!(change.origin, Origin::Client { .. }) && fold != Fold::Repeat {
+                self.scheduler.touch_now(&change.key, bytes, now);
+                continue;
             }
             // What is published again bears the object's present event id, and a subscriber takes it for all that led there: so it waits for the last repeat.
             if fold == Fold::Applied || offset == slot.object.head().upto {
@@ -342,13 +352,20 @@ impl KeeperState {
             self.scheduler.written(&due);
             return;
         };
-        let render = wanted(&due.key);
-        let (write, applied) = slot.object.take_write(render);
         slot.flying += 1;
-        if writes {
-            flight.writes.push(write);
+        flight.answers.extend(slot.object.take_answers());
+        let done = slot.object.take_done();
+        if !done.is_empty() {
+            flight.done.push(((*due.key).clone(), done));
         }
-        flight.applied.push((applied, render));
+        if slot.object.needs_publish() {
+            let render = wanted(&due.key);
+            let (write, applied) = slot.object.take_write(render);
+            if writes {
+                flight.writes.push(write);
+            }
+            flight.applied.push((applied, render));
+        }
         flight.objects.push((due, slot.partition, first));
     }
 

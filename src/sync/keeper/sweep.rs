@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::Keeper;
-use crate::event::change::{Op, Origin, Stamp};
+use crate::event::change::{Call, Op, Origin, RequestId, Stamp};
 use crate::event::{Change, ObjectKey, Timestamp};
 use crate::eventlog::{Append, Topic};
 use crate::sync::{Error, Head};
@@ -26,6 +26,9 @@ pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Res
             more |= expired.len() >= LIMIT;
             removals.extend(expired.into_iter().map(|(key, head)| removal(key, &head, now)));
         }
+        let expired = store.expiring(&owned, now, LIMIT).await?;
+        more |= expired.len() >= LIMIT;
+        removals.extend(expired.into_iter().map(|(key, _)| expiry(key, now)));
         if !removals.is_empty() {
             metrics::counter!("contrail_keeper_expired_total").increment(removals.len() as u64);
             log.append(Topic::Changes, removals).await?;
@@ -47,6 +50,15 @@ pub(super) fn once(keeper: &Keeper, owned: Vec<u16>) -> impl Future<Output = Res
 
 fn before(now: Timestamp, age: std::time::Duration) -> Timestamp {
     now.plus_micros(-i64::try_from(age.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The change that removes what is past the lifetime that an API client gave it.
+fn expiry(key: ObjectKey, now: Timestamp) -> Append {
+    let partition = key.partition();
+    let origin = Origin::Client { request: RequestId::default(), identity: "system".into() };
+    let stamp = Stamp { at: now, id: String::new() };
+    let change = Change { key, origin, received_at: now, stamp, ops: vec![Op::Call(Call::Expire)] };
+    Append { partition, value: change.to_bytes() }
 }
 
 /// The change that removes an object unless something changed it since it was found expired.

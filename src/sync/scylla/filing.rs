@@ -9,7 +9,7 @@ use super::object::columns;
 use super::{Scylla, stamp};
 use crate::cql::{Cluster, Write};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
-use crate::sync::stored::{Filing, filing_of, hour_of};
+use crate::sync::stored::{Filing, Shelf, filing_of, hour_of, is_asked_for};
 use crate::sync::{Error, Head};
 
 const PUT: &str = "INSERT INTO object_hour (part, family, hour, name, site, kind, upto) VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
@@ -21,6 +21,8 @@ const GET_HOURS: &str = "SELECT hour FROM listed_hour WHERE part = ? AND family 
 
 /// Removed objects, whatever their names.
 const REMOVED: i8 = 0;
+/// Objects with lifetimes, whatever their names.
+const EXPIRING: i8 = 31;
 /// What names begin with, up to the first dot, that have a list of their own: 1 and so on. A number never changes its meaning.
 const FAMILIES: [&str; 9] = ["customer", "visitor", "trail", "page", "product", "checkout", "index", "top", "link"];
 /// All others share lists by a hash, from here on.
@@ -62,8 +64,13 @@ fn families_of(prefix: &str) -> Vec<i8> {
 
 impl Hour {
     /// Where an object is listed.
-    pub(super) fn of(key: &ObjectKey, (removed, hour): Filing) -> Self {
-        Self { hour, part: key.partition(), family: if removed { REMOVED } else { family_of(&key.name) } }
+    pub(super) fn of(key: &ObjectKey, (shelf, hour): Filing) -> Self {
+        let family = match shelf {
+            Shelf::Removed => REMOVED,
+            Shelf::Expiring => EXPIRING,
+            Shelf::Living => family_of(&key.name),
+        };
+        Self { hour, part: key.partition(), family }
     }
 
     fn columns(self) -> (i16, i8, i32) {
@@ -98,19 +105,24 @@ impl Hour {
 impl Scylla {
     /// Living objects last changed before a time.
     pub(super) async fn stale_of(&self, parts: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        self.filed_before(parts, &families_of(prefix), prefix, before, limit).await
+        self.filed_before(parts, (Shelf::Living, &families_of(prefix)), prefix, before, limit).await
+    }
+
+    /// Objects with a lifetime that ends at or before `now`.
+    pub(super) async fn expiring_of(&self, parts: &[u16], now: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        self.filed_before(parts, (Shelf::Expiring, &[EXPIRING]), "", now, limit).await
     }
 
     /// Tombstones last changed before a time.
     pub(super) async fn tombstones_of(&self, parts: &[u16], before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        self.filed_before(parts, &[REMOVED], "", before, limit).await
+        self.filed_before(parts, (Shelf::Removed, &[REMOVED]), "", before, limit).await
     }
 
     /// Hour by hour, sorted within the hour, until there are enough; of the last hour whichever are found first.
     async fn filed_before(
         &self,
         parts: &[u16],
-        families: &[i8],
+        (shelf, families): (Shelf, &[i8]),
         prefix: &str,
         before: Timestamp,
         limit: usize,
@@ -130,7 +142,7 @@ impl Scylla {
             }
             let mut within = Vec::new();
             for hour in same {
-                let wanted = |key: &ObjectKey, head: &Head| key.name.starts_with(prefix) && head.updated_at < before;
+                let wanted = |key: &ObjectKey, head: &Head| key.name.starts_with(prefix) && is_asked_for(shelf, head, before);
                 within.extend(self.true_lines(*hour, wanted, limit - out.len()).await?);
             }
             within.sort_by_key(|(_, head)| head.updated_at);

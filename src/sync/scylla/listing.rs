@@ -1,14 +1,18 @@
 //! Which names there are of a site and kind, spread over a fixed number of partitions by a hash. A name stands here from before its object is first written until
-//! the object is purged. Used by the ObjectStore of this folder alone.
+//! the object is purged; so does its SID. Used by the ObjectStore of this folder alone.
 
 use super::Scylla;
 use crate::cql::{Cluster, Write};
 use crate::event::{ObjectKey, ObjectKind, SiteId};
-use crate::sync::{Error, Head};
+use crate::sync::{Error, Head, naming};
 
 const PUT: &str = "INSERT INTO object_name (site, kind, bucket, name) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
 const TAKE: &str = "DELETE FROM object_name USING TIMESTAMP ? WHERE site = ? AND kind = ? AND bucket = ? AND name = ?";
 const GET: &str = "SELECT name FROM object_name WHERE site = ? AND kind = ? AND bucket = ? AND name >= ? LIMIT ?";
+
+const PUT_SID: &str = "INSERT INTO object_sid (site, kind, number, name) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
+const TAKE_SID: &str = "DELETE FROM object_sid USING TIMESTAMP ? WHERE site = ? AND kind = ? AND number = ?";
+const GET_SID: &str = "SELECT name FROM object_sid WHERE site = ? AND kind = ? AND number = ?";
 
 /// Partitions of one site and kind. Never another number.
 const BUCKETS: u32 = 64;
@@ -30,12 +34,29 @@ pub(super) fn take(key: &ObjectKey, at: i64) -> Write {
     Write::new(TAKE, (at, key.site.as_str().to_owned(), key.kind as i8, bucket(&key.name), key.name.clone()))
 }
 
+/// What finds an object by its SID.
+pub(super) fn put_sid(key: &ObjectKey, incarnation: u64, at: i64) -> Write {
+    let number = naming::sid_number(key, incarnation).to_vec();
+    Write::new(PUT_SID, (key.site.as_str().to_owned(), key.kind as i8, number, key.name.clone(), at))
+}
+
+/// What ends that.
+pub(super) fn take_sid(key: &ObjectKey, incarnation: u64, at: i64) -> Write {
+    Write::new(TAKE_SID, (at, key.site.as_str().to_owned(), key.kind as i8, naming::sid_number(key, incarnation).to_vec()))
+}
+
 /// The least text after this one.
 fn next_after(text: &str) -> String {
     format!("{text}\0")
 }
 
 impl Scylla {
+    /// The name of the object that is listed under a SID.
+    pub(super) async fn name_of_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<String>, Error> {
+        let rows: Vec<(String,)> = self.cluster.rows(GET_SID, (site.as_str(), kind as i8, &number[..])).await?;
+        Ok(rows.into_iter().next().map(|(name,)| name))
+    }
+
     /// Living objects in name order.
     pub(super) async fn listed(
         &self,

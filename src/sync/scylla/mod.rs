@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use self::filing::Hour;
 use self::place::{Place, Places, Reader};
 use super::recent::Recent;
-use super::stored::{Filing, filing_of, hour_of};
+use super::stored::{Filing, Shelf, filing_of, hour_of};
 use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, StoredObject};
 use crate::cql::{self, Address, Cluster, Settings, Write};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
@@ -143,7 +143,11 @@ impl Scylla {
         {
             let mut filed = self.filed();
             for write in &objects {
-                moves.add(&write.key, &write.head, filed.get(&write.key).map(|(filing, _)| *filing))?;
+                let before = filed.get(&write.key).map(|(filing, _)| *filing);
+                moves.add(&write.key, &write.head, before, write.list)?;
+                for incarnation in &write.ended {
+                    moves.then.push(listing::take_sid(&write.key, *incarnation, stamp::before(write.head.upto)?));
+                }
             }
         }
         // Before the objects, so that none is there and not listed.
@@ -186,7 +190,7 @@ impl Scylla {
             let mut moves = Moves::default();
             for StoredObject { key, head, .. } in found.iter().flatten() {
                 if !self.filed().contains(key) {
-                    moves.add(key, head, None)?;
+                    moves.add(key, head, None, true)?;
                 }
             }
             self.cluster.write(moves.first).await?;
@@ -209,14 +213,17 @@ struct Moves {
 }
 
 impl Moves {
-    /// An object that was last listed at `before`, as far as it is known.
-    fn add(&mut self, key: &ObjectKey, head: &Head, before: Option<Filing>) -> Result<(), Error> {
+    /// An object that was last listed at `before`, as far as it is known; `list` says that its SID is new.
+    fn add(&mut self, key: &ObjectKey, head: &Head, before: Option<Filing>, list: bool) -> Result<(), Error> {
         let now = filing_of(head);
+        if list || before.is_none_or(|(shelf, _)| shelf == Shelf::Removed) {
+            self.first.push(listing::put_sid(key, head.incarnation, stamp::at(head.upto)?));
+        }
         if before == Some(now) {
             return Ok(());
         }
         // One that was removed may be purged meanwhile, and its name with it.
-        if before.is_none_or(|(removed, _)| removed) {
+        if before.is_none_or(|(shelf, _)| shelf == Shelf::Removed) {
             self.first.push(listing::put(key, stamp::at(head.upto)?));
         }
         let hour = Hour::of(key, now);
@@ -343,6 +350,16 @@ impl ObjectStore for Scylla {
         self.listed(site, kind, prefix, after, limit).await
     }
 
+    async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error> {
+        self.check_open()?;
+        Ok(self.name_of_sid(site, kind, number).await?.map(|name| ObjectKey { site: site.clone(), kind, name }))
+    }
+
+    async fn expiring(&self, partitions: &[u16], now: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        self.check_open()?;
+        self.expiring_of(partitions, now, limit).await
+    }
+
     async fn stale(&self, partitions: &[u16], prefix: &str, before: Timestamp, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
         self.check_open()?;
         self.stale_of(partitions, prefix, before, limit).await
@@ -363,6 +380,7 @@ impl ObjectStore for Scylla {
             let (site, kind, name) = object::columns(key);
             first.push(Write::new(object::TAKE_ALL, (after, site, kind, name)));
             first.push(listing::take(key, after));
+            first.push(listing::take_sid(key, head.incarnation, after));
             then.push(Hour::of(key, filing_of(&head)).take(key, after));
         }
         // What finds it goes last.
