@@ -278,12 +278,7 @@ impl Sites {
     pub async fn rotate_auth_token(&self, id: &SiteId) -> Result<String, Error> {
         let nonce = rand::rng().random();
         let owner = self.owner(id)?;
-        let with_nonce = |present: &ServiceRow| {
-            let mut row = present.clone();
-            row.token_nonce = nonce;
-            Ok(row)
-        };
-        self.change_row(&owner, with_nonce).await?;
+        self.change_row(&owner, |present| Ok(ServiceRow { token_nonce: nonce, ..present.clone() })).await?;
         self.webhook_secret(&owner).ok_or_else(|| Error::Unknown(id.clone()))
     }
 

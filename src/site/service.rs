@@ -131,16 +131,16 @@ pub(super) struct ServiceRow {
     /// The site whose account this is a further service of; None where it has an account of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) account: Option<SiteId>,
-    friendly_name: Option<String>,
-    webhook_url: Option<String>,
-    webhooks_from_rest_enabled: bool,
-    reachability_webhooks_enabled: bool,
-    acl_enabled: bool,
-    reachability_debouncing_enabled: bool,
-    reachability_debouncing_window: u32,
+    pub(super) friendly_name: Option<String>,
+    pub(super) webhook_url: Option<String>,
+    pub(super) webhooks_from_rest_enabled: bool,
+    pub(super) reachability_webhooks_enabled: bool,
+    pub(super) acl_enabled: bool,
+    pub(super) reachability_debouncing_enabled: bool,
+    pub(super) reachability_debouncing_window: u32,
     pub(super) created_at: Timestamp,
     pub(super) updated_at: Timestamp,
-    limits: Limits,
+    pub(super) limits: Limits,
     /// What the account's token is made from beside its key: another with each rotation.
     pub(super) token_nonce: u64,
     /// SIDs of the account's API keys.

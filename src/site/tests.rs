@@ -1,5 +1,7 @@
 //! Tests of the sites: keys, rotation, tokens, and that all of it survives reopening.
 
+mod accounts;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -3,6 +3,7 @@
 #![cfg(all(feature = "kafka", feature = "scylla"))]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets the unexpected fails")]
 
+mod accounts;
 mod cluster;
 mod crash;
 mod damage;
