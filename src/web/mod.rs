@@ -5,3 +5,4 @@ pub mod export;
 pub mod live;
 pub mod reports;
 pub mod sync;
+pub mod sync_v1;

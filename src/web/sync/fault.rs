@@ -11,8 +11,12 @@ use crate::sync::{self, Refusal, api::CallError};
 pub enum Fault {
     /// No such path, or no such page.
     NoPath,
+    /// A method that the path does not know; says which it does, as the header `Allow` does.
+    Method(&'static str),
     /// No such service.
     NoService,
+    /// The service that an account has by itself is to be deleted.
+    OwnService,
     /// No object of this SID.
     NoObject(ObjectKind),
     /// No object of this unique name.
@@ -103,7 +107,9 @@ impl Fault {
     pub fn told(&self) -> Told {
         let (status, code, message): (u16, u32, Cow<'static, str>) = match self {
             Self::NoPath => (404, 20404, "The requested resource was not found".into()),
+            Self::Method(_) => (405, 20004, "Method not allowed".into()),
             Self::NoService => (404, 54050, "Service not found".into()),
+            Self::OwnService => (403, 54056, "The service that an account has by itself cannot be deleted".into()),
             Self::NoObject(kind) => (404, of_kind(*kind, 54100, 54150, 54200, 54250), format!("{} not found", name_of(*kind)).into()),
             Self::NoName => (404, 54300, "Unique name not found".into()),
             Self::NoItem(ObjectKind::List) => (404, 54151, "Item not found".into()),
@@ -112,7 +118,9 @@ impl Fault {
             Self::Parameter(what) => (400, 20001, what.clone()),
             Self::Unauthorized => (401, 20003, "Authenticate".into()),
             Self::Forbidden => (403, 54007, "The identity has not the permission to do this".into()),
-            Self::Reserved => (403, 54007, "The object is kept by the events of the shop; a client may remove it, and add items of its own to a map".into()),
+            Self::Reserved => {
+                (403, 54007, "The object is kept by the events of the shop; a client may remove it, and add items of its own to a map".into())
+            }
             Self::IfMatch => (400, 54003, "Malformed If-Match header: expected a revision".into()),
             Self::TooLarge => (413, 54006, "Request entity too large".into()),
             Self::NotJson => (400, 54008, "Invalid request body: the type of one of the attributes is invalid".into()),

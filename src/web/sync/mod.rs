@@ -186,13 +186,51 @@ impl Desk {
         self.call(caller, object.key(), call).await
     }
 
+    /// The same of an object by its SID or unique name, without looking at it first where its owner alone can say all there is to say: an account may do
+    /// everything with what it names.
+    ///
+    /// # Errors
+    /// Those of [`Self::find`] and [`Self::change`].
+    pub async fn change_by(&self, caller: &Caller, kind: ObjectKind, sid_or_name: &str, call: Call) -> Result<Made, Fault> {
+        if caller.identity.is_some() || is_sid(sid_or_name) {
+            let object = self.find(caller, kind, sid_or_name).await?;
+            return self.change(caller, &object, call).await;
+        }
+        check_name(sid_or_name).map_err(|_| Fault::NoName)?;
+        let key = ObjectKey { site: caller.site.clone(), kind, name: sid_or_name.to_owned() };
+        self.admit_call(caller, &key, &call)?;
+        self.call(caller, &key, call).await
+    }
+
+    /// Gives a document of this name new data, creating it where it does not exist: one or the other in one change.
+    ///
+    /// # Errors
+    /// Those of [`Self::create`].
+    pub async fn put_document(&self, caller: &Caller, name: &str, data: String, ttl: Option<u32>) -> Result<Made, Fault> {
+        check_name(name)?;
+        if naming::is_mapped(name) {
+            return Err(Fault::Reserved);
+        }
+        let key = ObjectKey { site: caller.site.clone(), kind: ObjectKind::Document, name: name.to_owned() };
+        let calls = [Call::Update { if_revision: None, data: Some(data.clone()), ttl }, Call::Create { data: Some(data), ttl }];
+        if caller.limited {
+            // Which of the two budgets it is on depends on what is there.
+            match self.reader.object(&key, self.now()).await? {
+                Some(_) => self.admit_call(caller, &key, calls.first().unwrap_or(&Call::Expire))?,
+                None => self.admit_creation(caller)?,
+            }
+        }
+        let answer = self.api.call(&key, caller.identity(), calls.into()).await?;
+        let done = answer.verdicts.into_iter().find(|verdict| matches!(verdict, Verdict::Done { .. })).ok_or(Fault::Unanswered)?;
+        made_of(done, answer.object, key.kind, false)
+    }
+
     /// Makes several calls on an object in one change: each is allowed, admitted and decided for itself, and none is done only in part.
     ///
     /// # Errors
     /// [`Fault::Unavailable`], [`Fault::Unanswered`]: of all that were allowed.
     pub async fn change_many(&self, caller: &Caller, object: &Object, calls: Vec<Call>) -> Result<Vec<Result<Made, Fault>>, Fault> {
-        let allowed: Vec<Result<Call, Fault>> =
-            calls.into_iter().map(|call| self.allow(caller, object, &call).map(|()| call)).collect();
+        let allowed: Vec<Result<Call, Fault>> = calls.into_iter().map(|call| self.allow(caller, object, &call).map(|()| call)).collect();
         let made: Vec<Call> = allowed.iter().filter_map(|call| call.as_ref().ok().cloned()).collect();
         let answer = if made.is_empty() { None } else { Some(self.api.call(object.key(), caller.identity(), made).await?) };
         let (object_now, verdicts) = answer.map_or((None, Vec::new()), |answer| (answer.object, answer.verdicts));
@@ -214,20 +252,25 @@ impl Desk {
     }
 
     fn allow(&self, caller: &Caller, object: &Object, call: &Call) -> Result<(), Fault> {
-        let key = object.key();
-        let (right, limited, bytes) = match call {
-            Call::Remove { .. } => {
-                caller.require(object, Right::Manage)?;
-                return self.admit_creation(caller);
-            }
+        match call {
+            Call::Remove { .. } => caller.require(object, Right::Manage)?,
             // The account's alone.
             Call::Permit { .. } if caller.identity.is_some() => return Err(Fault::Forbidden),
+            Call::Permit { .. } => {}
+            _ => caller.require(object, Right::Write)?,
+        }
+        self.admit_call(caller, object.key(), call)
+    }
+
+    /// What of a call does not depend on the object: reserved names and rates.
+    fn admit_call(&self, caller: &Caller, key: &ObjectKey, call: &Call) -> Result<(), Fault> {
+        let (limited, bytes) = match call {
+            Call::Remove { .. } => return self.admit_creation(caller),
             Call::Permit { .. } => return self.admit(caller, Limited::Permission, key, 0),
-            Call::Publish { data, .. } => (Right::Write, Limited::Message, data.len()),
-            Call::Update { data, .. } | Call::PutItem { data, .. } => (Right::Write, Limited::Write, data.as_ref().map_or(0, String::len)),
-            Call::Create { .. } | Call::RemoveItem { .. } | Call::Expire => (Right::Write, Limited::Write, 0),
+            Call::Publish { data, .. } => (Limited::Message, data.len()),
+            Call::Update { data, .. } | Call::PutItem { data, .. } => (Limited::Write, data.as_ref().map_or(0, String::len)),
+            Call::Create { .. } | Call::RemoveItem { .. } | Call::Expire => (Limited::Write, 0),
         };
-        caller.require(object, right)?;
         if is_reserved(key, call) {
             return Err(Fault::Reserved);
         }

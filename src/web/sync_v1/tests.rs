@@ -1,0 +1,1 @@
+//! Every operation as clients ask for it, and every refusal.
