@@ -44,7 +44,9 @@ impl Default for Admission {
     fn default() -> Self {
         let rate = |rate: u32| {
             let per_second = NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN);
-            RateLimiter::dashmap(Quota::per_second(per_second).allow_burst(per_second.saturating_mul(NonZeroU32::new(BURST).unwrap_or(NonZeroU32::MIN))))
+            RateLimiter::dashmap(
+                Quota::per_second(per_second).allow_burst(per_second.saturating_mul(NonZeroU32::new(BURST).unwrap_or(NonZeroU32::MIN))),
+            )
         };
         Self { keyed: RandomState::new(), writes: rate(20), reads: rate(20), messages: rate(30), permissions: rate(80), creations: rate(20) }
     }

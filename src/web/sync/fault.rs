@@ -112,7 +112,9 @@ impl Fault {
             Self::Parameter(what) => (400, 20001, what.clone()),
             Self::Unauthorized => (401, 20003, "Authenticate".into()),
             Self::Forbidden => (403, 54007, "The identity has not the permission to do this".into()),
-            Self::Reserved => (403, 54007, "The object is kept by the events of the shop; a client may remove it, and add items of its own to a map".into()),
+            Self::Reserved => {
+                (403, 54007, "The object is kept by the events of the shop; a client may remove it, and add items of its own to a map".into())
+            }
             Self::IfMatch => (400, 54003, "Malformed If-Match header: expected a revision".into()),
             Self::TooLarge => (413, 54006, "Request entity too large".into()),
             Self::NotJson => (400, 54008, "Invalid request body: the type of one of the attributes is invalid".into()),

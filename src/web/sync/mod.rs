@@ -191,8 +191,7 @@ impl Desk {
     /// # Errors
     /// [`Fault::Unavailable`], [`Fault::Unanswered`]: of all that were allowed.
     pub async fn change_many(&self, caller: &Caller, object: &Object, calls: Vec<Call>) -> Result<Vec<Result<Made, Fault>>, Fault> {
-        let allowed: Vec<Result<Call, Fault>> =
-            calls.into_iter().map(|call| self.allow(caller, object, &call).map(|()| call)).collect();
+        let allowed: Vec<Result<Call, Fault>> = calls.into_iter().map(|call| self.allow(caller, object, &call).map(|()| call)).collect();
         let made: Vec<Call> = allowed.iter().filter_map(|call| call.as_ref().ok().cloned()).collect();
         let answer = if made.is_empty() { None } else { Some(self.api.call(object.key(), caller.identity(), made).await?) };
         let (object_now, verdicts) = answer.map_or((None, Vec::new()), |answer| (answer.object, answer.verdicts));
