@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::Access;
+use super::accounts;
 use super::roles;
 use crate::archive::{self, Archive, audit};
 use crate::event::{Clock, RulesOf, SiteId, SiteRules};
@@ -44,6 +45,7 @@ impl Admin {
             .route("/admin/sites/{site}", patch(set))
             .route("/admin/sites/{site}/rotate", post(rotate))
             .route("/admin/sites/{site}/tokens", post(token))
+            .merge(accounts::routes())
             .route("/admin/progress", get(progress))
             .route("/admin/audit", get(audited))
             .layer(middleware::from_fn_with_state(self.access.clone(), guard))
@@ -69,9 +71,9 @@ impl IntoResponse for Refused {
     }
 }
 
-type Answer = Result<Json<Value>, Refused>;
+pub(super) type Answer = Result<Json<Value>, Refused>;
 
-fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: impl std::fmt::Display) -> Refused {
+pub(super) fn refuse(status: StatusCode, code: &'static str, title: &'static str, detail: impl std::fmt::Display) -> Refused {
     Refused(Box::new(Problem::new(status, code, title, detail.to_string())))
 }
 
@@ -113,7 +115,7 @@ pub(super) fn unanswered(error: impl Passing) -> Refused {
     refuse(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", "The log or a store does not answer", error)
 }
 
-fn of_site(error: site::Error) -> Refused {
+pub(super) fn of_site(error: site::Error) -> Refused {
     match error {
         site::Error::Exists(_) => refuse(StatusCode::CONFLICT, "site_exists", "There is such a site", error),
         site::Error::Unknown(_) => refuse(StatusCode::NOT_FOUND, "site_unknown", "There is no such site", error),
@@ -128,12 +130,19 @@ fn of_site(error: site::Error) -> Refused {
             tracing::warn!(%error, "a change of the sites came to no known end");
             refuse(StatusCode::SERVICE_UNAVAILABLE, "sites_unavailable", "The sites' store does not answer", error)
         }
+        site::Error::Service(_) | site::Error::Identity | site::Error::Lifetime => {
+            refuse(StatusCode::BAD_REQUEST, "sync_invalid", "The Sync API does not allow that", error)
+        }
+        site::Error::IsService(_) | site::Error::OwnService(_) | site::Error::TooManyServices | site::Error::TooManyKeys => {
+            refuse(StatusCode::CONFLICT, "sync_conflict", "The account does not allow that", error)
+        }
+        site::Error::KeyUnknown(_) => refuse(StatusCode::NOT_FOUND, "sync_key_unknown", "There is no such API key", error),
         other @ (site::Error::Store(_) | site::Error::File(_) | site::Error::Refused(_) | site::Error::Malformed(_)) => failed(other),
         other @ (site::Error::Weak | site::Error::RegionUrl(_)) => failed(other),
     }
 }
 
-fn named(site: &str) -> Result<SiteId, Refused> {
+pub(super) fn named(site: &str) -> Result<SiteId, Refused> {
     SiteId::parse(site).map_err(|error| refuse(StatusCode::BAD_REQUEST, "site_name_invalid", "No site can have that name", error))
 }
 
@@ -226,7 +235,12 @@ async fn rotate(State(admin): State<Admin>, Path(site): Path<String>, Json(asked
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewToken {
-    object: String,
+    /// Opens this object alone.
+    object: Option<String>,
+    /// Opens the Sync API to somebody.
+    identity: Option<String>,
+    /// Which service of the account, by its SID; without, the account's own.
+    service: Option<String>,
     ttl_seconds: u64,
 }
 
@@ -236,8 +250,17 @@ async fn token(State(admin): State<Admin>, Path(site): Path<String>, Json(asked)
         let detail = format!("a token works for 1 second to 24 hours; {} seconds were asked for", asked.ttl_seconds);
         return Err(refuse(StatusCode::BAD_REQUEST, "ttl_invalid", "No token can work for that long", detail));
     }
-    let until = admin.clock.now().plus_seconds(asked.ttl_seconds as i64);
-    let token = admin.sites.object_token(&id, &asked.object, until).map_err(of_site)?;
+    let (token, until) = match (asked.object, asked.identity) {
+        (Some(object), None) if asked.service.is_none() => {
+            let until = admin.clock.now().plus_seconds(asked.ttl_seconds as i64);
+            (admin.sites.object_token(&id, &object, until).map_err(of_site)?, until)
+        }
+        (None, Some(identity)) => accounts::access_token(&admin.sites, &id, &identity, asked.service.as_deref(), asked.ttl_seconds)?,
+        _ => {
+            let detail = "give either `object`, or `identity` and, for another service than the account's own, `service`";
+            return Err(refuse(StatusCode::BAD_REQUEST, "token_for_what", "A token opens one object, or the Sync API to somebody", detail));
+        }
+    };
     Ok(Json(json!({"site": site, "token": token, "until": until})))
 }
 

@@ -2,6 +2,7 @@
 //! every room; called by the command line and by tests.
 
 mod access;
+mod accounts;
 mod admin;
 mod backends;
 pub mod data;

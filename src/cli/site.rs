@@ -1,12 +1,14 @@
-//! `contrail site`: makes, changes and lists sites, rotates their keys, mints tokens for one object.
+//! `contrail site`: makes, changes and lists sites, rotates their keys, mints tokens; shows and changes their accounts in the Sync API.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
+use hyper::Method;
 use serde_json::{Value, json};
 
-use super::client::{Alone, Client};
+use super::client::{self, Alone, Client};
 use crate::config::Config;
 
 #[derive(Subcommand, Debug)]
@@ -19,8 +21,10 @@ pub(super) enum SiteCommand {
     List,
     /// Replace a key; the old one stops working at once.
     Rotate(RotateArguments),
-    /// Mint a token that opens one object for reading.
+    /// Mint a token that opens one object for reading, or the Sync API to somebody.
     Token(TokenArguments),
+    /// Show or change a site's account in the Sync API, and its credentials.
+    Sync(SyncArguments),
 }
 
 #[derive(Args, Debug)]
@@ -104,12 +108,70 @@ pub(super) enum Key {
 pub(super) struct TokenArguments {
     /// The site.
     site: String,
-    /// The object's name, such as product.sku-1.
+    /// The object's name, such as product.sku-1: the token opens it alone, for reading.
+    #[arg(long, required_unless_present = "identity", conflicts_with_all = ["identity", "service"])]
+    object: Option<String>,
+    /// Who is to use the Sync API, such as alice: an access token for Twilio's client libraries.
     #[arg(long)]
-    object: String,
-    /// How long it works, such as 1h: 1 second to 24 hours.
+    identity: Option<String>,
+    /// SID of the service that an access token is for; without, the account's own.
+    #[arg(long, value_name = "IS...")]
+    service: Option<String>,
+    /// How long it works, such as 1h: 1 second to 24 hours. Clients renew an access token three minutes before its end: give it 30 minutes or more.
     #[arg(long, default_value = "1h", value_parser = whole_seconds)]
     ttl: Duration,
+}
+
+/// Shortest time of an access token that leaves clients room to renew it.
+const SHORT_ACCESS: Duration = Duration::from_secs(30 * 60);
+
+#[derive(Args, Debug)]
+pub(super) struct SyncArguments {
+    /// The site.
+    site: String,
+    /// Show the account's auth token too.
+    #[arg(long, conflicts_with_all = ["new_key", "remove_key", "rotate_auth_token", "limits"])]
+    show_secrets: bool,
+    /// Make an API key; shows its secret, once.
+    #[arg(long, conflicts_with_all = ["remove_key", "rotate_auth_token", "limits"])]
+    new_key: bool,
+    /// End an API key at once, and with it the access tokens that it signed.
+    #[arg(long, value_name = "SK...", conflicts_with_all = ["rotate_auth_token", "limits"])]
+    remove_key: Option<String>,
+    /// Replace the auth token; the old one ends at once, and with it the access tokens of `site token`.
+    #[arg(long, conflicts_with = "limits")]
+    rotate_auth_token: bool,
+    /// Which limits the service has: those that protect the server, or Twilio's too.
+    #[arg(long, value_enum)]
+    limits: Option<LimitsProfile>,
+}
+
+/// Limits that a service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LimitsProfile {
+    /// Those that protect the server.
+    Open,
+    /// Twilio's too.
+    Twilio,
+}
+
+/// Asks for what is to be shown or changed of an account.
+async fn sync(client: &Client, asked: SyncArguments) -> anyhow::Result<Bytes> {
+    let path = format!("/admin/sites/{}/sync", asked.site);
+    if asked.new_key {
+        return client.post(&format!("{path}/keys"), "").await;
+    }
+    if let Some(sid) = &asked.remove_key {
+        let named = percent_encoding::utf8_percent_encode(sid, percent_encoding::NON_ALPHANUMERIC);
+        return client::whole(client.send(Method::DELETE, &format!("{path}/keys/{named}"), "").await?).await;
+    }
+    if asked.rotate_auth_token {
+        return client.post(&format!("{path}/auth_token"), "").await;
+    }
+    if let Some(limits) = asked.limits {
+        return client.patch(&path, json!({"limits": format!("{limits:?}").to_lowercase()}).to_string()).await;
+    }
+    client.get(&format!("{path}?secrets={}", asked.show_secrets)).await
 }
 
 /// A duration that the server can be asked for as it was given; the server says which it allows.
@@ -133,9 +195,13 @@ pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<
             client.post(&format!("/admin/sites/{}/rotate", a.site), asked.to_string()).await?
         }
         SiteCommand::Token(a) => {
-            let asked = json!({"object": a.object, "ttl_seconds": a.ttl.as_secs()});
+            if a.identity.is_some() && a.ttl < SHORT_ACCESS {
+                eprintln!("an access token below 30 minutes leaves clients little time to renew it, and is fit for tests");
+            }
+            let asked = json!({"object": a.object, "identity": a.identity, "service": a.service, "ttl_seconds": a.ttl.as_secs()});
             client.post(&format!("/admin/sites/{}/tokens", a.site), asked.to_string()).await?
         }
+        SiteCommand::Sync(a) => sync(&client, a).await?,
     };
     println!("{}", serde_json::to_string_pretty(&serde_json::from_slice::<Value>(&answer)?)?);
     client.close().await?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::credential::{Credential, Kind};
+use super::service::{Limits, ServiceChange, ServiceRow};
 use super::store::{KeyRow, Rows, SiteRow, Store};
 use super::{Error, Region};
 use crate::event::{SiteId, SiteRules, Timestamp};
@@ -21,6 +22,7 @@ pub(super) trait Bench {
 pub(super) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     what_is_put_stays(&fresh()).await;
     rows_are_replaced_by_name(&fresh()).await;
+    what_is_taken_away_is_gone_and_nothing_else(&fresh()).await;
     one_of_those_made_from_a_version_comes_through(&fresh()).await;
     changes_are_seen_whole_and_none_is_lost(&fresh()).await;
 }
@@ -36,13 +38,14 @@ fn site(name: &str) -> SiteRow {
         rules: SiteRules { hash_key: [1; 32], time_zone: "Europe/Berlin".into(), abandoned_after_seconds: 60, ..SiteRules::default() },
         region: None,
         token_key: [2; 32],
+        service: ServiceRow::made(Timestamp::from_micros(7), None),
     }
 }
 
 /// A site with a key of each kind.
 fn whole(name: &str) -> Rows {
     let keys = [Kind::Server, Kind::Browser, Kind::Read].map(|kind| Credential::generate(&id(name), kind).1.of(&id(name)));
-    Rows { sites: vec![site(name)], keys: keys.to_vec() }
+    Rows { sites: vec![site(name)], keys: keys.to_vec(), removed: Vec::new() }
 }
 
 /// The same rows in one order.
@@ -85,19 +88,51 @@ async fn rows_are_replaced_by_name<B: Bench>(bench: &B) {
     moved.origins = Vec::new();
     moved.rules.time_zone = "UTC".into();
     moved.region = Some(Region::parse("eu").unwrap());
+    let settings = ServiceChange { friendly_name: Some("Shop \u{e9}".into()), limits: Some(Limits::Twilio), ..ServiceChange::default() };
+    moved.service = moved.service.with(&settings, Timestamp::from_micros(1_700_000_000_000_001));
+    moved.service.keys = vec!["SK1".into(), "SK2".into()];
+    moved.service.token_nonce = u64::MAX;
     let ended = KeyRow { expires_at: Some(Timestamp::parse("2026-11-20T10:00:00.000001Z").unwrap()), ..expected.keys[0].clone() };
-    let change = Rows { sites: vec![moved.clone()], keys: vec![ended, whole("demo").keys[0].clone()] };
+    let change = Rows { sites: vec![moved.clone()], keys: vec![ended, whole("demo").keys[0].clone()], removed: Vec::new() };
     expected.put(change.clone());
     put(&*node, &change).await;
     assert_eq!(sorted(node.load().await.unwrap().rows), sorted(expected.clone()));
-    // And back: no region, no end, of another site and kind.
+    // And back: no region, no settings, no end, of another site and kind.
     moved.region = None;
+    moved.service = ServiceRow::default();
     let given = KeyRow { expires_at: None, kind: Kind::Read, site: id("other"), ..expected.keys[0].clone() };
-    let change = Rows { sites: vec![moved, site("other")], keys: vec![given] };
+    let change = Rows { sites: vec![moved, site("other")], keys: vec![given], removed: Vec::new() };
     expected.put(change.clone());
     put(&*node, &change).await;
     assert_eq!(sorted(node.load().await.unwrap().rows), sorted(expected.clone()));
     drop(node);
+    assert_eq!(sorted(bench.reopened().await.load().await.unwrap().rows), sorted(expected));
+}
+
+async fn what_is_taken_away_is_gone_and_nothing_else<B: Bench>(bench: &B) {
+    let (node, other) = (bench.node().await, bench.node().await);
+    let of_demo = |name: &str| SiteRow { service: ServiceRow::made(Timestamp::ZERO, Some(id("demo"))), ..site(name) };
+    let mut expected = whole("demo");
+    expected.sites.extend([of_demo("demo-1"), of_demo("demo-2")]);
+    put(&*node, &expected).await;
+    // With something put at once, and a name that is not there.
+    let change = Rows { sites: vec![of_demo("demo-3")], removed: vec![id("demo-1"), id("none")], ..Rows::default() };
+    expected.put(change.clone());
+    assert!(expected.site(&id("demo-1")).is_err() && expected.sites.len() == 3);
+    put(&*node, &change).await;
+    assert_eq!(sorted(node.load().await.unwrap().rows), sorted(expected.clone()));
+    // Not from an older version.
+    let from = node.load_latest().await.unwrap().version;
+    put(&*other, &Rows { removed: vec![id("demo-2")], ..Rows::default() }).await;
+    expected.put(Rows { removed: vec![id("demo-2")], ..Rows::default() });
+    assert_eq!(node.commit(from, &Rows { removed: vec![id("demo-3")], ..Rows::default() }).await.unwrap(), None);
+    assert_eq!(sorted(other.load_latest().await.unwrap().rows), sorted(expected.clone()));
+    // The name can be another's.
+    let again = Rows { sites: vec![of_demo("demo-1")], ..Rows::default() };
+    expected.put(again.clone());
+    put(&*other, &again).await;
+    assert_eq!(sorted(node.load_latest().await.unwrap().rows), sorted(expected.clone()));
+    drop((node, other));
     assert_eq!(sorted(bench.reopened().await.load().await.unwrap().rows), sorted(expected));
 }
 

@@ -30,6 +30,8 @@ const PUT_SITE: &str = "INSERT INTO site (id, origins, rules, hash_key, token_ke
 const PUT_KEY: &str = "INSERT INTO credential (hash, site, kind, expires_at) VALUES (?1, ?2, ?3, ?4)
     ON CONFLICT (hash) DO UPDATE SET site = ?2, kind = ?3, expires_at = ?4";
 
+const REMOVE_SITE: &str = "DELETE FROM site WHERE id = ?1";
+
 /// `sites.db`. Its versions count this process's changes: nobody else makes any.
 #[derive(Debug)]
 pub(super) struct SitesFile(Arc<File>);
@@ -60,7 +62,7 @@ impl Store for SitesFile {
         let file = Arc::clone(&self.0);
         blocking(move || {
             let conn = file.conn.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(State { version: file.version(), rows: Rows { sites: sites(&conn)?, keys: keys(&conn)? } })
+            Ok(State { version: file.version(), rows: Rows { sites: sites(&conn)?, keys: keys(&conn)?, removed: Vec::new() } })
         })
         .await
     }
@@ -117,13 +119,16 @@ fn sites(conn: &Connection) -> Result<Vec<SiteRow>, Error> {
     let mut query = conn.prepare("SELECT id, origins, rules, hash_key, token_key FROM site")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let rules: StoredRules = from_json(&row.get::<_, String>(2)?, "site's rules")?;
+        let stored: StoredRules = from_json(&row.get::<_, String>(2)?, "site's rules")?;
+        let region = stored.region()?;
+        let (rules, service) = stored.with_key(row.get(3)?);
         found.push(SiteRow {
             id: SiteId::parse(&row.get::<_, String>(0)?).map_err(|_| Error::Malformed("site"))?,
             origins: from_json(&row.get::<_, String>(1)?, "list of origins")?,
-            region: rules.region()?,
-            rules: rules.with_key(row.get(3)?),
+            region,
+            rules,
             token_key: row.get(4)?,
+            service,
         });
     }
     Ok(found)
@@ -145,8 +150,11 @@ fn keys(conn: &Connection) -> Result<Vec<KeyRow>, Error> {
 }
 
 fn put(tx: &Transaction<'_>, change: &Rows) -> Result<(), Error> {
+    for site in &change.removed {
+        tx.execute(REMOVE_SITE, params![site.as_str()])?;
+    }
     for site in &change.sites {
-        let rules = json(&StoredRules::of(&site.rules, site.region.as_ref()))?;
+        let rules = json(&StoredRules::of(site, site.region.as_ref()))?;
         tx.execute(PUT_SITE, params![site.id.as_str(), json(&site.origins)?, rules, site.rules.hash_key, site.token_key])?;
     }
     for key in &change.keys {

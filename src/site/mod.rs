@@ -2,6 +2,8 @@
 //! the `site` commands. Kept by a [`Store`], each change durable before it is answered; read from memory, which follows what other nodes change. Must never
 //! hold, log or give out a key after the one answer that made it.
 
+mod access_token;
+mod account;
 #[cfg(test)]
 mod contract;
 mod credential;
@@ -11,6 +13,7 @@ mod origin;
 mod region;
 #[cfg(feature = "scylla")]
 mod scylla;
+mod service;
 mod snapshot;
 mod store;
 
@@ -21,9 +24,13 @@ use rand::Rng;
 
 use crate::event::{Clock, RulesOf, SiteId, SiteRules, Timestamp};
 
+pub use access_token::{LONGEST_ACCESS, TokenError};
+pub use account::{AccessToken, Account, SyncCredentials, SyncKey};
 use credential::{Credential, hash};
 pub use credential::{Kind, ObjectGrant};
 pub use region::{Elsewhere, Region, Regions};
+use service::ServiceRow;
+pub use service::{Limits, Service, ServiceChange, ServiceFault};
 use snapshot::Snapshot;
 #[cfg(feature = "scylla")]
 pub use store::migrate;
@@ -86,6 +93,30 @@ pub enum Error {
          Say that this is meant (--leave-data)"
     )]
     LeavesData(SiteId),
+    /// What a service cannot be set to.
+    #[error(transparent)]
+    Service(#[from] ServiceFault),
+    /// A further service of an account is taken for a site with settings and keys of its own.
+    #[error("{0} is a service of another site's account, and has the settings and keys of that site")]
+    IsService(SiteId),
+    /// The service that an account has by itself is to be deleted.
+    #[error("{0} is the service that its account has by itself: it stays")]
+    OwnService(SiteId),
+    /// One more service than an account may have.
+    #[error("an account has at most {} services", account::MOST_SERVICES)]
+    TooManyServices,
+    /// One more API key than an account may have.
+    #[error("an account has at most {} API keys", account::MOST_KEYS)]
+    TooManyKeys,
+    /// No API key of this SID.
+    #[error("there is no API key {0}")]
+    KeyUnknown(String),
+    /// Somebody that no token can be for.
+    #[error("an identity has 1 to 256 characters")]
+    Identity,
+    /// An access token that would work for too long, or not at all.
+    #[error("an access token works for 1 second to {} hours", LONGEST_ACCESS / 3_600)]
+    Lifetime,
 }
 
 #[cfg(feature = "scylla")]
@@ -95,13 +126,17 @@ impl From<crate::cql::Error> for Error {
     }
 }
 
-/// A shop as its readers see it.
+/// A shop as its readers see it, or a further Sync service of its account.
 #[derive(Clone, Debug)]
 pub struct Site {
     /// Its name.
     pub id: SiteId,
     /// Names it in limits.
     pub hash: u64,
+    /// Of a further service the site that has the account, whose origins, rules and region it has too.
+    pub account: Option<SiteId>,
+    /// What it is in the Sync API.
+    pub service: Service,
     /// Origins whose pages may send and read, such as `https://shop.example`; `*` allows every one.
     pub origins: Vec<String>,
     /// How its events are read.
@@ -111,6 +146,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// The site that has the account which this is a service of: mostly itself.
+    pub fn owner(&self) -> &SiteId {
+        self.account.as_ref().unwrap_or(&self.id)
+    }
+
     /// Whether a page of this origin may send and read.
     pub fn allows_origin(&self, origin: &str) -> bool {
         self.origins.iter().any(|allowed| allowed == origin::EVERY || allowed.eq_ignore_ascii_case(origin))
@@ -212,7 +252,7 @@ impl Sites {
     /// [`Error::Weak`]; the store's.
     pub async fn bootstrap(&self, given: &Bootstrap) -> Result<Option<NewKeys>, Error> {
         let demo = SiteId::parse("demo").map_err(|_| Error::Malformed("site"))?;
-        let (site, keys, made) = draft(&demo, NewSite::default(), given)?;
+        let (site, keys, made) = draft(&demo, NewSite::default(), given, self.clock.now())?;
         let fixed = [(Kind::Server, &given.ingest_key), (Kind::Read, &given.read_token)];
         let fixed = fixed.into_iter().filter_map(|(kind, plain)| Some(Credential::given(kind, plain.as_ref()?)));
         let fixed: Vec<KeyRow> = fixed.map(|credential| Ok(credential?.of(&demo))).collect::<Result<_, Error>>()?;
@@ -224,11 +264,11 @@ impl Sites {
         }
         let plan = |state: &Rows| {
             if state.sites.is_empty() {
-                return Ok(Rows { sites: vec![site.clone()], keys: keys.clone() });
+                return Ok(Rows { sites: vec![site.clone()], keys: keys.clone(), removed: Vec::new() });
             }
             let known = |key: &KeyRow| state.key(&key.hash).is_some_and(|known| known.site == key.site && known.kind == key.kind);
             let missing = fixed.iter().filter(|key| state.site(&demo).is_ok() && !known(key));
-            Ok(Rows { sites: Vec::new(), keys: missing.cloned().collect() })
+            Ok(Rows { keys: missing.cloned().collect(), ..Rows::default() })
         };
         self.change(plan).await?;
         // Another node may have made another one.
@@ -242,11 +282,11 @@ impl Sites {
     /// [`Error::Exists`], [`Error::Origin`], [`Error::NoRegions`], [`Error::RegionUnknown`]; the store's.
     pub async fn add(&self, id: &SiteId, new: NewSite) -> Result<NewKeys, Error> {
         self.regions.check_pin(new.region.as_ref())?;
-        let (site, keys, made) = draft(id, new, &Bootstrap::default())?;
+        let (site, keys, made) = draft(id, new, &Bootstrap::default(), self.clock.now())?;
         let plan = |state: &Rows| match state.site(id) {
             Ok(known) if known.token_key == site.token_key => Ok(Rows::default()),
             Ok(_) => Err(Error::Exists(id.clone())),
-            Err(_) => Ok(Rows { sites: vec![site.clone()], keys: keys.clone() }),
+            Err(_) => Ok(Rows { sites: vec![site.clone()], keys: keys.clone(), removed: Vec::new() }),
         };
         self.change(plan).await.map(|()| made)
     }
@@ -254,12 +294,12 @@ impl Sites {
     /// Changes a site, in force here at once, and gives it as it is then.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::Origin`], [`Error::NoRegions`], [`Error::RegionUnknown`], [`Error::LeavesData`]; the store's.
+    /// [`Error::Unknown`], [`Error::IsService`], [`Error::Origin`], [`Error::NoRegions`], [`Error::RegionUnknown`], [`Error::LeavesData`]; the store's.
     pub async fn set(&self, id: &SiteId, change: Change) -> Result<Arc<Site>, Error> {
         let origins = change.origins.as_deref().map(origin::parse_all).transpose()?;
         self.regions.check_pin(change.region.as_ref().and_then(Option::as_ref))?;
         let plan = |state: &Rows| {
-            let present = state.site(id)?;
+            let present = state.owner(id)?;
             let mut site = present.clone();
             site.origins = origins.clone().unwrap_or(site.origins);
             site.rules.time_zone = change.time_zone.clone().unwrap_or(site.rules.time_zone);
@@ -268,15 +308,15 @@ impl Sites {
                 return Err(Error::LeavesData(id.clone()));
             }
             let sites = if site == *present { Vec::new() } else { vec![site] };
-            Ok(Rows { sites, keys: Vec::new() })
+            Ok(Rows { sites, ..Rows::default() })
         };
         self.change(plan).await?;
         self.site(id)
     }
 
-    /// All sites, by name.
+    /// All sites, by name; not the further services of their accounts, which [`Sites::services`] gives.
     pub fn list(&self) -> Vec<Arc<Site>> {
-        let mut sites: Vec<_> = self.snapshot().sites.values().cloned().collect();
+        let mut sites: Vec<_> = self.snapshot().sites.values().filter(|site| site.account.is_none()).cloned().collect();
         sites.sort_by(|a, b| a.id.cmp(&b.id));
         sites
     }
@@ -284,18 +324,18 @@ impl Sites {
     /// A new key of one kind; those before it stay valid until `old_until` (now: at once invalid).
     ///
     /// # Errors
-    /// [`Error::Unknown`]; the store's.
+    /// [`Error::Unknown`], [`Error::IsService`]; the store's.
     pub async fn rotate(&self, id: &SiteId, kind: Kind, old_until: Timestamp) -> Result<String, Error> {
         let (plain, credential) = Credential::generate(id, kind);
         let new = credential.of(id);
         let plan = |state: &Rows| {
-            state.site(id)?;
+            state.owner(id)?;
             if state.key(&new.hash).is_some() {
                 return Ok(Rows::default());
             }
             let old = state.keys.iter().filter(|key| key.site == *id && key.kind == kind && key.expires_at.is_none_or(|until| until > old_until));
             let ended = old.map(|key| KeyRow { expires_at: Some(old_until), ..key.clone() });
-            Ok(Rows { sites: Vec::new(), keys: ended.chain([new.clone()]).collect() })
+            Ok(Rows { keys: ended.chain([new.clone()]).collect(), ..Rows::default() })
         };
         self.change(plan).await.map(|()| plain)
     }
@@ -423,7 +463,7 @@ impl Sites {
 }
 
 /// A new site's rows, and its keys in plain.
-fn draft(id: &SiteId, new: NewSite, given: &Bootstrap) -> Result<(SiteRow, Vec<KeyRow>, NewKeys), Error> {
+fn draft(id: &SiteId, new: NewSite, given: &Bootstrap, now: Timestamp) -> Result<(SiteRow, Vec<KeyRow>, NewKeys), Error> {
     let key = |kind, fixed: Option<&String>| match fixed {
         Some(plain) => Credential::given(kind, plain).map(|credential| (plain.clone(), credential)),
         None => Ok(Credential::generate(id, kind)),
@@ -437,6 +477,7 @@ fn draft(id: &SiteId, new: NewSite, given: &Bootstrap) -> Result<(SiteRow, Vec<K
         rules: SiteRules { hash_key: credential::random_key(), ..new.rules },
         region: new.region,
         token_key: credential::random_key(),
+        service: ServiceRow::made(now, None),
     };
     Ok((site, [server, page, reader].map(|credential| credential.of(id)).to_vec(), NewKeys { site: id.clone(), ingest, browser, read }))
 }

@@ -17,6 +17,7 @@ const ALL: &str = "SELECT version, what, name, site, kind, expires_at, origins, 
 const TURN: &str = "UPDATE sites_and_keys SET version = ? WHERE one = 0 IF version = ?";
 const PUT_SITE: &str = "INSERT INTO sites_and_keys (one, what, name, origins, rules, region, hash_key, token_key) VALUES (0, 0, ?, ?, ?, ?, ?, ?)";
 const PUT_KEY: &str = "INSERT INTO sites_and_keys (one, what, name, site, kind, expires_at) VALUES (0, 1, ?, ?, ?, ?)";
+const REMOVE_SITE: &str = "DELETE FROM sites_and_keys WHERE one = 0 AND what = 0 AND name = ?";
 
 /// The values of `what`.
 const SITE: i8 = 0;
@@ -81,9 +82,9 @@ impl Store for ScyllaSites {
 
     async fn commit(&self, from: Version, change: &Rows) -> Result<Option<Version>, Error> {
         let version = Uuid::new_v4();
-        let mut writes = Vec::with_capacity(change.sites.len() + change.keys.len());
+        let mut writes = Vec::with_capacity(change.sites.len() + change.keys.len() + change.removed.len());
         for site in &change.sites {
-            let rules = json(&StoredRules::of(&site.rules, None))?;
+            let rules = json(&StoredRules::of(site, None))?;
             let region = site.region.as_ref().map_or_else(String::new, |region| region.as_str().to_owned());
             let (name, hash_key, token_key) = (site.id.as_str().as_bytes().to_vec(), site.rules.hash_key.to_vec(), site.token_key.to_vec());
             writes.push(Write::new(PUT_SITE, (name, json(&site.origins)?, rules, region, hash_key, token_key)));
@@ -92,6 +93,9 @@ impl Store for ScyllaSites {
             let kind = i8::try_from(key.kind.stored()).map_err(|_| Error::Malformed("key's kind"))?;
             let expires_at = key.expires_at.unwrap_or(Timestamp::MAX).micros();
             writes.push(Write::new(PUT_KEY, (key.hash.to_vec(), key.site.as_str().to_owned(), kind, expires_at)));
+        }
+        for site in &change.removed {
+            writes.push(Write::new(REMOVE_SITE, (site.as_str().as_bytes().to_vec(),)));
         }
         let turn = Write::new(TURN, (version, Uuid::from_u128(from.0)));
         match self.cluster.write_if(turn, writes, "version").await? {
@@ -142,13 +146,15 @@ fn secret(bytes: Option<Vec<u8>>) -> Result<[u8; 32], Error> {
 impl Row {
     fn into_site(self) -> Result<SiteRow, Error> {
         let name = self.name.and_then(|name| String::from_utf8(name).ok());
-        let rules: StoredRules = from_json(&self.rules.unwrap_or_default(), "site's rules")?;
+        let stored: StoredRules = from_json(&self.rules.unwrap_or_default(), "site's rules")?;
+        let (rules, service) = stored.with_key(secret(self.hash_key)?);
         Ok(SiteRow {
             id: name.and_then(|name| SiteId::parse(&name).ok()).ok_or(Error::Malformed("site"))?,
             origins: from_json(&self.origins.unwrap_or_default(), "list of origins")?,
-            rules: rules.with_key(secret(self.hash_key)?),
+            rules,
             region: self.region.filter(|region| !region.is_empty()).as_deref().map(Region::parse).transpose()?,
             token_key: secret(self.token_key)?,
+            service,
         })
     }
 

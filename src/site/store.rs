@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::credential::Kind;
+use super::service::ServiceRow;
 use super::{Error, Region};
 use crate::event::{SiteId, SiteRules, Timestamp};
 
@@ -14,7 +15,7 @@ use crate::event::{SiteId, SiteRules, Timestamp};
 ///
 /// * A [`State`] is whole: it holds of each change all or nothing, as of one [`Version`].
 /// * A change is a compare-and-set: of all that are made from one version, on whichever node, one comes through. Changes so have one order.
-/// * Nothing is ever taken away but by a change that says so (there is none yet): a store that cannot be read gives an error, never less than it has.
+/// * Nothing is ever taken away but by a change that says so: a store that cannot be read gives an error, never less than it has.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
     /// All there is: every change acknowledged to this node, and those of other nodes at the latest a moment after they are acknowledged there.
@@ -35,8 +36,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// As for [`Store::load`].
     async fn version(&self) -> Result<Version, Error>;
 
-    /// Puts all of the change's rows, each in place of the one of its name, if `from` is still the version; gives the version it made. `None`: another
-    /// change came first, and nothing is changed. `Some` is durable: synced to the disk, on a cluster acknowledged by a quorum of the replicas.
+    /// Puts all of the change's rows, each in place of the one of its name, and takes away the sites that it says, if `from` is still the version; gives the
+    /// version it made. `None`: another change came first, and nothing is changed. To be taken away a site is there or not, has no keys, and is not put. `Some` is durable: synced to the disk, on a cluster acknowledged by a quorum of the replicas.
     ///
     /// # Errors
     /// [`Error::Unavailable`]: the change may have been made, or be made yet, whole. After any other it was not.
@@ -61,6 +62,8 @@ pub struct State {
 pub struct Rows {
     pub(super) sites: Vec<SiteRow>,
     pub(super) keys: Vec<KeyRow>,
+    /// Sites that a change takes away; none in what a store holds.
+    pub(super) removed: Vec<SiteId>,
 }
 
 /// A site as it is kept.
@@ -70,8 +73,10 @@ pub(super) struct SiteRow {
     pub(super) origins: Vec<String>,
     pub(super) rules: SiteRules,
     pub(super) region: Option<Region>,
-    /// Signs its object tokens.
+    /// Signs its object tokens, and is what the secrets of its account are derived from.
     pub(super) token_key: [u8; 32],
+    /// What it is as a Sync service.
+    pub(super) service: ServiceRow,
 }
 
 impl std::fmt::Debug for SiteRow {
@@ -91,19 +96,26 @@ pub(super) struct KeyRow {
 
 impl Rows {
     pub(super) fn is_empty(&self) -> bool {
-        self.sites.is_empty() && self.keys.is_empty()
+        self.sites.is_empty() && self.keys.is_empty() && self.removed.is_empty()
     }
 
     pub(super) fn site(&self, id: &SiteId) -> Result<&SiteRow, Error> {
         self.sites.iter().find(|site| site.id == *id).ok_or_else(|| Error::Unknown(id.clone()))
     }
 
+    /// A site with rules and keys of its own, which the further services of an account have not.
+    pub(super) fn owner(&self, id: &SiteId) -> Result<&SiteRow, Error> {
+        let site = self.site(id)?;
+        if site.service.account.is_none() { Ok(site) } else { Err(Error::IsService(id.clone())) }
+    }
+
     pub(super) fn key(&self, hash: &[u8; 32]) -> Option<&KeyRow> {
         self.keys.iter().find(|key| key.hash == *hash)
     }
 
-    /// Puts a change's rows in place of those of their names, as a store does.
+    /// Puts a change's rows in place of those of their names, and takes away what it says, as a store does.
     pub(super) fn put(&mut self, change: Self) {
+        self.sites.retain(|site| !change.removed.contains(&site.id));
         for site in change.sites {
             match self.sites.iter_mut().find(|known| known.id == site.id) {
                 Some(known) => *known = site,
@@ -156,7 +168,7 @@ pub async fn migrate(url: &str, settings: &Settings) -> Result<Option<String>, E
     if url.starts_with("scylla:") { Ok(Some(super::scylla::migrate(url, settings).await?)) } else { Ok(None) }
 }
 
-/// [`SiteRules`] as stored, without its secret.
+/// [`SiteRules`] as stored, without its secret, and what else has no column.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredRules {
     time_zone: String,
@@ -166,16 +178,21 @@ pub(super) struct StoredRules {
     /// The site's region, where there is no column for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     region: Option<String>,
+    /// What the site is as a Sync service.
+    #[serde(default, skip_serializing_if = "ServiceRow::is_default")]
+    service: ServiceRow,
 }
 
 impl StoredRules {
-    pub(super) fn of(rules: &SiteRules, region: Option<&Region>) -> Self {
+    /// What a row has, its region where that is given.
+    pub(super) fn of(SiteRow { rules, service, .. }: &SiteRow, region: Option<&Region>) -> Self {
         Self {
             time_zone: rules.time_zone.clone(),
             checkout_steps: rules.checkout_steps.clone(),
             page_parameters: rules.page_parameters.clone(),
             abandoned_after_seconds: rules.abandoned_after_seconds,
             region: region.map(|region| region.as_str().to_owned()),
+            service: service.clone(),
         }
     }
 
@@ -183,14 +200,15 @@ impl StoredRules {
         self.region.as_deref().map(Region::parse).transpose()
     }
 
-    pub(super) fn with_key(self, hash_key: [u8; 32]) -> SiteRules {
-        SiteRules {
+    pub(super) fn with_key(self, hash_key: [u8; 32]) -> (SiteRules, ServiceRow) {
+        let rules = SiteRules {
             hash_key,
             time_zone: self.time_zone,
             checkout_steps: self.checkout_steps,
             page_parameters: self.page_parameters,
             abandoned_after_seconds: self.abandoned_after_seconds,
-        }
+        };
+        (rules, self.service)
     }
 }
 

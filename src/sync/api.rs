@@ -153,3 +153,6 @@ fn item_of(kind: ObjectKind, item: &SnapshotItem) -> Value {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, Row};
+use super::{Checkpoint, Error, Head, Life, ObjectStore, ObjectWrite, RouterCommit, Row, naming};
 use crate::event::identity::{Entry, EventEntry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
@@ -26,13 +26,13 @@ fn day(n: i64) -> Timestamp {
 }
 
 pub(crate) fn row(item: &str, event_id: u64, state: Option<&str>) -> Row {
-    Row { item: item.into(), revision: 1, event_id, updated_at: day(1), state: state.map(|s| s.as_bytes().to_vec()) }
+    Row { item: item.into(), revision: 1, event_id, updated_at: day(1), life: Life::default(), state: state.map(|s| s.as_bytes().to_vec()) }
 }
 
 pub(crate) fn write(key: &ObjectKey, event_id: u64, rows: Vec<Row>) -> ObjectWrite {
     let head =
         Head { event_id, revision: event_id, upto: event_id * 10, created_at: day(1), updated_at: day(2), bucket_millis: 500, ..Head::default() };
-    ObjectWrite { key: key.clone(), head, rows, purge: Vec::new(), clear: false }
+    ObjectWrite { key: key.clone(), head, rows, purge: Vec::new(), clear: false, list: true, ended: Vec::new() }
 }
 
 /// All partitions: the suite owns each.
@@ -197,6 +197,48 @@ pub(crate) async fn stale_objects_and_tombstones(open: Open<'_>) {
     assert_eq!(items(&*store, &map("customer.b")).await.unwrap().0, 3);
     assert_eq!(names(store.stale(&ALL, "customer.", day(8), 10).await).await, ["customer.a", "customer.b"]);
     assert!(names(store.list(&map("x").site, ObjectKind::Map, "customer.", None, 10).await).await.contains(&"customer.b".to_owned()));
+    store.close().await.unwrap();
+}
+
+/// SIDs find what is listed under them; what has a lifetime is asked for by its end and is among no others.
+pub(crate) async fn sids_and_lifetimes(open: Open<'_>) {
+    let store = open().await;
+    let (site, number) = (map("a").site, |name: &str, life: u64| naming::sid_number(&map(name), life));
+    let lives = |name: &str, event_id, incarnation, next_expiry| {
+        let mut write = at(write(&map(name), event_id, vec![row("x", event_id, Some("1"))]), day(1));
+        (write.head.incarnation, write.head.next_expiry) = (incarnation, next_expiry);
+        write
+    };
+    put(&*store, vec![lives("a", 1, 7, None), lives("b", 1, 7, Some(day(3))), lives("c", 1, 0, Some(day(5)))]).await;
+    let found = async |life, name| store.by_sid(&site, ObjectKind::Map, &number(name, life)).await.unwrap().map(|key| key.name);
+    assert_eq!((found(7, "a").await, found(7, "b").await, found(0, "c").await), (Some("a".into()), Some("b".into()), Some("c".into())));
+    assert_eq!((found(8, "a").await, found(0, "a").await), (None, None));
+    assert_eq!(store.by_sid(&site, ObjectKind::List, &number("a", 7)).await.unwrap(), None, "of another kind");
+    let other = SiteId::parse("other").unwrap();
+    assert_eq!(store.by_sid(&other, ObjectKind::Map, &number("a", 7)).await.unwrap(), None, "of another site");
+
+    assert_eq!(names(store.expiring(&ALL, day(2), 10).await).await, Vec::<String>::new());
+    assert_eq!(names(store.expiring(&ALL, day(3), 10).await).await, ["b"], "inclusive");
+    assert_eq!(names(store.expiring(&ALL, day(9), 10).await).await, ["b", "c"]);
+    assert_eq!(names(store.expiring(&ALL, day(9), 1).await).await, ["b"]);
+    assert_eq!(names(store.expiring(&[(map("b").partition() + 1) % 16], day(4), 10).await).await, Vec::<String>::new());
+    assert_eq!(names(store.stale(&ALL, "", day(9), 10).await).await, ["a"]);
+
+    // Another life of one, and one that is removed: under its SID it is found until it is purged.
+    let mut anew = lives("a", 2, 8, Some(day(4)));
+    anew.ended = vec![7];
+    put(&*store, vec![anew, removed(lives("b", 2, 7, None))]).await;
+    assert_eq!((found(7, "a").await, found(8, "a").await), (None, Some("a".into())));
+    assert_eq!(names(store.expiring(&ALL, day(9), 10).await).await, ["a", "c"]);
+    assert_eq!(found(7, "b").await, Some("b".into()));
+    store.purge(&[map("b")]).await.unwrap();
+    assert_eq!(found(7, "b").await, None);
+    store.close().await.unwrap();
+    drop(store);
+    let store = open().await;
+    let found = store.by_sid(&site, ObjectKind::Map, &number("a", 8)).await.unwrap();
+    assert_eq!(found, Some(map("a")));
+    assert_eq!(names(store.expiring(&ALL, day(9), 10).await).await, ["a", "c"]);
     store.close().await.unwrap();
 }
 

@@ -249,6 +249,24 @@ pub struct Applied {
     pub rights: bool,
 }
 
+impl Applied {
+    /// A write of an object that leads to that event id, and as many changes after the object began; without rows yet.
+    pub const fn new(key: ObjectKey, after: u64, event_id: u64) -> Self {
+        Self {
+            key,
+            after,
+            event_id,
+            revision: event_id,
+            rows: Vec::new(),
+            removed: false,
+            incarnation: 0,
+            updated_at: Timestamp::ZERO,
+            expires_at: None,
+            rights: false,
+        }
+    }
+}
+
 /// One changed row of [`Applied`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AppliedRow {

@@ -295,7 +295,7 @@ impl Object {
     /// All that changed since the last call, to be written, and the same as subscribers see it; the latter without rows unless `render`, and then not
     /// to be published. After repeats alone ([`Object::needs_write`] says no) the write need not be made.
     pub fn take_write(&mut self, render: bool) -> (ObjectWrite, Applied) {
-        let (purge, purged) = self.tombstones.purge(self.head.updated_at);
+        let (mut purge, purged) = self.tombstones.purge(self.head.updated_at);
         self.head.purged = self.head.purged.max(purged);
         let after = self.told.saturating_sub(std::mem::take(&mut self.repeats));
         let rows = if render { self.published(after) } else { Vec::new() };
@@ -316,7 +316,7 @@ impl Object {
         changed.sort_unstable();
         changed.dedup();
         let mut rows: Vec<Row> = changed.into_iter().filter_map(|item| self.written(item)).collect();
-        rows.extend(self.written_rights());
+        self.written_rights(&mut rows, &mut purge);
         self.repeated.clear();
         self.before.clear();
         self.messages.clear();
@@ -570,14 +570,18 @@ impl Object {
         shown.chain(self.messages.iter().cloned()).collect()
     }
 
-    /// Changed rights as rows; those of nobody any more as rows that are not there.
-    fn written_rights(&mut self) -> Vec<Row> {
-        let row = |identity: String| {
-            let state = self.rights.get(&identity).map(|rights| postcard::to_extend(rights, Vec::new()).unwrap_or_default());
+    /// Changed rights as rows to put, and to delete where an identity has none any more.
+    fn written_rights(&mut self, rows: &mut Vec<Row>, purge: &mut Vec<String>) {
+        for identity in std::mem::take(&mut self.changed_rights) {
+            let item = format!("{RIGHTS}{identity}");
+            let Some(rights) = self.rights.get(&identity) else {
+                purge.push(item);
+                continue;
+            };
             let (event_id, updated_at) = (self.head.event_id, self.head.updated_at);
-            Row { item: format!("{RIGHTS}{identity}"), revision: 0, event_id, updated_at, life: Life::default(), state }
-        };
-        std::mem::take(&mut self.changed_rights).into_iter().map(row).collect()
+            let state = Some(postcard::to_extend(rights, Vec::new()).unwrap_or_default());
+            rows.push(Row { item, revision: 0, event_id, updated_at, life: Life::default(), state });
+        }
     }
 
     /// A changed row as it is stored; None where neither the row nor its tombstone is left.

@@ -178,6 +178,6 @@ mod tests {
         assert!(row_from_bytes(&key(), "views", &[2, 3]).is_err());
     }
 
-    const HEAD: &str = "020705ac02010000000027000903026c616c01800101800104 01";
+    const HEAD: &str = "020705ac0201000000002700090302616c0180010180010401";
     const ROW: &str = "02";
 }

@@ -46,9 +46,7 @@ impl Tail {
         self.last_id = (record.received_at.micros().max(0) as u64).max(self.last_id + 1);
         let (id, at) = (self.last_id, record.received_at);
         let row = AppliedRow { revision: id, event_id: id, began: id, updated_at: at, data: Some(message(event)), ..AppliedRow::default() };
-        let (key, rows) = (key(&record.site), vec![row]);
-        let (incarnation, expires_at) = (0, None);
-        Some(Applied { key, after: 0, event_id: id, revision: id, rows, removed: false, incarnation, updated_at: at, expires_at, rights: false })
+        Some(Applied { rows: vec![row], updated_at: at, ..Applied::new(key(&record.site), 0, id) })
     }
 }
 

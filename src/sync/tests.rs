@@ -189,9 +189,17 @@ impl SyncSide {
         self.log.close().await.unwrap();
     }
 
-    /// Drops everything where it stands.
+    /// Drops everything where it stands. What tasks had begun beside them ends a moment later, and holds log and store till then.
     async fn crash(mut self) {
         self.tasks.shutdown().await;
+        let Self { log, store, reader, .. } = self;
+        drop(reader);
+        let gone = async {
+            while Arc::strong_count(&log) > 1 || Arc::strong_count(&store) > 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone).await.expect("nobody holds log and store any more");
     }
 
     pub(crate) async fn get(&self, kind: ObjectKind, name: &str) -> Option<Snapshot> {

@@ -82,7 +82,7 @@ pub(crate) fn assert_revisions_equal_changes(data: &Path, log: &str, store: &str
                             *last = version.max(*last);
                             fresh
                         }
-                        Origin::Expiry { .. } => panic!("nothing expires in this test"),
+                        Origin::Expiry { .. } | Origin::Client { .. } => panic!("nothing expires in this test, and no client writes"),
                     };
                     *changes.entry(change.key).or_default() += u64::from(fresh);
                 }

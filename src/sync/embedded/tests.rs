@@ -25,6 +25,7 @@ contract!(
     identities_are_remembered,
     listing_is_in_name_order,
     stale_objects_and_tombstones,
+    sids_and_lifetimes,
     commits_are_visible_when_they_return,
 );
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::event::{ObjectKey, ObjectKind, SiteId};
-use crate::sync::{Applied, AppliedRow, Feed, Subscription, Update};
+use crate::sync::{Answer, Applied, AppliedRow, Feed, Refusal, Subscription, Update, Verdict};
 
 /// A feed under test, by its nodes: embedded there is one process, so that each is the same.
 #[async_trait]
@@ -20,7 +20,7 @@ macro_rules! contract_tests {
         crate::sync::feed::contract::contract_tests! { $subject;
             writes_reach_every_subscriber_of_their_object_in_order, what_is_published_after_attaching_is_delivered, what_came_before_is_not,
             a_subscriber_anywhere_is_wanted_everywhere, a_slow_subscriber_lags_alone_and_goes_on_after, a_large_write_stops_nothing,
-            closing_ends_subscribers_and_not_publishing
+            closing_ends_subscribers_and_not_publishing, answers_reach_who_waits_wherever_that_is
         }
     };
     ($subject:expr; $($test:ident),+) => {
@@ -41,8 +41,9 @@ pub(crate) fn key(name: &str) -> ObjectKey {
 }
 
 pub(crate) fn write(name: &str, event_id: u64, bytes: usize) -> Applied {
-    let row = AppliedRow { item: "i".into(), revision: event_id, data: Some(format!("\"{}\"", "x".repeat(bytes)).into()) };
-    Applied { key: key(name), after: event_id.saturating_sub(1), event_id, revision: event_id, rows: vec![row], removed: false }
+    let data = Some(format!("\"{}\"", "x".repeat(bytes)).into());
+    let row = AppliedRow { item: "i".into(), revision: event_id, event_id, data, ..AppliedRow::default() };
+    Applied { rows: vec![row], ..Applied::new(key(name), event_id.saturating_sub(1), event_id) }
 }
 
 /// The next updates: event ids, None where it lagged.
@@ -132,6 +133,18 @@ pub(crate) async fn a_large_write_stops_nothing(subject: &dyn Subject) {
     assert!(seen.contains(&Some(2)) || seen.contains(&None), "{seen:?}");
     here.publish(vec![write("a", 5, 1)]).await.unwrap();
     while ids(&mut subscription, 1).await != [Some(5)] {}
+}
+
+pub(crate) async fn answers_reach_who_waits_wherever_that_is(subject: &dyn Subject) {
+    let (here, there) = (subject.node().await, subject.node().await);
+    let answer = |n: u8| Answer { request: [n; 16], verdicts: vec![Verdict::Refused(Refusal::Revision)], object: None };
+    let (mut first, mut second) = (there.expect([1; 16]).unwrap(), here.expect([2; 16]).unwrap());
+    let given_up = there.expect([3; 16]).unwrap();
+    drop(given_up);
+    // Nobody waits for some, and of some there are two.
+    here.answer([4, 3, 2, 1, 1].map(answer).to_vec()).await.unwrap();
+    assert_eq!(first.answer().await, Some(answer(1)));
+    assert_eq!(second.answer().await, Some(answer(2)));
 }
 
 pub(crate) async fn closing_ends_subscribers_and_not_publishing(subject: &dyn Subject) {

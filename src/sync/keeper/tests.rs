@@ -10,6 +10,7 @@ use super::*;
 use crate::event::change::{Merge, Op, Origin, Stamp};
 use crate::event::{Change, Timestamp};
 use crate::eventlog::Stored;
+use crate::eventlog::embedded::{EmbeddedLog, Settings};
 use crate::sync::contract::map;
 use crate::sync::embedded::EmbeddedStore;
 use crate::sync::feed::{self, LocalFeed};
@@ -372,6 +373,7 @@ fn an_object_frozen_with_changes_waiting_holds_up_nothing() {
 async fn a_subscriber_that_comes_late_misses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store: Arc<dyn ObjectStore> = Arc::new(EmbeddedStore::open(&dir.path().join("objects.db"), Duration::ZERO).unwrap());
+    let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&dir.path().join("log"), &Settings::default(), &Clock::system()).unwrap());
     let (feed, key) = (LocalFeed::new(feed::Settings::default()), map("product.0"));
     let mut state = state();
     state.assign(key.partition(), Checkpoint::default());
@@ -379,7 +381,7 @@ async fn a_subscriber_that_comes_late_misses_nothing() {
     let flight = state.due(ms(10), 10, |key| feed.wanted(key));
     let mut late = feed.subscribe(&key).await.unwrap();
     assert!(store.load(std::slice::from_ref(&key)).await.unwrap()[0].is_none(), "it reads before the commit");
-    let committed = flight::commit(Arc::clone(&store), flight).await.unwrap();
+    let committed = flight::commit(log, Arc::clone(&store), flight).await.unwrap();
     flight::publish(store, Arc::new(feed), vec![committed]).await.unwrap();
     let told = tokio::time::timeout(Duration::from_secs(10), late.next()).await.expect("told");
     let Update::Write(told) = told else { panic!("nothing told") };

@@ -294,3 +294,6 @@ impl Object {
 fn end_of(ttl: u32, now: Timestamp) -> Option<Timestamp> {
     (ttl > 0).then(|| now.plus_seconds(i64::from(ttl)))
 }
+
+#[cfg(test)]
+mod tests;

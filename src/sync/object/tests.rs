@@ -164,7 +164,7 @@ fn a_dashboard_takes_only_a_greater_version() {
 
 #[test]
 fn damaged_state_freezes_the_object() {
-    let row = Row { item: "a".into(), revision: 1, event_id: 1, updated_at: time(0), state: Some(vec![9]) };
+    let row = Row { item: "a".into(), revision: 1, event_id: 1, updated_at: time(0), life: Life::default(), state: Some(vec![9]) };
     let stored = StoredObject { key: key(ObjectKind::Map), head: Head::default(), rows: vec![row] };
     assert!(matches!(Object::from_stored(stored), Err(Error::Corrupt { .. })));
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::cql::testing::{Keyspace, settings};
 use crate::event::identity::EventEntry;
 use crate::sync::Row;
+use crate::sync::stored::Shelf;
 use crate::sync::contract::{self, map, row, write};
 
 async fn open(keyspace: &Keyspace) -> Scylla {
@@ -36,6 +37,7 @@ contract!(
     identities_are_remembered,
     listing_is_in_name_order,
     stale_objects_and_tombstones,
+    sids_and_lifetimes,
     commits_are_visible_when_they_return,
 );
 
@@ -345,7 +347,7 @@ async fn lines_that_are_no_longer_true_go() {
     assert_eq!((count(&store, LINES).await, count(&store, HOURS).await), (1, 1));
     assert_eq!(stale(4).await, 1);
     // A line made for a write that has not come yet stays.
-    let early = Hour::of(&map("customer.a"), (false, 1));
+    let early = Hour::of(&map("customer.a"), (Shelf::Living, 1));
     store.cluster.write(vec![early.put(&map("customer.a"), 50).unwrap(), early.put_hour(Timestamp::ZERO)]).await.unwrap();
     assert_eq!(stale(4).await, 1);
     assert_eq!(count(&store, LINES).await, 2);

@@ -259,18 +259,18 @@ async fn a_write_behind_one_that_did_not_come_sends_to_a_snapshot() {
     assert_eq!(events.next().await.1, Some(1));
     server.change(&product, vec![merge("b", "", "2")]).await;
     assert_eq!((events.next().await.0, server.get("/v1/live/maps/product.x").await.1["event_id"].as_u64()), ("change".into(), Some(2)));
-    let row = |item: &str| AppliedRow { item: item.into(), revision: 1, data: Some("4".into()) };
+    let row = |item: &str| AppliedRow { item: item.into(), revision: 1, data: Some("4".into()), ..AppliedRow::default() };
     // The store has it all, as ever before something is published; the third write was lost on its way.
     server.change_unheard(&product, vec![merge("c", "", "3")]).await;
     server.change_unheard(&product, vec![merge("d", "", "4")]).await;
-    let fourth = Applied { key: product.clone(), after: 3, event_id: 4, revision: 4, rows: vec![row("d")], removed: false };
+    let fourth = Applied { rows: vec![row("d")], ..Applied::new(product.clone(), 3, 4) };
     server.feed.publish(vec![fourth]).await.unwrap();
     let (name, id, data) = events.next().await;
     assert_eq!((&*name, id), ("snapshot", Some(4)), "{data}");
     assert_eq!((&data["items"]["c"]["data"], &data["items"]["d"]["data"]), (&serde_json::json!(3), &serde_json::json!(4)));
     // One that tells more than was missed is as good as any.
     server.change_unheard(&product, vec![merge("e", "", "5")]).await;
-    let fifth = Applied { key: product, after: 2, event_id: 5, revision: 5, rows: vec![row("c"), row("e")], removed: false };
+    let fifth = Applied { rows: vec![row("c"), row("e")], ..Applied::new(product, 2, 5) };
     server.feed.publish(vec![fifth]).await.unwrap();
     assert_eq!((events.next().await.0, events.next().await.1), ("change".into(), Some(5)));
 }
@@ -282,11 +282,11 @@ async fn a_stream_that_lagged_goes_on() {
     let activity = key(ObjectKind::Stream, "activity");
     let mut events = server.events("/v1/live/streams/activity/events", None).await;
     server.feed.lag_object(&activity);
-    let row = AppliedRow { item: String::new(), revision: 1, data: Some("{\"n\":1}".into()) };
+    let row = AppliedRow { revision: 1, data: Some("{\"n\":1}".into()), ..AppliedRow::default() };
     // What comes before it was told that it lagged is missed, too.
     let publishing = async {
         for event_id in 1.. {
-            let write = Applied { key: activity.clone(), after: 0, event_id, revision: event_id, rows: vec![row.clone()], removed: false };
+            let write = Applied { rows: vec![row.clone()], ..Applied::new(activity.clone(), 0, event_id) };
             server.feed.publish(vec![write]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
