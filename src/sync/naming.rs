@@ -220,7 +220,8 @@ mod tests {
     fn sids_are_read_back() {
         let key = ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: "a".into() };
         assert_eq!(parse_sid("MP75e8387e6409bae308d241b4ff761a9b"), Some((ObjectKind::Map, sid_number(&key, 0))));
-        for wrong in ["", "MP", "MP75e8387e6409bae308d241b4ff761a9", "MP75E8387e6409bae308d241b4ff761a9b", "XX75e8387e6409bae308d241b4ff761a9b", "é"] {
+        for wrong in ["", "MP", "MP75e8387e6409bae308d241b4ff761a9", "MP75E8387e6409bae308d241b4ff761a9b", "XX75e8387e6409bae308d241b4ff761a9b", "é"]
+        {
             assert_eq!(parse_sid(wrong), None, "{wrong}");
         }
         assert_eq!(parse_sid("MP+5e8387e6409bae308d241b4ff761a9b"), None);

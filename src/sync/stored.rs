@@ -79,20 +79,7 @@ struct Head1 {
 impl From<Head1> for Head {
     fn from(head: Head1) -> Self {
         let Head1 { event_id, revision, upto, version, created_at, updated_at, removed_at, purged, bucket_millis, bucket_at, bytes } = head;
-        Self {
-            event_id,
-            revision,
-            upto,
-            version,
-            created_at,
-            updated_at,
-            removed_at,
-            purged,
-            bucket_millis,
-            bucket_at,
-            bytes,
-            ..Self::default()
-        }
+        Self { event_id, revision, upto, version, created_at, updated_at, removed_at, purged, bucket_millis, bucket_at, bytes, ..Self::default() }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod export;
 pub mod live;
+pub mod realtime;
 pub mod reports;
 pub mod sync;
 pub mod sync_v1;

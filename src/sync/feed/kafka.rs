@@ -12,8 +12,8 @@ use async_trait::async_trait;
 
 use super::wire::{self, Told};
 use super::{Expected, LocalFeed, Settings};
-use crate::event::{ObjectKey, PARTITIONS};
 use crate::event::change::RequestId;
+use crate::event::{ObjectKey, PARTITIONS};
 use crate::eventlog::kafka::{self, Broadcast, Heard, Tail};
 use crate::eventlog::{self, Append};
 use crate::sync::{Answer, Applied, Error, Feed, Subscription};

@@ -159,7 +159,9 @@ impl Object {
         match (put, found) {
             (PutItem::Add(_), Some(_)) => return Err(Refusal::ItemExists),
             (PutItem::Set(..), None) => return Err(Refusal::NoItem),
-            (PutItem::Set(..) | PutItem::Upsert(..), found) if if_revision.is_some_and(|wanted| found != Some(wanted)) => return Err(Refusal::Revision),
+            (PutItem::Set(..) | PutItem::Upsert(..), found) if if_revision.is_some_and(|wanted| found != Some(wanted)) => {
+                return Err(Refusal::Revision);
+            }
             (_, None) if self.rows.len() >= MAX_ITEMS || self.head.bytes >= MAX_BYTES => return Err(Refusal::Full),
             _ => {}
         }
