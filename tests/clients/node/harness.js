@@ -82,10 +82,11 @@ const refused = (call, status, code) =>
     return true;
   });
 
-/** Everything that an object told, in order: [event, what it carried]. */
+/** Everything that an object tells from now on, in order: [event, what it carried, an item as it was then]. */
 function told(object, ...names) {
   const seen = [];
-  for (const name of names) object.on(name, args => seen.push([name, args]));
+  const then = ({ key, index, data, revision }) => ({ key, index, data, revision });
+  for (const name of names) object.on(name, args => seen.push([name, args?.item ? { ...args, item: then(args.item) } : args]));
   return seen;
 }
 

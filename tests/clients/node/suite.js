@@ -10,7 +10,7 @@ function test(name, run, seconds = 60) {
   tests.push({ name, run, seconds });
 }
 
-process.on("unhandledRejection", error => loose.push(error));
+for (const what of ["unhandledRejection", "uncaughtException"]) process.on(what, error => loose.push(error));
 
 function limited(promise, seconds) {
   let timer;
