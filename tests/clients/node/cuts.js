@@ -26,8 +26,8 @@ const established = object => {
 test("a sequence across four cuts, written on while the client is away", async t => {
   const { ours, proxy, client } = await behind(t);
   await make(ours);
-  const view = await watch(client);
-  for (let n = 0; n < 100; n++) {
+  const view = await watch(client), indexes = [];
+  for (let n = 0; n <= 100; n++) {
     if (n % 20 === 12) {
       proxy.cut();
       await until(() => client.connectionState !== "connected");
@@ -36,15 +36,15 @@ test("a sequence across four cuts, written on while the client is away", async t
       proxy.mend();
       await until(() => client.connectionState === "connected", 60, "the connection after a cut");
     }
-    await write(ours, n);
+    indexes.push(await write(ours, n));
   }
-  await hold(view, 100, ours);
+  await hold(view, indexes, ours);
 }, 200);
 
 test("a sequence across cuts at any moment", async t => {
   const { ours, proxy, client } = await behind(t);
   await make(ours);
-  const view = await watch(client);
+  const view = await watch(client), indexes = [];
   let done = false;
   const cutting = (async () => {
     while (!done) {
@@ -56,10 +56,10 @@ test("a sequence across cuts at any moment", async t => {
       proxy.mend();
     }
   })();
-  for (let n = 0; n < 100; n++) await write(ours, n);
+  for (let n = 0; n <= 100; n++) indexes.push(await write(ours, n));
   done = true;
   await cutting;
-  await hold(view, 100, ours);
+  await hold(view, indexes, ours);
 }, 200);
 
 test("a hundred and twenty subscriptions come back", async t => {
