@@ -1,0 +1,69 @@
+"use strict";
+// Twilio's own limits, where a service has them: bursts, then so many a second, of each object.
+
+const { assert, realtime, rest, sync, token, until } = require("./harness");
+const { Server } = require("./server");
+const { test } = require("./suite");
+const library = require("twilio-sync");
+
+/** So many calls, a few at a time: how many were answered, how long it took; of the others, all were told 429 and 54009. */
+async function many(count, call) {
+  let answered = 0, begun = Date.now(), next = 0;
+  const line = async () => {
+    while (next++ < count) {
+      await call().then(() => answered++, error => {
+        assert.deepEqual([error.status, error.code], [429, 54009], error.stack);
+        assert.match(error.message, /^Rate limit exceeded/);
+      });
+    }
+  };
+  await Promise.all([...Array(16)].map(line));
+  return { answered, seconds: (Date.now() - begun) / 1000 };
+}
+
+/** Ten seconds' worth at once, then no more than goes by in the meantime. */
+function held({ answered, seconds }, perSecond, count) {
+  assert.ok(answered >= Math.min(count, 10 * perSecond), `${answered} of ${count} were answered in ${seconds} s`);
+  assert.ok(answered <= 10 * perSecond + perSecond * seconds + perSecond, `${answered} of ${count} were answered in ${seconds} s`);
+}
+
+async function limited(t) {
+  const server = await Server.up(t);
+  server.command("site", "sync", "demo", "--limits", "twilio");
+  const { url, credentials } = server;
+  return { url, credentials, ours: rest({ url, credentials }).sync.v1.services("default") };
+}
+
+test("writes: 20 a second of an object, of a map with all its items; other objects have their own", async t => {
+  const { ours } = await limited(t);
+  await ours.documents.create({ uniqueName: "d" });
+  let n = 0;
+  held(await many(400, () => ours.documents("d").update({ data: { n: n++ } })), 20, 400);
+  await ours.documents.create({ uniqueName: "other" });
+  await ours.documents("other").update({ data: { n: 1 } });
+  await until(() => ours.documents("d").update({ data: { n: "later" } }).catch(error => { if (error.code !== 54009) throw error; }), 20, "a token");
+  await ours.syncMaps.create({ uniqueName: "m" });
+  held(await many(400, () => ours.syncMaps("m").syncMapItems.create({ key: `key-${n++}`, data: {} })), 20, 400);
+  await ours.syncLists.create({ uniqueName: "l" });
+  held(await many(400, () => ours.syncLists("l").syncListItems.create({ data: {} })), 20, 400);
+}, 120);
+
+test("reads: 20 a second of an object; creations: 20 a second of all kinds; messages: 30 a second of a stream", async t => {
+  const { ours } = await limited(t);
+  await ours.documents.create({ uniqueName: "d" });
+  held(await many(500, () => ours.documents("d").fetch()), 20, 500);
+  await ours.syncStreams.create({ uniqueName: "s" });
+  held(await many(700, () => ours.syncStreams("s").streamMessages.create({ data: {} })), 30, 700);
+  let n = 0;
+  const kinds = ["documents", "syncLists", "syncMaps", "syncStreams"];
+  // Two have been made already.
+  const made = await many(400, () => ours[kinds[n++ % 4]].create());
+  held({ ...made, answered: made.answered + 2 }, 20, 400);
+}, 120);
+
+test("a realtime client is told the same of its writes", async t => {
+  const { url, credentials } = await limited(t);
+  const document = await sync(t, library, token("alice", "default", { credentials }), realtime(url)).document("d");
+  let n = 0;
+  held(await many(400, () => document.mutate(() => ({ n: n++ }))), 20, 400);
+}, 60);
