@@ -9,7 +9,6 @@ use axum::Router;
 use axum::http::Extensions;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -41,7 +40,6 @@ pub async fn serve(
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), crate::shutdown::Failure> {
-    let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -62,7 +60,7 @@ pub async fn serve(
             },
         };
         while connections.try_join_next().is_some() {}
-        if let Some(connection) = connection(stream, &router, introduce, settings.header_timeout, &graceful) {
+        if let Some(connection) = connection(stream, &router, introduce, settings.header_timeout, stop.clone()) {
             connections.spawn(async move {
                 connection.await;
                 drop(place);
@@ -71,10 +69,10 @@ pub async fn serve(
     }
     drop(listener);
     let open = connections.len();
-    if tokio::time::timeout(settings.drain, graceful.shutdown()).await.is_err() {
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(settings.drain, drained).await.is_err() {
         return Err(format!("{open} connections at the stop, some still busy after {:?}", settings.drain).into());
     }
-    while connections.join_next().await.is_some() {}
     Ok(())
 }
 
@@ -83,7 +81,7 @@ fn connection(
     router: &Router,
     introduce: Introduce,
     header_timeout: Duration,
-    graceful: &GracefulShutdown,
+    stop: CancellationToken,
 ) -> Option<impl Future<Output = ()> + Send + use<>> {
     let peer = stream.peer_addr().ok()?;
     // Answers are written whole; waiting for more to send would only delay them.
@@ -95,10 +93,19 @@ fn connection(
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    let watched = graceful.watch(served);
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        // A connection that becomes a websocket is its room's from then on, and no longer counted or drained here.
+        .with_upgrades();
     Some(async move {
-        if let Err(error) = watched.await {
+        let mut served = std::pin::pin!(served);
+        let ended = tokio::select! {
+            ended = served.as_mut() => ended,
+            () = stop.cancelled() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(error = %error, "connection ended early");
         }
     })

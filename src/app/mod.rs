@@ -6,6 +6,7 @@ mod accounts;
 mod admin;
 mod backends;
 pub mod data;
+mod faces;
 mod health;
 mod known;
 mod learning;
@@ -109,6 +110,7 @@ pub struct Running {
     learning: Arc<learning::Learning>,
     stores: Stores,
     feed: Arc<dyn Feed>,
+    realtime: faces::Realtime,
     drain: Duration,
     /// Held until everything is closed.
     _data: data::DataDir,
@@ -135,6 +137,8 @@ struct Parts {
     status: Arc<Status>,
     progress: Arc<Progress>,
     learning: Arc<learning::Learning>,
+    /// The URL that people reach this process by.
+    public_url: String,
 }
 
 /// Starts everything that the settings name and returns once it serves.
@@ -154,19 +158,19 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
     check_given(&options.bootstrap, &sites, listen)?;
     let listener = TcpListener::bind(listen).await.at("listening")?;
     let address = listener.local_addr().at("listening")?;
-    let parts = open(config, options.clock, sites).await?;
+    let public_url = if config.public_url.is_empty() { format!("http://{address}") } else { config.public_url.clone() };
+    let parts = open(config, options.clock, sites, public_url.clone()).await?;
     let admin_token = dir.announce(address).at("announcing the address")?;
     // After everything that can fail: the keys of a site made by a start that fails would be shown to nobody.
     // Keys that were given are known already, and standard output may be somebody's log.
     let given = options.bootstrap.ingest_key.is_some();
     let first_keys = parts.sites.bootstrap(&options.bootstrap).await.at("making the first site")?.filter(|_| !given);
-    let public_url = if parts.config.public_url.is_empty() { format!("http://{address}") } else { parts.config.public_url.clone() };
-
     let (mut http, mut rooms) = (Tasks::default(), Tasks::default());
     let ready = health::Readiness::default();
     parts.sites.set_admin(&admin_token);
     let access = access::Access::new(Arc::clone(&parts.sites));
-    let router = build(&parts, access, ready.clone(), metrics, &mut rooms);
+    let realtime = faces::Realtime::default();
+    let router = build(&parts, access, ready.clone(), metrics, &realtime, &mut rooms);
     let settings = server::Settings {
         max_connections: parts.config.server.max_connections,
         header_timeout: parts.config.server.header_timeout.0,
@@ -178,7 +182,7 @@ pub async fn start(mut config: Config, options: Options) -> Result<Running, Erro
     let drain = parts.config.server.drain.0;
     let stores = Stores { log: parts.log, objects: parts.objects, archive: parts.archive };
     let (learning, feed) = (parts.learning, parts.feed);
-    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, learning, stores, feed, drain, _data: dir })
+    Ok(Running { address, public_url, admin_token, first_keys, http, rooms, ready, learning, stores, feed, realtime, drain, _data: dir })
 }
 
 /// Refuses half of the given keys, and a first start that others can reach without given keys.
@@ -194,7 +198,7 @@ fn check_given(given: &Bootstrap, sites: &Sites, listen: SocketAddr) -> Result<(
     Ok(())
 }
 
-async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, Error> {
+async fn open(config: Config, clock: Clock, sites: Arc<Sites>, public_url: String) -> Result<Parts, Error> {
     let log = backends::log(&config, clock.clone()).await?;
     let has = |role| config.roles.contains(&role);
     let objects = if has(Role::Sync) || has(Role::Web) { Some(backends::objects(&config, clock.clone()).await?) } else { None };
@@ -203,11 +207,18 @@ async fn open(config: Config, clock: Clock, sites: Arc<Sites>) -> Result<Parts, 
     let rules = sites.rules_of();
     let feed = backends::feed(&config).await?;
     let (status, progress) = (Arc::new(Status::default()), Arc::new(Progress::default()));
-    Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress, learning })
+    Ok(Parts { config, clock, log, objects, archive, sites, rules, feed, status, progress, learning, public_url })
 }
 
 /// Builds the rooms of this process's roles, spawns their tasks and joins their routes.
-fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metrics: PrometheusHandle, rooms: &mut Tasks) -> Router {
+fn build(
+    parts: &Parts,
+    access: access::Access,
+    ready: health::Readiness,
+    metrics: PrometheusHandle,
+    realtime: &faces::Realtime,
+    rooms: &mut Tasks,
+) -> Router {
     let has = |role| parts.config.roles.contains(&role);
     let health = parts.health(ready, metrics);
     let (following, stop) = (Arc::clone(&parts.sites), rooms.stop_token());
@@ -242,6 +253,9 @@ fn build(parts: &Parts, access: access::Access, ready: health::Readiness, metric
     }
     if let (Some(objects), Some(archive), true) = (&parts.objects, &parts.archive, has(Role::Web)) {
         router = router.merge(parts.live(objects, access.clone())).merge(parts.reports(archive, access));
+        let (faces, sweeping) = parts.faces(objects, realtime, rooms.stop_token());
+        router = router.merge(faces);
+        rooms.spawn("admission", sweeping);
     }
     if parts.learning.learned().is_some() {
         let (stop, learning) = (rooms.stop_token(), Arc::clone(&parts.learning));
@@ -445,13 +459,14 @@ impl Running {
         }
     }
 
-    /// Stops in order: no longer ready; no new connections, running requests finish; readers stop and store how far they are; the log is sealed;
+    /// Stops in order: no longer ready; realtime clients are sent elsewhere; no new connections, running requests finish; readers stop and store how far they are; the log is sealed;
     /// the stores are closed. Every step is taken even where one before it failed.
     ///
     /// # Errors
     /// The first step that failed.
     pub async fn stop(mut self) -> Result<(), Error> {
         self.ready.set(false);
+        self.realtime.offload(self.drain).await;
         self.feed.close();
         let http = self.http.drain(self.drain + Duration::from_secs(5)).await.at("finishing requests");
         let rooms = self.rooms.drain(self.drain).await.at("stopping the rooms");

@@ -7,10 +7,12 @@ use crate::config::Role;
 use crate::problem::Problem;
 
 /// Which role serves the paths that begin so.
-const SERVED_BY: [(&str, Role, &str); 8] = [
+const SERVED_BY: [(&str, Role, &str); 10] = [
     ("/v1/events", Role::Ingest, "ingest"),
     ("/admin/known", Role::Ingest, "ingest, and archive or web"),
     ("/v1/live/", Role::Web, "web"),
+    ("/v1/Services", Role::Web, "web"),
+    ("/v3/wsconnect", Role::Web, "web"),
     ("/v1/reports/", Role::Web, "web"),
     ("/v1/export", Role::Web, "web"),
     ("/v1/customers/", Role::Web, "web"),
