@@ -3,5 +3,6 @@
 
 pub mod export;
 pub mod live;
+pub mod realtime;
 pub mod reports;
 pub mod sync;

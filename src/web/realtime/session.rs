@@ -1,0 +1,339 @@
+//! One client's session as a state machine: what comes and what time it is in, what is to be sent and done out. Stepped by a connection, which alone
+//! knows sockets; pure but for the look at tokens that it is given.
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::frame::{self, Header, Outgoing, Registration, Status, encode, fresh_id};
+use super::{Token, TokenFault};
+use crate::event::Timestamp;
+use crate::web::sync::Caller;
+
+/// Seconds a client has to open its session.
+const INIT_WITHIN: i64 = 30;
+/// Seconds without anything sent after which a ping is: a client gives up after 45 without anything received.
+const PING_AFTER: i64 = 20;
+/// Seconds without anything received after which a client is taken to be gone: it answers pings.
+const GONE_AFTER: i64 = 75;
+/// Seconds before its end that a token's holder is told.
+const WARN_BEFORE: i64 = 180;
+/// How often a token is looked at again, in seconds: its key may be gone, or its service ask for rights now.
+const LOOK_EVERY: i64 = 20;
+/// Seconds a client has to leave once it is told to.
+const LEAVE_WITHIN: i64 = 4;
+/// Upstream requests a second, and how many may come at once.
+const REQUESTS_PER_SECOND: i64 = 500;
+/// Most bytes of a continuation token that is taken.
+const LONGEST_CONTINUATION: usize = 128;
+
+/// Looks at a token.
+pub(super) type Open<'a> = &'a dyn Fn(&str) -> Result<Token, TokenFault>;
+
+/// What a session wants done.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Sends a frame.
+    Send(Bytes),
+    /// Asks the Sync API, and replies to the frame so named.
+    Ask {
+        /// The frame to reply to.
+        id: String,
+        /// What is asked.
+        request: Box<RawValue>,
+        /// Its body.
+        payload: Bytes,
+    },
+    /// Looks at the rights of all that is subscribed to: the caller is another now.
+    CheckRights,
+    /// Ends the connection once what is to be sent is sent. Says why, for the count.
+    End(&'static str),
+}
+
+/// A session.
+#[derive(Debug)]
+pub(super) struct Session {
+    stage: Stage,
+    sent: Timestamp,
+    heard: Timestamp,
+    /// Requests that may come now, in millionths, at `allowed_at`.
+    allowed: i64,
+    allowed_at: Timestamp,
+    continued: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Nothing came yet.
+    New { until: Timestamp },
+    /// Open.
+    Open(Box<Held>),
+    /// The client is told to leave.
+    Leaving { until: Timestamp, close: String, why: &'static str },
+}
+
+#[derive(Debug)]
+struct Held {
+    raw: Box<str>,
+    token: Token,
+    /// When its holder is to be told that it ends; None once that is done.
+    warn_at: Option<Timestamp>,
+    look_at: Timestamp,
+}
+
+impl Held {
+    fn new(raw: &str, token: Token, now: Timestamp) -> Self {
+        // Of one that lives shorter than the warning comes before its end: at half its time, or its successor would be asked for at once.
+        let half = i64::try_from(token.lifetime.as_micros()).unwrap_or(i64::MAX) / 2;
+        let warn_at = token.expires_at.plus_seconds(-WARN_BEFORE).max(token.expires_at.plus_micros(-half));
+        Self { raw: raw.into(), token, warn_at: Some(warn_at), look_at: now.plus_seconds(LOOK_EVERY) }
+    }
+}
+
+impl Session {
+    /// A client that has connected.
+    pub(super) fn new(now: Timestamp) -> Self {
+        let (allowed, until) = (REQUESTS_PER_SECOND * 1_000_000, now.plus_seconds(INIT_WITHIN));
+        Self { stage: Stage::New { until }, sent: now, heard: now, allowed, allowed_at: now, continued: false }
+    }
+
+    /// Who asks; None before the session is open, and once it ends.
+    pub(super) fn caller(&self) -> Option<&Caller> {
+        if let Stage::Open(held) = &self.stage { Some(&held.token.caller) } else { None }
+    }
+
+    /// The service, as the client's token names it.
+    pub(super) fn service(&self) -> Option<&str> {
+        if let Stage::Open(held) = &self.stage { Some(&held.token.service_sid) } else { None }
+    }
+
+    /// Whether the client goes on from an earlier connection.
+    pub(super) const fn is_continued(&self) -> bool {
+        self.continued
+    }
+
+    /// Whether the client is told to leave.
+    pub(super) const fn is_leaving(&self) -> bool {
+        matches!(self.stage, Stage::Leaving { .. })
+    }
+
+    /// Notes that something else was sent.
+    pub(super) const fn has_sent(&mut self, now: Timestamp) {
+        self.sent = now;
+    }
+
+    /// Takes what came.
+    pub(super) fn take(&mut self, bytes: &Bytes, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+        self.heard = now;
+        let Ok(frame) = frame::decode(bytes) else { return self.garbled(now) };
+        let steps = match (frame.header.method.as_str(), &self.stage) {
+            ("close", _) => vec![reply(&frame.header.id, Status::OK), Step::End("client")],
+            ("reply", Stage::Leaving { close, why, .. }) if *close == frame.header.id => vec![Step::End(why)],
+            ("reply", _) | (_, Stage::Leaving { .. }) => Vec::new(),
+            ("init", Stage::New { .. }) => self.init(frame.header, now, open),
+            (_, Stage::New { .. }) => vec![reply(&frame.header.id, unauthorized(20101, "Invalid Access Token")), Step::End("uninitialised")],
+            ("update", Stage::Open(_)) => self.update(&frame.header, now, open),
+            ("message", Stage::Open(_)) => self.ask(frame, now),
+            ("put_notification_ctx" | "delete_notification_ctx" | "ping" | "telemetry.v1", Stage::Open(_)) => {
+                vec![reply(&frame.header.id, Status::OK)]
+            }
+            (_, Stage::Open(_)) => vec![reply(&frame.header.id, Status { code: 400, status: "BAD_REQUEST", error: None, description: None })],
+        };
+        self.note(&steps, now);
+        steps
+    }
+
+    /// Something came that is no frame.
+    pub(super) fn garbled(&mut self, now: Timestamp) -> Vec<Step> {
+        if self.is_leaving() {
+            return Vec::new();
+        }
+        let status = Status { code: 406, status: "NOT_ACCEPTABLE", error: None, description: Some("Not a frame of Twilsock 3") };
+        self.leave(now, status, "", "406")
+    }
+
+    /// What is due by now.
+    pub(super) fn tick(&mut self, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+        if self.heard.plus_seconds(GONE_AFTER) <= now {
+            return vec![Step::End("silent")];
+        }
+        let mut steps = match &mut self.stage {
+            Stage::New { until } if *until <= now => vec![Step::End("uninitialised")],
+            Stage::Leaving { until, why, .. } if *until <= now => vec![Step::End(why)],
+            Stage::New { .. } | Stage::Leaving { .. } => Vec::new(),
+            Stage::Open(held) => {
+                let mut steps = Vec::new();
+                if held.token.expires_at <= now {
+                    return self.expire(now);
+                }
+                if held.look_at <= now {
+                    held.look_at = now.plus_seconds(LOOK_EVERY);
+                    match open(&held.raw) {
+                        Ok(token) => {
+                            let other = token.caller.acl && !held.token.caller.acl;
+                            held.token = token;
+                            steps.extend(other.then_some(Step::CheckRights));
+                        }
+                        Err(TokenFault::Expired) => return self.expire(now),
+                        Err(TokenFault::Invalid) => {
+                            return self.leave(now, unauthorized(20101, "Invalid Access Token"), "", "401");
+                        }
+                    }
+                }
+                if held.warn_at.is_some_and(|at| at <= now) {
+                    held.warn_at = None;
+                    let (method, client_update_type) = ("client_update", Some("token_about_to_expire"));
+                    steps.push(Step::Send(encode(Outgoing { method, id: &fresh_id(), client_update_type, ..Outgoing::default() }, "")));
+                }
+                steps
+            }
+        };
+        if self.sent.plus_seconds(PING_AFTER) <= now && matches!(self.stage, Stage::Open(_)) {
+            steps.push(Step::Send(encode(Outgoing { method: "ping", id: &fresh_id(), ..Outgoing::default() }, "")));
+        }
+        self.note(&steps, now);
+        steps
+    }
+
+    /// When [`Session::tick`] has something to do next, should nothing happen until then.
+    pub(super) fn next_tick(&self) -> Timestamp {
+        let gone = self.heard.plus_seconds(GONE_AFTER);
+        match &self.stage {
+            Stage::New { until } | Stage::Leaving { until, .. } => gone.min(*until),
+            Stage::Open(held) => {
+                let warn = held.warn_at.unwrap_or(Timestamp::MAX);
+                gone.min(self.sent.plus_seconds(PING_AFTER)).min(held.look_at).min(warn).min(held.token.expires_at)
+            }
+        }
+    }
+
+    /// Sends the client to another node.
+    pub(super) fn offload(&mut self, now: Timestamp) -> Vec<Step> {
+        let status = Status { code: 308, status: "PERMANENT_REDIRECT", error: None, description: Some("Offload") };
+        // Not all at once.
+        let least: u32 = rand::random_range(250..3_000);
+        let policy = json!({"backoff_policy": {"reconnect_min_ms": least, "reconnect_max_ms": least + 7_000}}).to_string();
+        self.leave(now, status, &policy, "308")
+    }
+
+    fn expire(&mut self, now: Timestamp) -> Vec<Step> {
+        let status = Status { code: 410, status: "TOKEN_EXPIRED", error: Some(51207), description: Some("Token expired") };
+        self.leave(now, status, "", "410")
+    }
+
+    fn leave(&mut self, now: Timestamp, status: Status<'_>, payload: &str, why: &'static str) -> Vec<Step> {
+        let close = fresh_id();
+        let frame = encode(Outgoing { method: "close", id: &close, status: Some(status), ..Outgoing::default() }, payload);
+        self.stage = Stage::Leaving { until: now.plus_seconds(LEAVE_WITHIN), close, why };
+        self.sent = now;
+        vec![Step::Send(frame)]
+    }
+
+    fn note(&mut self, steps: &[Step], now: Timestamp) {
+        if steps.iter().any(|step| matches!(step, Step::Send(_))) {
+            self.sent = now;
+        }
+    }
+
+    fn init(&mut self, header: Header, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+        let raw = header.token.unwrap_or_default();
+        let token = match open(&raw) {
+            Ok(token) if token.expires_at > now => token,
+            Ok(_) | Err(TokenFault::Expired) => return refuse_init(&header.id, EXPIRED),
+            Err(TokenFault::Invalid) => return refuse_init(&header.id, INVALID),
+        };
+        let legal = |given: &String| (1..=LONGEST_CONTINUATION).contains(&given.len()) && given.bytes().all(|b| b.is_ascii_graphic());
+        let continuation = header.continuation_token.filter(legal);
+        self.continued = continuation.is_some();
+        let continuation = continuation.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
+        let opened = opened(&token, &continuation, &header.registrations.unwrap_or_default());
+        self.stage = Stage::Open(Box::new(Held::new(&raw, token, now)));
+        let header = Outgoing { method: "reply", id: &header.id, status: Some(Status::OK), opened: Some(&opened), ..Outgoing::default() };
+        vec![Step::Send(encode(header, ""))]
+    }
+
+    fn update(&mut self, header: &Header, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+        let Stage::Open(held) = &mut self.stage else { return Vec::new() };
+        let raw = header.token.as_deref().unwrap_or_default();
+        let token = match open(raw) {
+            Ok(token) if token.expires_at > now => token,
+            Ok(_) | Err(TokenFault::Expired) => return vec![reply(&header.id, unauthorized(EXPIRED.0, EXPIRED.1))],
+            Err(TokenFault::Invalid) => return vec![reply(&header.id, unauthorized(INVALID.0, INVALID.1))],
+        };
+        let (old, new) = (&held.token, &token);
+        if (&old.account_sid, &old.caller.site, &old.identity) != (&new.account_sid, &new.caller.site, &new.identity) {
+            let told = "Can't update token, new token was issued for other identity/instance/product.";
+            return vec![reply(&header.id, unauthorized(51215, told))];
+        }
+        let other = token.caller.acl && !held.token.caller.acl;
+        **held = Held::new(raw, token, now);
+        let mut steps = vec![reply(&header.id, Status::OK)];
+        steps.extend(other.then_some(Step::CheckRights));
+        steps
+    }
+
+    fn ask(&mut self, frame: frame::Frame, now: Timestamp) -> Vec<Step> {
+        let id = frame.header.id;
+        let Some(request) = frame.header.http_request else {
+            let status = Status { code: 400, status: "BAD_REQUEST", error: None, description: Some("No http_request") };
+            return vec![reply(&id, status)];
+        };
+        let passed = now.micros().saturating_sub(self.allowed_at.micros()).clamp(0, 1_000_000);
+        self.allowed = (self.allowed + passed * REQUESTS_PER_SECOND).min(REQUESTS_PER_SECOND * 1_000_000);
+        self.allowed_at = now;
+        if self.allowed < 1_000_000 {
+            return vec![Step::Send(too_many(&id))];
+        }
+        self.allowed -= 1_000_000;
+        vec![Step::Ask { id, request, payload: frame.payload }]
+    }
+}
+
+const INVALID: (u32, &str) = (20101, "Invalid Access Token");
+const EXPIRED: (u32, &str) = (20104, "Access Token expired or expiration date invalid");
+
+/// All that the reply to `init` says. Without `offline_storage`: a browser would keep what objects were between pages, and go on from event ids of days
+/// ago, where removals may be forgotten and SIDs have ended: it would tell its page that objects are removed which are there. Without it, it reads them.
+fn opened(token: &Token, continuation: &str, registrations: &[Registration]) -> Map<String, Value> {
+    let registered = |registration: &Registration| {
+        let Registration { product, kind, message_types } = registration;
+        json!({"notification_ctx_id": Uuid::new_v4().to_string(), "product": product, "type": kind, "message_types": message_types})
+    };
+    let mut out = Map::new();
+    out.insert("continuation_token".into(), continuation.into());
+    let status = json!({"reissued": false, "reissue_reason": "", "reissue_message": ""});
+    out.insert("continuation_token_status".into(), status);
+    out.insert("capabilities".into(), json!(["client_update"]));
+    out.insert("init_registrations".into(), registrations.iter().map(registered).collect());
+    let account = json!({"account_sid": token.account_sid, "instance_sids": {"data_sync": token.service_sid}, "identity": token.identity});
+    out.insert("account_descriptor".into(), account);
+    out
+}
+
+fn refuse_init(id: &str, (code, told): (u32, &'static str)) -> Vec<Step> {
+    vec![reply(id, unauthorized(code, told)), Step::End("401")]
+}
+
+const fn unauthorized(code: u32, told: &str) -> Status<'_> {
+    Status { code: 401, status: "UNAUTHORIZED", error: Some(code), description: Some(told) }
+}
+
+fn reply(id: &str, status: Status<'_>) -> Step {
+    Step::Send(encode(Outgoing { method: "reply", id, status: Some(status), ..Outgoing::default() }, ""))
+}
+
+/// Told as the Sync API tells it, not as the transport does: clients try again what the Sync API refuses so.
+fn too_many(id: &str) -> Bytes {
+    let body = json!({
+        "code": 51202,
+        "message": "Too many requests",
+        "status": 429,
+        "backoff_policy": {"reconnect_min_ms": 1_000, "reconnect_max_ms": 5_000},
+    });
+    let http_status = Some(Status { code: 429, status: "TOO_MANY_REQUESTS", error: None, description: None });
+    encode(Outgoing { method: "reply", id, status: Some(Status::OK), http_status, ..Outgoing::default() }, &body.to_string())
+}
+
+#[cfg(test)]
+mod tests;
