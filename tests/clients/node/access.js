@@ -140,6 +140,7 @@ test("without permissions on, everybody may do everything", async t => {
 test("the REST API is never restricted; permissions that are switched on restrict from then on", async t => {
   const { ours, alice } = await guarded(t);
   assert.deepEqual((await ours.documents("d").update({ data: { n: 1 } })).data, { n: 1 });
+  await until(() => alice.connectionState === "connected");
   await ours.update({ aclEnabled: false });
   const document = await until(() => alice.document(existing("d")).catch(error => { if (error.code !== 54007) throw error; }));
   await document.set({ n: 2 });
