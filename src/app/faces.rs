@@ -50,7 +50,7 @@ impl Parts {
     ) -> (Router, impl Future<Output = Result<(), Failure>> + Send + 'static + use<>) {
         let admission = Arc::new(Admission::default());
         let desk = Desk {
-            reader: Reader::new(Arc::clone(objects), self.expiry()),
+            reader: Reader::new(Arc::clone(objects), self.expiry()).with_copies(Arc::clone(&self.feed)),
             api: Api::new(Arc::clone(&self.log), Arc::clone(&self.feed), self.clock.clone(), api::Settings::default()),
             feed: Arc::clone(&self.feed),
             clock: self.clock.clone(),

@@ -153,7 +153,7 @@ impl Publisher {
         let mut sites = self.touched.take();
         let ended = published.iter().filter(|(site, last)| last.day != Some(day_of(now, &(self.rules)(site)).0));
         sites.extend(ended.map(|(site, _)| site.clone()));
-        for site in sites {
+        for site in sites.into_iter().filter(|site| (self.rules)(site).takes_events) {
             let last = published.entry(site.clone()).or_default();
             if let Err(error) = self.publish_site(&site, now, last).await {
                 tracing::warn!(site.id = %site, %error, "the dashboard's documents were not published; the next change tries again");

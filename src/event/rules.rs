@@ -17,6 +17,8 @@ pub struct SiteRules {
     pub page_parameters: Vec<String>,
     /// Seconds without a step after which an uncompleted checkout counts as abandoned.
     pub abandoned_after_seconds: i64,
+    /// Whether events are sent to it: not to the further services of an account, which have API clients' objects alone, and no dashboards.
+    pub takes_events: bool,
 }
 
 impl Default for SiteRules {
@@ -27,6 +29,7 @@ impl Default for SiteRules {
             checkout_steps: ["contact", "address", "shipping", "payment"].map(str::to_owned).to_vec(),
             page_parameters: Vec::new(),
             abandoned_after_seconds: 30 * 60,
+            takes_events: true,
         }
     }
 }

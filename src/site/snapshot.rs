@@ -7,7 +7,7 @@ use super::account::{Account, Secret, Secrets};
 use super::service::Service;
 use super::store::{SiteRow, State, Version};
 use super::{Error, Grant, Site};
-use crate::event::{SiteId, ids};
+use crate::event::{SiteId, SiteRules, ids};
 
 /// All of it.
 #[derive(Default)]
@@ -90,7 +90,7 @@ impl Snapshot {
             account: row.service.account.clone(),
             service: Service::of(row),
             origins: owner.origins.clone(),
-            rules: Arc::clone(&owner.rules),
+            rules: Arc::new(SiteRules { takes_events: false, ..(*owner.rules).clone() }),
             region: owner.region.clone(),
         });
         owned.services.push(Arc::clone(&site));

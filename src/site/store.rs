@@ -207,6 +207,7 @@ impl StoredRules {
             checkout_steps: self.checkout_steps,
             page_parameters: self.page_parameters,
             abandoned_after_seconds: self.abandoned_after_seconds,
+            takes_events: true,
         };
         (rules, self.service)
     }

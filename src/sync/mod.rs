@@ -293,6 +293,8 @@ pub struct AppliedRow {
 pub struct Answer {
     /// Whose.
     pub request: RequestId,
+    /// The partition of `changes` that the object is of.
+    pub partition: u16,
     /// What became of each call.
     pub verdicts: Vec<Verdict>,
     /// The object afterwards, without its items; None where there is none.
@@ -359,7 +361,7 @@ pub trait Feed: Send + Sync + 'static {
     /// [`Error::Closed`] where this process has no subscribers.
     async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error>;
 
-    /// Hands answers to those who wait for them, on whichever node. When it returns, each has it or will, unless that node is gone or cannot read.
+    /// Hands answers to those who wait for them, on whichever node, behind what was published of the same objects before. When it returns, each has it or will, unless that node is gone or cannot read.
     ///
     /// # Errors
     /// As [`Feed::publish`].

@@ -1,10 +1,14 @@
 //! Reads objects as everybody but the keeper sees them: what is committed, expired ones as if they were not. Called by the web. Must never write.
 
+mod cache;
+
 use std::sync::Arc;
+
+use self::cache::Copies;
 
 use super::expiry::Expiry;
 use super::object::{Object, Snapshot, SnapshotItem};
-use super::{AppliedRow, Error, Head, ObjectStore, naming};
+use super::{AppliedRow, Error, Feed, Head, ObjectStore, naming};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
 /// Most objects of one listing.
@@ -15,6 +19,7 @@ pub const MAX_LISTED: usize = 1_000;
 pub struct Reader {
     store: Arc<dyn ObjectStore>,
     expiry: Expiry,
+    copies: Option<Copies>,
 }
 
 /// What a reader that comes back is shown.
@@ -34,7 +39,13 @@ pub enum Resumed {
 impl Reader {
     /// Reads `store`; `expiry` must be the keeper's.
     pub fn new(store: Arc<dyn ObjectStore>, expiry: Expiry) -> Self {
-        Self { store, expiry }
+        Self { store, expiry, copies: None }
+    }
+
+    /// The same with clean copies of what is read often, which `feed` says are so: it must be the one that tells of all writes of the store.
+    #[must_use]
+    pub fn with_copies(self, feed: Arc<dyn Feed>) -> Self {
+        Self { copies: Some(Copies::new(feed)), ..self }
     }
 
     /// The object as committed; None where it does not exist, was removed or has expired.
@@ -49,21 +60,19 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Reader::get`].
-    pub async fn object(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Object>, Error> {
-        let stored = self.store.load(std::slice::from_ref(key)).await?.pop().flatten();
-        let Some(stored) = stored else { return Ok(None) };
-        if stored.head.removed_at.is_some() {
-            return Ok(None);
-        }
-        let object = Object::from_stored(stored)?;
-        Ok((!object.is_over(now, self.expiry.ttl_of(&key.name))).then_some(object))
+    pub async fn object(&self, key: &ObjectKey, now: Timestamp) -> Result<Option<Arc<Object>>, Error> {
+        let object = match &self.copies {
+            Some(copies) => copies.load(self.store.as_ref(), key).await?,
+            None => load(self.store.as_ref(), key).await?,
+        };
+        Ok(object.filter(|object| object.is_living() && !object.is_over(now, self.expiry.ttl_of(&key.name))))
     }
 
     /// The object that has this SID; None as in [`Reader::get`], and for a SID that another life of its name had.
     ///
     /// # Errors
     /// As [`Reader::get`].
-    pub async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16], now: Timestamp) -> Result<Option<Object>, Error> {
+    pub async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16], now: Timestamp) -> Result<Option<Arc<Object>>, Error> {
         let Some(key) = self.store.by_sid(site, kind, number).await? else { return Ok(None) };
         let object = self.object(&key, now).await?;
         Ok(object.filter(|object| naming::sid_number(&key, object.head().incarnation) == *number))
@@ -104,6 +113,12 @@ impl Reader {
         found.retain(|(key, head)| !ends(head) && !self.expiry.expired(&key.name, head.updated_at, now));
         Ok((found, more))
     }
+}
+
+/// An object as stored, removed or not.
+async fn load(store: &dyn ObjectStore, key: &ObjectKey) -> Result<Option<Arc<Object>>, Error> {
+    let stored = store.load(std::slice::from_ref(key)).await?.pop().flatten();
+    stored.map(|stored| Object::from_stored(stored).map(Arc::new)).transpose()
 }
 
 /// What readers see at `now`.

@@ -78,6 +78,29 @@ async fn a_call_is_committed_told_and_archived_before_it_is_answered() {
     side.stop().await;
 }
 
+/// Copies are never behind what was answered, and are made anew only after a change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_answered_reads_what_was_written_from_copies_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::fixed(start_time());
+    let side = SyncSide::open(dir.path(), &clock);
+    let reader = side.reader.clone().with_copies(Arc::new(side.feed.clone()));
+    let (api, key) = (api_of(&side, &clock, Settings::default()), key(ObjectKind::Document, "d"));
+    assert!(reader.object(&key, clock.now()).await.unwrap().is_none());
+    api.call(&key, "system", vec![create()]).await.unwrap();
+    for n in 1..=50 {
+        let read = async || reader.object(&key, clock.now()).await.unwrap().unwrap();
+        assert_eq!(read().await.head().revision, n);
+        assert!(Arc::ptr_eq(&read().await, &read().await), "nothing changed between");
+        api.call(&key, "system", vec![update(Some(n), 1)]).await.unwrap();
+    }
+    api.call(&key, "system", vec![Call::Permit { identity: "bob".into(), rights: crate::event::change::Rights::ALL }]).await.unwrap();
+    assert!(reader.object(&key, clock.now()).await.unwrap().unwrap().rights_of("bob").is_some(), "rights are told too");
+    api.call(&key, "system", vec![Call::Remove { if_revision: None }]).await.unwrap();
+    assert!(reader.object(&key, clock.now()).await.unwrap().is_none());
+    side.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_at_once_each_revision_is_taken_once() {
     let dir = tempfile::tempdir().unwrap();

@@ -137,7 +137,7 @@ pub(crate) async fn a_large_write_stops_nothing(subject: &dyn Subject) {
 
 pub(crate) async fn answers_reach_who_waits_wherever_that_is(subject: &dyn Subject) {
     let (here, there) = (subject.node().await, subject.node().await);
-    let answer = |n: u8| Answer { request: [n; 16], verdicts: vec![Verdict::Refused(Refusal::Revision)], object: None };
+    let answer = |n: u8| Answer { request: [n; 16], partition: 3, verdicts: vec![Verdict::Refused(Refusal::Revision)], object: None };
     let (mut first, mut second) = (there.expect([1; 16]).unwrap(), here.expect([2; 16]).unwrap());
     let given_up = there.expect([3; 16]).unwrap();
     drop(given_up);

@@ -105,9 +105,8 @@ impl Feed for KafkaFeed {
     }
 
     async fn answer(&self, answers: Vec<Answer>) -> Result<(), Error> {
-        // Any partition will do: whoever waits reads all.
-        let spread = |answer: &Answer| u16::from(answer.request.first().copied().unwrap_or(0)) % PARTITIONS;
-        let records: Vec<Append> = answers.iter().map(|answer| Append { partition: spread(answer), value: wire::answer(answer) }).collect();
+        let records: Vec<Append> =
+            answers.iter().map(|answer| Append { partition: answer.partition % PARTITIONS, value: wire::answer(answer) }).collect();
         for sent in self.topic.send(&records).await? {
             match sent {
                 Ok(_) => {}

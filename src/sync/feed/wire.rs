@@ -187,7 +187,7 @@ mod tests {
     fn an_answer_comes_back() {
         use crate::sync::{Refusal, Verdict};
         let verdicts = vec![Verdict::Refused(Refusal::Revision), Verdict::Done { added: true, item: None }];
-        let told = Answer { request: [3; 16], verdicts, object: None };
+        let told = Answer { request: [3; 16], partition: 4, verdicts, object: None };
         assert_eq!(decode(&answer(&told)), Some(Told::Answer(told)));
     }
 

@@ -61,12 +61,13 @@ pub(super) async fn publish(store: Arc<dyn ObjectStore>, feed: Arc<dyn Feed>, mu
     let mut publish = rendered_late(store.as_ref(), late).await?;
     publish.extend(rendered);
     let answers: Vec<Answer> = flights.iter_mut().flat_map(|flight| std::mem::take(&mut flight.answers)).collect();
-    if !answers.is_empty() {
-        feed.answer(answers).await?;
-    }
     if !publish.is_empty() {
         feed.publish(publish).await?;
         metrics::histogram!("contrail_keeper_publish_seconds").record(began.elapsed().as_secs_f64());
+    }
+    // After it: who is answered reads what it wrote, from copies too.
+    if !answers.is_empty() {
+        feed.answer(answers).await?;
     }
     Ok(flights)
 }

@@ -56,7 +56,7 @@ impl Object {
         let awaited = request != RequestId::default();
         if awaited {
             let object = self.bare_snapshot().filter(|_| !self.is_over(at, ttl));
-            self.answers.push(Answer { request, verdicts, object });
+            self.answers.push(Answer { request, partition: self.key.partition(), verdicts, object });
         }
         match (applied, awaited) {
             (true, _) => Fold::Applied,

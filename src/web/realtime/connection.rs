@@ -62,7 +62,7 @@ impl Connection {
             if let Some(why) = self.take(event) {
                 break why;
             }
-            if self.socket.is_stalled() {
+            if self.socket.stalled().is_some_and(|stalled| stalled >= self.shared.settings.stalled) {
                 break "stalled";
             }
         };
@@ -103,8 +103,10 @@ impl Connection {
             Some(until) if finishing => until.saturating_duration_since(tokio::time::Instant::now()),
             _ => {
                 let micros = self.session.next_tick().micros().saturating_sub(self.shared.desk.now().micros());
-                // Looked at now and then all the same: for clients that do not read, and clocks that are set.
-                Duration::from_micros(u64::try_from(micros).unwrap_or(0)).clamp(Duration::from_millis(1), Duration::from_secs(20))
+                let due = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+                let stalls = self.socket.stalled().map(|stalled| self.shared.settings.stalled.saturating_sub(stalled));
+                // Looked at now and then all the same: clocks are set.
+                due.min(stalls.unwrap_or(Duration::MAX)).clamp(Duration::from_millis(1), Duration::from_secs(20))
             }
         };
         tokio::select! {

@@ -79,7 +79,8 @@ pub(super) fn decode(bytes: &Bytes) -> Result<Frame, Malformed> {
     let length: usize = std::str::from_utf8(length).ok().and_then(|length| length.parse().ok()).ok_or(Malformed)?;
     let begins = end + 2;
     let ends = begins.checked_add(length).filter(|ends| *ends <= bytes.len()).ok_or(Malformed)?;
-    let header: Header = serde_json::from_slice(bytes.get(begins..ends).ok_or(Malformed)?).map_err(|_| Malformed)?;
+    let header = bytes.get(begins..ends).filter(|header| header.starts_with(b"{")).ok_or(Malformed)?;
+    let header: Header = serde_json::from_slice(header).map_err(|_| Malformed)?;
     let rest = bytes.slice(ends..);
     let rest = match rest.get(..2) {
         Some(b"\r\n") => rest.slice(2..),
@@ -214,7 +215,7 @@ mod tests {
         let header = Outgoing { method: "reply", id: "TMé", status: Some(Status::OK), ..Outgoing::default() };
         let bytes = encode(header, r#"{"é":1}"#);
         let text = std::str::from_utf8(&bytes).unwrap();
-        assert!(text.starts_with("TWILSOCK V3.0 113\r\n{\"method\":\"reply\",\"id\":\"TMé\",\"payload_size\":8,"), "{text}");
+        assert!(text.starts_with("TWILSOCK V3.0 117\r\n{\"method\":\"reply\",\"id\":\"TMé\",\"payload_size\":8,"), "{text}");
         assert!(text.ends_with("\r\n{\"é\":1}"), "{text}");
         let read = decode(&bytes).unwrap();
         assert_eq!((read.header.id.as_str(), &read.payload[..]), ("TMé", "{\"é\":1}".as_bytes()));

@@ -51,11 +51,13 @@ pub struct Settings {
     pub max_connections: usize,
     /// Most bytes of a message that a client sends: a batch of a thousand subscriptions is a hundred thousand.
     pub max_message: usize,
+    /// How long a client may read nothing of what is sent to it. It can come back, and go on.
+    pub stalled: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_connections: 20_000, max_message: 256 << 10 }
+        Self { max_connections: 20_000, max_message: 256 << 10, stalled: Duration::from_secs(30) }
     }
 }
 
@@ -170,3 +172,6 @@ fn unavailable(code: &'static str, detail: &'static str) -> Response {
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,6 @@ use tokio::time::Instant;
 const ROOM_FRAMES: usize = 128;
 /// Bytes likewise.
 const ROOM_BYTES: usize = 128 << 10;
-/// How long nothing may be taken off a queue before its client counts as one that does not read.
-const STALLED: Duration = Duration::from_secs(30);
 
 /// A websocket and its queue.
 pub(super) struct Socket {
@@ -61,9 +59,9 @@ impl Socket {
         self.queue.len() < ROOM_FRAMES && self.bytes < ROOM_BYTES
     }
 
-    /// Whether the client has not read for too long.
-    pub(super) fn is_stalled(&self) -> bool {
-        (self.unflushed || !self.queue.is_empty()) && self.moved.elapsed() >= STALLED
+    /// How long the client has read nothing of what is to be sent; None where nothing is.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        (self.unflushed || !self.queue.is_empty()).then(|| self.moved.elapsed())
     }
 
     /// Sends what it can, and gives what comes, if it is to `read`. Where the queue had no room, tells when it has. Cancel-safe.

@@ -109,7 +109,7 @@ impl Desk {
     ///
     /// # Errors
     /// [`Fault::NoObject`], [`Fault::NoName`], [`Fault::Forbidden`], [`Fault::RateLimited`], and what the store says.
-    pub async fn read(&self, caller: &Caller, kind: ObjectKind, sid_or_name: &str) -> Result<Object, Fault> {
+    pub async fn read(&self, caller: &Caller, kind: ObjectKind, sid_or_name: &str) -> Result<Arc<Object>, Fault> {
         let object = self.find(caller, kind, sid_or_name).await?;
         caller.require(&object, Right::Read)?;
         self.admit(caller, Limited::Read, object.key(), 0)?;
@@ -120,7 +120,7 @@ impl Desk {
     ///
     /// # Errors
     /// [`Fault::NoObject`], [`Fault::NoName`], and what the store says.
-    pub async fn find(&self, caller: &Caller, kind: ObjectKind, sid_or_name: &str) -> Result<Object, Fault> {
+    pub async fn find(&self, caller: &Caller, kind: ObjectKind, sid_or_name: &str) -> Result<Arc<Object>, Fault> {
         let now = self.now();
         if is_sid(sid_or_name) {
             let number = naming::parse_sid(sid_or_name).filter(|(found, _)| *found == kind).map(|(_, number)| number);

@@ -1,5 +1,7 @@
 //! What identities may do with a document, list or map. Called by the handler. Rights are part of the object: they go with it.
 
+use std::sync::Arc;
+
 use super::paging::{Edge, Page};
 use super::render::Object as Facts;
 use super::reply::Reply;
@@ -60,7 +62,7 @@ impl Asked<'_> {
     }
 
     /// An object whose rights are read, and its SID.
-    async fn governed(&self, kind: ObjectKind, sid_or_name: &str) -> Result<(Object, String), Fault> {
+    async fn governed(&self, kind: ObjectKind, sid_or_name: &str) -> Result<(Arc<Object>, String), Fault> {
         let object = self.desk().find(&self.caller, kind, sid_or_name).await?;
         self.desk().admit(&self.caller, Limited::Permission, object.key(), 0)?;
         let snapshot = object.bare_snapshot().ok_or(Fault::NoObject(kind))?;
