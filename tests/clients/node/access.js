@@ -106,6 +106,7 @@ test("a right that is taken ends what was watched with it", async t => {
   await ours.documents("d").update({ data: { n: 1 } });
   await first;
   const seen = [document, list, map].map(object => told(object, "updated", "itemAdded", "itemUpdated", "itemRemoved"));
+  const failed = Promise.all([document, list, map].map(object => event(object, "failure")));
   await take();
   await ours.documents("d").update({ data: { n: "secret" } });
   await ours.syncLists("l").syncListItems.create({ data: { n: "secret" } });
@@ -116,11 +117,14 @@ test("a right that is taken ends what was watched with it", async t => {
   await last;
   assert.deepEqual(seen, [[], [], []]);
   await forbidden(document.set({ n: 2 }));
-  // And a client that comes back is told why it sees no more.
-  const failed = Promise.all([document, list, map].map(object => event(object, "failure")));
+  for (const { status, code } of await failed) assert.deepEqual([status, code], [403, 54007], "and it is told why it sees no more");
+  // Nor does a client that comes back.
+  const again = event(stays, "updated", ({ data }) => data.n === 21);
   proxy.cut();
   proxy.mend();
-  for (const { status, code } of await failed) assert.deepEqual([status, code], [403, 54007]);
+  await until(() => alice.connectionState === "connected");
+  await ours.documents("stays").update({ data: { n: 21 } });
+  await again;
   assert.deepEqual([document.data, seen], [{ n: 1 }, [[], [], []]]);
 }, 90);
 
@@ -136,6 +140,7 @@ test("without permissions on, everybody may do everything", async t => {
 test("the REST API is never restricted; permissions that are switched on restrict from then on", async t => {
   const { ours, alice } = await guarded(t);
   assert.deepEqual((await ours.documents("d").update({ data: { n: 1 } })).data, { n: 1 });
+  await until(() => alice.connectionState === "connected");
   await ours.update({ aclEnabled: false });
   const document = await until(() => alice.document(existing("d")).catch(error => { if (error.code !== 54007) throw error; }));
   await document.set({ n: 2 });

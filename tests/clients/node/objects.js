@@ -10,7 +10,7 @@ const KEY = "ck_demo_of_the_clients";
 
 /** A server with a shop that sends it events, and the shop's own service. */
 async function shop(t) {
-  const server = await Server.up(t, { CONTRAIL_BOOTSTRAP_INGEST_KEY: KEY });
+  const server = await Server.up(t, { CONTRAIL_BOOTSTRAP_INGEST_KEY: KEY, CONTRAIL_BOOTSTRAP_READ_TOKEN: "cr_demo_of_the_clients" });
   const { url, credentials } = server;
   const send = async (...events) => {
     const answer = await fetch(`${url}/v1/events`, { method: "POST", headers: { "X-Write-Key": KEY }, body: JSON.stringify(events) });

@@ -14,6 +14,7 @@ const BINARY = process.env.CLIENTS_BINARY;
 class Server {
   #data = fs.mkdtempSync(path.join(os.tmpdir(), "contrail-clients-"));
   #environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("CONTRAIL_")));
+  #log = `${this.#data}.log`;
   #listen = "127.0.0.1:0";
   #process;
 
@@ -32,12 +33,15 @@ class Server {
   }
 
   async start() {
-    const log = fs.openSync(path.join(this.#data, "..", `${path.basename(this.#data)}.log`), "a");
+    const log = fs.openSync(this.#log, "a");
     this.#process = spawn(BINARY, ["serve", "--data", this.#data, "--listen", this.#listen], { env: this.#environment, stdio: ["ignore", log, log] });
     fs.closeSync(log);
-    const { pid } = this.#process;
+    await Promise.race([this.#serves(), once(this.#process, "exit").then(() => { throw new Error(`the server does not start: ${fs.readFileSync(this.#log, "utf8")}`); })]);
+  }
+
+  async #serves() {
     const told = () => fs.readFileSync(path.join(this.#data, "contrail.lock"), "utf8");
-    await until(() => this.#process.exitCode === null && told().endsWith("\n") && told().startsWith(`${pid} `), 60, "the server's address");
+    await until(() => told().startsWith(`${this.#process.pid} `) && told().endsWith("\n"), 60, "the server's address");
     this.#listen = told().split(/\s/)[1];
     await until(async () => (await fetch(`${this.url}/readyz`)).ok, 60, "a server that is ready");
   }
@@ -57,7 +61,7 @@ class Server {
   async #gone() {
     if (this.#process.exitCode === null && this.#process.signalCode === null) await this.end("SIGKILL");
     fs.rmSync(this.#data, { recursive: true });
-    fs.rmSync(`${this.#data}.log`);
+    fs.rmSync(this.#log);
   }
 }
 

@@ -128,7 +128,8 @@ class Documents(Suite):
     def test_the_etag_is_the_revision(self):
         answer = self.service.documents.create_with_http_info(data={})
         self.assertEqual(answer.status_code, 201)
-        self.assertEqual(answer.headers["ETag"].strip('"'), answer.data.revision)
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        self.assertEqual(headers["etag"].strip('"'), answer.data.revision)
 
     def test_time_to_live(self):
         made = self.service.documents.create(ttl=600)
