@@ -1,6 +1,6 @@
 //! The face over an embedded log and store with a keeper that runs, asked as clients ask but for the wire.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,12 +9,14 @@ use axum::http::{HeaderMap, Request};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::BodyExt;
+use jsonschema::Validator;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::openapi::{self, OPERATIONS};
 use super::{Deps, router};
 use crate::event::{Change, Clock, SiteId, Timestamp};
 use crate::eventlog::embedded::EmbeddedLog;
@@ -157,8 +159,17 @@ impl Server {
         format!("{}:{}", opens.account_sid, opens.auth_token)
     }
 
-    /// Sends a request as it is.
+    /// Sends a request as it is. Whatever is answered has to be as the face describes it.
     pub(super) async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
+        let answer = self.serve(method, path, headers, body).await;
+        if let Some(Err(error)) = described(method, path, answer.status).map(|schema| schema.validate(&answer.json)) {
+            panic!("{method} {path} answers {} with something else than is described: {error}\n{}", answer.status, answer.text);
+        }
+        answer
+    }
+
+    /// Sends a request that the description has not.
+    pub(super) async fn serve(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -232,6 +243,31 @@ impl Answer {
     pub(super) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
+}
+
+/// What the face's description says of an answer; None for answers without a body.
+fn described(method: &str, path: &str, status: u16) -> Option<&'static Validator> {
+    static SCHEMAS: LazyLock<Vec<Option<Validator>>> =
+        LazyLock::new(|| OPERATIONS.iter().map(|operation| operation.gives.schema().map(|schema| validator(&schema))).collect());
+    static REFUSED: LazyLock<Validator> = LazyLock::new(|| validator(&serde_json::json!({"$ref": "#/components/schemas/refused"})));
+    if status >= 400 {
+        return Some(&REFUSED);
+    }
+    let path = path.split('?').next().unwrap().strip_prefix("/v1/Services")?;
+    let segments = |path: &'static str| path.split('/');
+    let is = |template: &'static str| {
+        let ends_in_rest = template.ends_with("{Key}") || template.ends_with("{Identity}");
+        let given: Vec<&str> = if ends_in_rest { path.splitn(segments(template).count(), '/').collect() } else { path.split('/').collect() };
+        given.len() == segments(template).count() && segments(template).zip(given).all(|(wanted, given)| wanted.starts_with('{') || wanted == given)
+    };
+    let at = OPERATIONS.iter().position(|operation| operation.method.eq_ignore_ascii_case(method) && is(operation.path));
+    SCHEMAS[at.unwrap_or_else(|| panic!("{method} {path} is not described, and answered {status}"))].as_ref()
+}
+
+fn validator(schema: &Value) -> Validator {
+    let mut schema = schema.clone();
+    schema["components"] = openapi::document("/")["components"].clone();
+    jsonschema::draft202012::options().should_validate_formats(true).build(&schema).unwrap()
 }
 
 /// The header that says who asks.

@@ -45,7 +45,7 @@ async fn every_answer_has_its_headers() {
         server.get("/Documents/d").await,
         server.get("/Documents/none").await,
         server.send("GET", "/v1/Services", &[], Body::empty()).await,
-        server.send("OPTIONS", "/v1/Services/default/Documents/d", &[], Body::empty()).await,
+        server.serve("OPTIONS", "/v1/Services/default/Documents/d", &[], Body::empty()).await,
         server.delete("/Documents/d").await,
     ];
     assert_eq!(answers.each_ref().map(|answer| answer.status), [200, 404, 401, 204, 204]);
@@ -111,7 +111,11 @@ async fn other_paths_and_methods_are_refused() {
         answer.refused(405, 20004);
         assert_eq!(answer.header("allow"), allowed, "{method} {path}");
     }
-    assert_eq!(server.ask("HEAD", "/Documents", &[]).await.status, 200);
+    let head = basic(&server.credentials);
+    let head = server.serve("HEAD", "/v1/Services/default/Documents", &[("authorization", &head)], Body::empty()).await;
+    assert_eq!(head.status, 200);
+    let described = server.serve("GET", "/v1/openapi.json", &[], Body::empty()).await;
+    assert_eq!((described.status, &described.json["servers"][0]["url"]), (200, &json!(PUBLIC)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
