@@ -241,7 +241,7 @@ fn parameter(name: &str) -> Value {
         "If-Match" => json!({"type": "string", "pattern": "^([0-9]+|\"[0-9]+\"|W/\"[0-9]+\"|\\*)$"}),
         "Order" => json!({"enum": ["asc", "desc"]}),
         "Bounds" => json!({"enum": ["inclusive", "exclusive"]}),
-        "PageSize" => json!({"type": "integer", "description": "Taken as 1 to 1,000."}),
+        "PageSize" => json!({"type": "integer", "description": "Taken as 1 to 100."}),
         "Page" => json!({"type": "integer", "minimum": 0}),
         "Read" | "Write" | "Manage" => json!({"type": "boolean"}),
         _ if name.ends_with("Enabled") => json!({"type": "boolean"}),
