@@ -238,6 +238,7 @@ pub struct Sync {
     pub expire_customers: Span,
     pub expire_trails: Span,
     pub expire_pages: Span,
+    pub webhooks_to_private: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -18,6 +18,15 @@ pub mod sync;
 // Archive and answers.
 pub mod archive;
 
+// What services of the Sync API are told.
+pub mod webhooks;
+
+// The signature of webhooks.
+pub mod signature;
+
+// Requests to servers elsewhere.
+pub mod outbound;
+
 // What readers ask over HTTP.
 pub mod web;
 

@@ -14,7 +14,7 @@ use crate::site::{Limits, Sites, TokenError};
 use crate::sync::ObjectStore;
 use crate::sync::api::{self, Api};
 use crate::sync::reader::Reader;
-use crate::web::realtime::{self, Token, TokenFault, Tokens};
+use crate::web::realtime::{self, Presence, Token, TokenFault, Tokens};
 use crate::web::sync::admission::Admission;
 use crate::web::sync::{Caller, Desk};
 use crate::web::sync_v1;
@@ -46,6 +46,7 @@ impl Parts {
         &self,
         objects: &Arc<dyn ObjectStore>,
         realtime: &Realtime,
+        presence: Arc<dyn Presence>,
         stop: CancellationToken,
     ) -> (Router, impl Future<Output = Result<(), Failure>> + Send + 'static + use<>) {
         let admission = Arc::new(Admission::default());
@@ -62,6 +63,7 @@ impl Parts {
             desk,
             tokens: tokens_of(Arc::clone(&self.sites)),
             public_url,
+            presence: Some(presence),
             stop: realtime.stop.clone(),
             connections: realtime.connections.clone(),
             settings: realtime::Settings::default(),
@@ -100,6 +102,7 @@ fn tokens_of(sites: Arc<Sites>) -> Tokens {
             account_sid: opened.account_sid,
             service_sid: service.sid.clone(),
             identity: opened.identity,
+            endpoint: opened.endpoint,
             expires_at: opened.expires_at,
             lifetime: opened.lifetime,
         })

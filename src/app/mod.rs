@@ -13,6 +13,7 @@ mod learning;
 #[cfg(all(feature = "kafka", feature = "scylla"))]
 mod moving;
 mod roles;
+mod webhooks;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -247,13 +248,20 @@ fn build(
         rooms.spawn("router", async move { routing.run(stopping).await.map_err(Into::into) });
         rooms.spawn("keeper", async move { keeping.run(stop).await.map_err(Into::into) });
     }
+    let webhooks = parts.webhooks();
+    let presence = webhooks::presence(&webhooks);
+    if has(Role::Sync) || has(Role::Web) {
+        // A stage that learns tells nobody.
+        let (stop, reads) = (rooms.stop_token(), has(Role::Sync) && parts.learning.sync.is_none());
+        rooms.spawn("webhooks", async move { webhooks.run(reads, stop).await.map_err(Into::into) });
+    }
     if let Some(archive) = parts.archive.as_ref().filter(|_| has(Role::Archive)) {
         let (stop, archiver) = (rooms.stop_token(), parts.archiver(archive));
         rooms.spawn("archiver", async move { archiver.run(stop).await.map_err(Into::into) });
     }
     if let (Some(objects), Some(archive), true) = (&parts.objects, &parts.archive, has(Role::Web)) {
         router = router.merge(parts.live(objects, access.clone())).merge(parts.reports(archive, access));
-        let (faces, sweeping) = parts.faces(objects, realtime, rooms.stop_token());
+        let (faces, sweeping) = parts.faces(objects, realtime, presence, rooms.stop_token());
         router = router.merge(faces);
         rooms.spawn("admission", sweeping);
     }

@@ -23,6 +23,7 @@ use crate::eventlog::{Append, EventLog, Topic};
 use crate::site::{self, Sites};
 use crate::sync::embedded::EmbeddedStore;
 use crate::sync::{self, ObjectStore, keeper, router};
+use crate::webhooks;
 
 /// Bytes of the log read at once.
 const READ: usize = 4 << 20;
@@ -189,7 +190,9 @@ async fn carry_log(source: &dyn EventLog, kafka: &KafkaLog, told: &Told) -> Resu
     for (topic, group) in [(Topic::Events, router::GROUP), (Topic::Events, archiver::GROUP), (Topic::Changes, keeper::GROUP)] {
         kafka.adopt_group(topic, group).await.at(STAGE)?;
     }
-    Ok(())
+    // And one has no other place than what the log knows.
+    let places = source.committed(Topic::Events, webhooks::GROUP).await.at(STAGE)?;
+    kafka.adopt_group_at(Topic::Events, webhooks::GROUP, places).await.at(STAGE)
 }
 
 async fn carry_sites(source: &Config, config: &Config, clock: Clock, told: &Told) -> Result<Arc<Sites>, Error> {

@@ -67,6 +67,8 @@ pub(super) struct Opened {
     pub(super) identity: String,
     /// The service's SID, or `default`.
     pub(super) service: String,
+    /// Which of their clients it is for, where it says.
+    pub(super) endpoint: Option<String>,
     /// When it ends.
     pub(super) expires_at: Timestamp,
     /// From when it was issued until then.
@@ -122,6 +124,8 @@ struct Grants {
 struct SyncGrant {
     #[serde(default)]
     service_sid: Option<String>,
+    #[serde(default)]
+    endpoint_id: Option<String>,
 }
 
 /// Opens a token as of `now`. `signer_of` gives the key of a SID, where it is live. Whether the service is there is the caller's to judge.
@@ -137,8 +141,10 @@ pub(super) fn open<'a>(token: &str, now: Timestamp, signer_of: impl FnOnce(&str)
     }
     let (expires_at, lifetime) = claims.term(now)?;
     let identity = claims.grants.identity.filter(|identity| is_identity(identity)).ok_or(TokenError::NoGrant)?;
-    let service = claims.grants.data_sync.and_then(|grant| grant.service_sid).ok_or(TokenError::NoGrant)?;
-    Ok(Opened { key_sid: claims.iss, identity, service, expires_at, lifetime })
+    let SyncGrant { service_sid, endpoint_id } = claims.grants.data_sync.ok_or(TokenError::NoGrant)?;
+    let service = service_sid.ok_or(TokenError::NoGrant)?;
+    let endpoint = endpoint_id.filter(|endpoint| is_identity(endpoint));
+    Ok(Opened { key_sid: claims.iss, identity, service, endpoint, expires_at, lifetime })
 }
 
 /// The signed part of a token, what it says, and its signature, all unproved.

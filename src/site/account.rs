@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::access_token::{self, LONGEST_ACCESS, New, Opened, Signer, TokenError};
 use super::credential::random_key;
-use super::service::{DEFAULT, ServiceChange, ServiceRow, sid};
+use super::service::{AuthTokens, DEFAULT, ServiceChange, ServiceRow, sid};
 use super::snapshot::Owned;
 use super::store::{Rows, SiteRow};
 use super::{Error, Site, Sites};
@@ -77,6 +77,8 @@ pub struct AccessToken {
     pub account_sid: String,
     /// Who holds the token: 1 to 256 characters.
     pub identity: String,
+    /// Which of their clients it is for, where it says: 1 to 256 characters.
+    pub endpoint: Option<String>,
     /// The API key that signed it.
     pub key_sid: String,
     /// When it ends.
@@ -223,6 +225,20 @@ impl Sites {
         Some(self.snapshot().owned_of(id)?.secrets.auth_token.clone())
     }
 
+    /// What webhooks of a real Sync service that come for a site are signed with; none where none are taken.
+    pub fn twilio_auth_tokens(&self, id: &SiteId) -> Vec<String> {
+        self.snapshot().twilio_auth_tokens.get(id).cloned().unwrap_or_default()
+    }
+
+    /// Replaces these: at most two, so that both work while Twilio's is changed.
+    ///
+    /// # Errors
+    /// [`Error::Service`], [`Error::Unknown`]; the store's.
+    pub async fn set_twilio_auth_tokens(&self, id: &SiteId, tokens: Vec<String>) -> Result<(), Error> {
+        let twilio = AuthTokens::of(tokens)?;
+        self.change_row(id, |present| Ok(ServiceRow { twilio: twilio.clone(), ..present.clone() })).await
+    }
+
     /// What opens the account of a site, or of a service.
     pub fn sync_credentials(&self, id: &SiteId) -> Option<SyncCredentials> {
         let snapshot = self.snapshot();
@@ -290,10 +306,10 @@ impl Sites {
         let snapshot = self.snapshot();
         let key = |sid: &str| snapshot.secrets.get(sid).filter(|_| sid.starts_with("SK"));
         let signer = |sid: &str| key(sid).map(|secret| Signer { secret: &secret.plain, account_sid: &secret.account.site.service.account_sid });
-        let Opened { key_sid, identity, service, expires_at, lifetime } = access_token::open(token, self.clock.now(), signer)?;
+        let Opened { key_sid, identity, service, endpoint, expires_at, lifetime } = access_token::open(token, self.clock.now(), signer)?;
         let account = &key(&key_sid).ok_or(TokenError::Invalid)?.account.site;
         let site = snapshot.accounts.get(&account.id).and_then(|owned| owned.service(&service)).ok_or(TokenError::NoGrant)?;
-        Ok(AccessToken { account_sid: site.service.account_sid.clone(), site, identity, key_sid, expires_at, lifetime })
+        Ok(AccessToken { account_sid: site.service.account_sid.clone(), site, identity, endpoint, key_sid, expires_at, lifetime })
     }
 
     /// Mints an access token for a service, good for whole seconds, signed with an API key of its account, or with one that signs for this alone.

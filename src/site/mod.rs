@@ -415,6 +415,11 @@ impl Sites {
         Arc::new(move |id| sites.snapshot().sites.get(id).map_or_else(|| Arc::clone(&unknown), |site| Arc::clone(&site.rules)))
     }
 
+    /// A site by its name, or a further service of an account.
+    pub fn get(&self, id: &SiteId) -> Option<Arc<Site>> {
+        self.snapshot().sites.get(id).cloned()
+    }
+
     fn site(&self, id: &SiteId) -> Result<Arc<Site>, Error> {
         self.snapshot().sites.get(id).cloned().ok_or_else(|| Error::Unknown(id.clone()))
     }

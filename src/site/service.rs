@@ -17,6 +17,9 @@ const LONGEST_URL: usize = 512;
 /// Most characters of a friendly name.
 const LONGEST_NAME: usize = 255;
 
+/// Most auth tokens that a site's webhooks may be signed with: the one before and the one after a change.
+const MOST_AUTH_TOKENS: usize = 2;
+
 /// Which limits a service has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -99,6 +102,9 @@ pub enum ServiceFault {
     /// Twilio's 54053.
     #[error("a friendly name has 1 to {LONGEST_NAME} characters")]
     FriendlyName,
+    /// Tokens that nobody signs with, or too many.
+    #[error("a site has at most {MOST_AUTH_TOKENS} auth tokens, each of 16 to 128 visible ASCII characters")]
+    AuthTokens,
     /// Outside of what is allowed.
     #[error("a debouncing window is {} to {} ms", WINDOW.start(), WINDOW.end())]
     Window,
@@ -145,6 +151,31 @@ pub(super) struct ServiceRow {
     pub(super) token_nonce: u64,
     /// SIDs of the account's API keys.
     pub(super) keys: Vec<String>,
+    /// What webhooks of a real Sync service are signed with.
+    #[serde(skip_serializing_if = "AuthTokens::is_none")]
+    pub(super) twilio: AuthTokens,
+}
+
+/// Auth tokens of a Twilio account.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct AuthTokens(pub(super) Vec<String>);
+
+impl AuthTokens {
+    pub(super) fn of(tokens: Vec<String>) -> Result<Self, ServiceFault> {
+        let is_legal = |token: &String| (16..=128).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
+        if tokens.len() <= MOST_AUTH_TOKENS && tokens.iter().all(is_legal) { Ok(Self(tokens)) } else { Err(ServiceFault::AuthTokens) }
+    }
+
+    fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Debug for AuthTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthTokens").field("count", &self.0.len()).finish()
+    }
 }
 
 impl Default for ServiceRow {
@@ -163,6 +194,7 @@ impl Default for ServiceRow {
             limits: Limits::Open,
             token_nonce: 0,
             keys: Vec::new(),
+            twilio: AuthTokens::default(),
         }
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Snapshot {
     pub(super) sites: HashMap<SiteId, Arc<Site>>,
     pub(super) grants: HashMap<[u8; 32], Arc<Grant>>,
     pub(super) token_keys: HashMap<SiteId, [u8; 32]>,
+    /// What webhooks that come for a site are signed with.
+    pub(super) twilio_auth_tokens: HashMap<SiteId, Vec<String>>,
     /// By the site that has the account.
     pub(super) accounts: HashMap<SiteId, Owned>,
     /// What opens accounts, by its SID: an account's auth token by that of the account.
@@ -100,6 +102,9 @@ impl Snapshot {
 
     fn add(&mut self, row: &SiteRow, site: Arc<Site>) {
         self.token_keys.insert(row.id.clone(), row.token_key);
+        if !row.service.twilio.0.is_empty() {
+            self.twilio_auth_tokens.insert(row.id.clone(), row.service.twilio.0.clone());
+        }
         self.sites.insert(row.id.clone(), site);
     }
 }

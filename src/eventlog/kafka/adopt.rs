@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::{Offset as At, TopicPartitionList};
 
-use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, blocking, failed, topics};
+use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, blocking, failed, of_group, topics};
 use crate::event::PARTITIONS;
 
 /// Empty records of one call.
@@ -59,6 +60,24 @@ impl KafkaLog {
     pub async fn adopt_group(&self, topic: Topic, group: &str) -> Result<(), Error> {
         let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
         blocking(move || inner.register(topic, &group, true)).await
+    }
+
+    /// The same of a group that has no other place than what the log knows of it: by partition where it stands.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; may be called again.
+    pub async fn adopt_group_at(&self, topic: Topic, group: &str, places: Vec<Offset>) -> Result<(), Error> {
+        let (inner, group) = (Arc::clone(&self.0), self.0.group(topic, group));
+        blocking(move || {
+            let mut list = TopicPartitionList::new();
+            for (partition, place) in (0..PARTITIONS).zip(places) {
+                let at = At::Offset(i64::try_from(place).map_err(failed)?);
+                list.add_partition_offset(inner.name(topic), i32::from(partition), at).map_err(failed)?;
+            }
+            let consumer = inner.onlooker(&group)?;
+            of_group(|| consumer.commit(&list, CommitMode::Sync)).map_err(failed)
+        })
+        .await
     }
 
     /// Deletes what lies below an offset, by partition.

@@ -11,13 +11,14 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use serde_json::value::RawValue;
 
-use super::Shared;
 use super::calls::{self, Answer};
 use super::request::{self, Ask};
 use super::session::{Session, Step};
 use super::shown::Urls;
 use super::socket::{Arrived, Socket};
 use super::subscriptions::{Outcome, Subscriptions};
+use super::{Presence, Shared};
+use crate::event::SiteId;
 
 /// Requests that run at once; further ones wait in the socket.
 const MAX_RUNNING: usize = 64;
@@ -35,6 +36,22 @@ pub(super) struct Connection {
     running: FuturesUnordered<BoxFuture<'static, (String, Answer)>>,
     /// When running requests must be done, once the server stops.
     stopping: Option<tokio::time::Instant>,
+    /// Told of until it is dropped, once the session is open.
+    present: Option<Present>,
+}
+
+/// A client that is connected, as somebody was told.
+struct Present {
+    told: Arc<dyn Presence>,
+    site: SiteId,
+    identity: String,
+    endpoint: String,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.told.disconnected(&self.site, &self.identity, &self.endpoint);
+    }
 }
 
 enum Event {
@@ -51,7 +68,7 @@ impl Connection {
         let session = Session::new(shared.desk.now());
         let subscriptions = Subscriptions::new(shared.desk.clone());
         let (socket, running) = (Socket::new(socket), FuturesUnordered::new());
-        Self { shared, socket, session, urls: None, subscriptions, running, stopping: None }
+        Self { shared, socket, session, urls: None, subscriptions, running, stopping: None, present: None }
     }
 
     /// Serves it to its end.
@@ -175,8 +192,17 @@ impl Connection {
             && let Some(service) = self.session.service()
         {
             self.urls = Some(Arc::new(Urls::new(&self.shared.public_url, service)));
+            self.present = self.present();
         }
         None
+    }
+
+    /// Tells that the client is here.
+    fn present(&self) -> Option<Present> {
+        let (told, caller) = (self.shared.presence.clone()?, self.session.caller()?);
+        let (site, identity, endpoint) = (caller.site.clone(), caller.identity.clone()?, self.session.endpoint()?);
+        told.connected(&site, &identity, &endpoint);
+        Some(Present { told, site, identity, endpoint })
     }
 
     fn ask(&mut self, id: String, request: &RawValue, payload: &Bytes) {

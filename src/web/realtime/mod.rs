@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
-use crate::event::Timestamp;
+use crate::event::{SiteId, Timestamp};
 use crate::problem::Problem;
 use crate::web::sync::{Caller, Desk};
 
@@ -72,6 +72,8 @@ pub struct Token {
     pub service_sid: String,
     /// The bearer.
     pub identity: String,
+    /// Which of the bearer's clients it is for, where it says.
+    pub endpoint: Option<String>,
     /// When it ends.
     pub expires_at: Timestamp,
     /// How long it lived from its beginning.
@@ -90,6 +92,15 @@ pub enum TokenFault {
 /// Opens an access token.
 pub type Tokens = Arc<dyn Fn(&str) -> Result<Token, TokenFault> + Send + Sync>;
 
+/// Hears of clients that come and go.
+pub trait Presence: Send + Sync {
+    /// One has opened its session. It is followed by one call of [`Presence::disconnected`].
+    fn connected(&self, site: &SiteId, identity: &str, endpoint: &str);
+
+    /// Its connection has ended.
+    fn disconnected(&self, site: &SiteId, identity: &str, endpoint: &str);
+}
+
 /// What realtime clients are served with.
 #[derive(Clone)]
 pub struct Deps {
@@ -99,6 +110,8 @@ pub struct Deps {
     pub tokens: Tokens,
     /// The URL that clients reach this server by.
     pub public_url: String,
+    /// Is told of clients that come and go, where anybody is.
+    pub presence: Option<Arc<dyn Presence>>,
     /// Sends every client to another node.
     pub stop: CancellationToken,
     /// Counts the connections, to be waited for after `stop`.
@@ -112,6 +125,7 @@ struct Shared {
     desk: Desk,
     tokens: Tokens,
     public_url: String,
+    presence: Option<Arc<dyn Presence>>,
     stop: CancellationToken,
     connections: TaskTracker,
     places: Arc<Semaphore>,
@@ -120,9 +134,9 @@ struct Shared {
 
 /// The routes of the realtime protocol.
 pub fn router(deps: Deps) -> Router {
-    let Deps { desk, tokens, public_url, stop, connections, settings } = deps;
+    let Deps { desk, tokens, public_url, presence, stop, connections, settings } = deps;
     let places = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { desk, tokens, public_url, stop, connections, places, settings });
+    let shared = Arc::new(Shared { desk, tokens, public_url, presence, stop, connections, places, settings });
     Router::new().route("/v3/wsconnect", get(connect)).with_state(shared)
 }
 

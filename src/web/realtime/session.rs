@@ -61,6 +61,8 @@ pub(super) struct Session {
     allowed: i64,
     allowed_at: Timestamp,
     continued: bool,
+    /// Names the client over its connections; empty before the session is open.
+    continuation: Box<str>,
 }
 
 #[derive(Debug)]
@@ -106,7 +108,7 @@ impl Session {
     /// A client that has connected.
     pub(super) fn new(now: Timestamp) -> Self {
         let (allowed, until) = (REQUESTS_PER_SECOND * 1_000_000, now.plus_seconds(INIT_WITHIN));
-        Self { stage: Stage::New { until }, sent: now, heard: now, allowed, allowed_at: now, continued: false }
+        Self { stage: Stage::New { until }, sent: now, heard: now, allowed, allowed_at: now, continued: false, continuation: Box::default() }
     }
 
     /// Who asks; None before the session is open, and once it ends.
@@ -117,6 +119,13 @@ impl Session {
     /// The service, as the client's token names it.
     pub(super) fn service(&self) -> Option<&str> {
         if let Stage::Open(held) = &self.stage { Some(&held.token.service_sid) } else { None }
+    }
+
+    /// Which of its identity's clients it is: as its token says, else from its first connection to its last one.
+    pub(super) fn endpoint(&self) -> Option<String> {
+        let Stage::Open(held) = &self.stage else { return None };
+        let of_its_own = || Uuid::new_v5(&Uuid::NAMESPACE_OID, self.continuation.as_bytes()).simple().to_string();
+        Some(held.token.endpoint.clone().unwrap_or_else(of_its_own))
     }
 
     /// Whether the client goes on from an earlier connection.
@@ -252,6 +261,7 @@ impl Session {
         let continuation = continuation.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
         let opened = opened(&token, &continuation, &header.registrations.unwrap_or_default());
         self.stage = Stage::Open(Box::new(Held::new(&raw, token, now)));
+        self.continuation = continuation.into();
         let header = Outgoing { method: "reply", id: &header.id, status: Some(Status::OK), opened: Some(&opened), ..Outgoing::default() };
         vec![Step::Send(encode(header, ""))]
     }

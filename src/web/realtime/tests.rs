@@ -46,6 +46,7 @@ fn open(raw: &str) -> Result<Token, TokenFault> {
         limited: false,
     };
     Ok(Token {
+        endpoint: None,
         caller,
         account_sid: "AC1".into(),
         service_sid: "IS1".into(),
@@ -87,7 +88,7 @@ impl Server {
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         let (public_url, tokens): (_, Tokens) = (format!("http://{addr}"), Arc::new(open));
         let (desk_too, stop_too, connections_too) = (desk.clone(), stop.clone(), connections.clone());
-        let deps = Deps { desk: desk_too, tokens, public_url, stop: stop_too, connections: connections_too, settings };
+        let deps = Deps { desk: desk_too, tokens, public_url, presence: None, stop: stop_too, connections: connections_too, settings };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { keeper.run(CancellationToken::new()).await.unwrap() });
         tasks.spawn(async move { axum::serve(listener, router(deps)).await.unwrap() });

@@ -19,6 +19,7 @@ fn open(raw: &str) -> Result<Token, TokenFault> {
     let lifetime: i64 = lifetime.parse().map_err(|_| TokenFault::Invalid)?;
     let caller = Caller { site: SiteId::parse("demo").unwrap(), identity: Some(identity.into()), acl: identity.ends_with('+'), limited: false };
     Ok(Token {
+        endpoint: None,
         caller,
         account_sid: "AC1".into(),
         service_sid: "IS1".into(),
