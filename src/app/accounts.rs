@@ -73,6 +73,7 @@ fn told(sites: &Sites, id: &SiteId, secrets: bool) -> Result<Value, Refused> {
         "service_sid": credentials.service_sid,
         "keys": credentials.keys,
         "limits": own.service.limits.name(),
+        "twilio_webhooks": !sites.twilio_auth_tokens(id).is_empty(),
         "services": services.iter().map(|site| service(site)).collect::<Vec<_>>(),
     });
     if let (true, Some(told)) = (secrets, told.as_object_mut()) {
@@ -90,12 +91,16 @@ fn service(Site { id, service, .. }: &Site) -> Value {
 #[serde(deny_unknown_fields)]
 struct Changed {
     limits: Option<Limits>,
+    twilio_auth_tokens: Option<Vec<String>>,
 }
 
 async fn set(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<Changed>) -> Answer {
     let id = named(&site)?;
     let change = ServiceChange { limits: asked.limits, ..ServiceChange::default() };
     admin.sites.set_service(&id, change).await.map_err(of_site)?;
+    if let Some(tokens) = asked.twilio_auth_tokens {
+        admin.sites.set_twilio_auth_tokens(&id, tokens).await.map_err(of_site)?;
+    }
     told(&admin.sites, &id, false).map(Json)
 }
 

@@ -339,6 +339,7 @@ impl Parts {
             body_timeout: given.body_timeout.0,
             key_events_per_second: NonZeroU32::new(given.key_events_per_second).unwrap_or(defaults.key_events_per_second),
             address_requests_per_second: NonZeroU32::new(given.address_requests_per_second).unwrap_or(defaults.address_requests_per_second),
+            public_url: self.public_url.clone(),
             ..defaults
         };
         Ingest::new(ingest::Deps { log: Arc::clone(&self.log), sites: Arc::clone(&self.sites), clock: self.clock.clone(), settings })

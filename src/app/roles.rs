@@ -7,8 +7,9 @@ use crate::config::Role;
 use crate::problem::Problem;
 
 /// Which role serves the paths that begin so.
-const SERVED_BY: [(&str, Role, &str); 11] = [
+const SERVED_BY: [(&str, Role, &str); 12] = [
     ("/v1/events", Role::Ingest, "ingest"),
+    ("/webhooks/", Role::Ingest, "ingest"),
     ("/admin/known", Role::Ingest, "ingest, and archive or web"),
     ("/v1/live/", Role::Web, "web"),
     ("/v1/Services", Role::Web, "web"),

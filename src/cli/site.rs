@@ -1,8 +1,10 @@
 //! `contrail site`: makes, changes and lists sites, rotates their keys, mints tokens; shows and changes their accounts in the Sync API.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use hyper::Method;
@@ -130,20 +132,23 @@ pub(super) struct SyncArguments {
     /// The site.
     site: String,
     /// Show the account's auth token too.
-    #[arg(long, conflicts_with_all = ["new_key", "remove_key", "rotate_auth_token", "limits"])]
+    #[arg(long, conflicts_with_all = ["new_key", "remove_key", "rotate_auth_token", "limits", "twilio_auth_token_file"])]
     show_secrets: bool,
     /// Make an API key; shows its secret, once.
-    #[arg(long, conflicts_with_all = ["remove_key", "rotate_auth_token", "limits"])]
+    #[arg(long, conflicts_with_all = ["remove_key", "rotate_auth_token", "limits", "twilio_auth_token_file"])]
     new_key: bool,
     /// End an API key at once, and with it the access tokens that it signed.
-    #[arg(long, value_name = "SK...", conflicts_with_all = ["rotate_auth_token", "limits"])]
+    #[arg(long, value_name = "SK...", conflicts_with_all = ["rotate_auth_token", "limits", "twilio_auth_token_file"])]
     remove_key: Option<String>,
     /// Replace the auth token; the old one ends at once, and with it the access tokens of `site token`.
-    #[arg(long, conflicts_with = "limits")]
+    #[arg(long, conflicts_with_all = ["limits", "twilio_auth_token_file"])]
     rotate_auth_token: bool,
     /// Which limits the service has: those that protect the server, or Twilio's too.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "twilio_auth_token_file")]
     limits: Option<LimitsProfile>,
+    /// File with the auth token of the Twilio account whose Sync webhooks the site takes, or with two while it is changed, a line each; an empty one: take none.
+    #[arg(long, value_name = "FILE")]
+    twilio_auth_token_file: Option<PathBuf>,
 }
 
 /// Limits that a service can have.
@@ -167,6 +172,11 @@ async fn sync(client: &Client, asked: SyncArguments) -> anyhow::Result<Bytes> {
     }
     if asked.rotate_auth_token {
         return client.post(&format!("{path}/auth_token"), "").await;
+    }
+    if let Some(file) = &asked.twilio_auth_token_file {
+        let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        let tokens: Vec<&str> = text.split_whitespace().collect();
+        return client.patch(&path, json!({"twilio_auth_tokens": tokens}).to_string()).await;
     }
     if let Some(limits) = asked.limits {
         return client.patch(&path, json!({"limits": format!("{limits:?}").to_lowercase()}).to_string()).await;

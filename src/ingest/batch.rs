@@ -9,9 +9,10 @@ use serde::Serialize;
 use super::canonical::{self, Ready, Scratch, Sender, Sink};
 use super::crawler::Crawlers;
 use super::dialects::native::{self, Piece, Unreadable};
+use super::json::{Node, Parser};
 use super::reject::{Code, Invalid, Scope};
 use super::seen::Mark;
-use super::validate;
+use super::validate::{self, Facts};
 use crate::event::{Envelope, PARTITIONS, Record, RecordKind};
 use crate::eventlog::Append;
 
@@ -80,6 +81,19 @@ impl Batch {
         let mut scratch = Scratch::sized(body.len().min(4 << 10));
         native::events(body, super::MAX_EVENTS, |piece| batch.take(piece, sender, crawlers, &mut scratch))?;
         Ok(batch)
+    }
+
+    /// Makes the one event ready that a webhook was translated into. It is not held against what senders may say: it may be of a type that Contrail alone writes.
+    /// None where it is larger, or nested deeper, than an event may be.
+    pub(crate) fn translated(event: &str, sender: &Sender, crawlers: &Crawlers) -> Option<Self> {
+        let mut parser = Parser::new(event);
+        let Ok(Node::Object(event)) = parser.value(super::MAX_EVENT_BYTES) else { return None };
+        let (mut batch, mut scratch) = (Self::default(), Scratch::default());
+        let facts = Facts { occurred_at: None, rounded: false };
+        let ready = canonical::event(event, facts, 0, sender, crawlers, &mut scratch, &mut batch.wire);
+        batch.marks.push(Mark::new(ready.key_hash, &ready.event_id, ready.fingerprint, ready.business));
+        batch.note_id(0, ready);
+        Some(batch)
     }
 
     /// How many events the body held.

@@ -17,6 +17,7 @@ mod sender;
 #[cfg(test)]
 mod testing;
 mod validate;
+mod webhook;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub key_events_per_second: NonZeroU32,
     /// Events a second for one site.
     pub site_events_per_second: NonZeroU32,
+    /// The URL that senders reach this server by: webhooks are signed for it.
+    pub public_url: String,
 }
 
 impl Default for Settings {
@@ -66,6 +69,7 @@ impl Default for Settings {
             address_requests_per_second: rate(200_000),
             key_events_per_second: rate(500_000),
             site_events_per_second: rate(500_000),
+            public_url: String::new(),
         }
     }
 }
@@ -117,10 +121,11 @@ impl Ingest {
         }))
     }
 
-    /// `POST /v1/events` and its preflight.
+    /// `POST /v1/events` and its preflight; `POST /webhooks/twilio-sync`.
     pub fn router(&self) -> axum::Router {
         let events = axum::routing::post(receive::receive).options(receive::preflight).fallback(receive::other_method);
-        axum::Router::new().route("/v1/events", events).with_state(self.clone())
+        let twilio_sync = axum::routing::post(webhook::twilio_sync).fallback(receive::other_method);
+        axum::Router::new().route("/v1/events", events).route("/webhooks/twilio-sync", twilio_sync).with_state(self.clone())
     }
 
     /// Appends the refusals of each second and sweeps the limits, until stopped; then once more.

@@ -102,9 +102,7 @@ struct ProblemWithIds {
 pub(super) async fn receive(State(ingest): State<Ingest>, request: Request<Body>) -> Response<Body> {
     let room = &*ingest.0;
     let origin = request.headers().get(header::ORIGIN).cloned();
-    room.meters.in_flight.increment(1.0);
-    // Counts down also when the sender goes away and this future is dropped.
-    let _guard = InFlight(&room.meters.in_flight);
+    let _guard = InFlight::new(room);
     let mut response = match room.take(&ingest, request).await {
         Ok(answer) => ok(&answer),
         Err(refused) => {
@@ -123,7 +121,15 @@ pub(super) async fn receive(State(ingest): State<Ingest>, request: Request<Body>
     response
 }
 
-struct InFlight<'a>(&'a metrics::Gauge);
+/// Counts a request in flight; down again also when the sender goes away and its future is dropped.
+pub(super) struct InFlight<'a>(&'a metrics::Gauge);
+
+impl<'a> InFlight<'a> {
+    pub(super) fn new(room: &'a Room) -> Self {
+        room.meters.in_flight.increment(1.0);
+        Self(&room.meters.in_flight)
+    }
+}
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
@@ -165,7 +171,7 @@ fn allow_origin(sites: &Sites, origin: &HeaderValue, headers: &mut HeaderMap) ->
     allowed
 }
 
-fn ok(answer: &Answer) -> Response<Body> {
+pub(super) fn ok(answer: &Answer) -> Response<Body> {
     // Plain data always serialises.
     let mut response = Response::new(Body::from(serde_json::to_vec(answer).unwrap_or_default()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -255,7 +261,7 @@ impl Room {
     }
 
     /// Reads and decodes the body, holding a share of the budget for it, its decoded form and the records made of that.
-    async fn read(&self, headers: &HeaderMap, body: Body, share: &mut Share) -> Result<Bytes, Refused> {
+    pub(super) async fn read(&self, headers: &HeaderMap, body: Body, share: &mut Share) -> Result<Bytes, Refused> {
         let encoding = match headers.get(header::CONTENT_ENCODING) {
             None => Encoding::Identity,
             Some(value) => value.to_str().ok().and_then(Encoding::parse).ok_or(Code::EncodingUnsupported)?,
@@ -271,7 +277,7 @@ impl Room {
     }
 
     /// Appends and says what was taken.
-    async fn append(&self, mut batch: Batch, site: &SiteId) -> Result<Answer, Refused> {
+    pub(super) async fn append(&self, mut batch: Batch, site: &SiteId) -> Result<Answer, Refused> {
         let appends = batch.take_appends();
         if !appends.is_empty() {
             let records = appends.len();
@@ -308,7 +314,7 @@ impl Answer {
     }
 }
 
-fn count_refused(code: Code) {
+pub(super) fn count_refused(code: Code) {
     let row = code.row();
     metrics::counter!("contrail_ingest_requests_refused_total", "code" => row.code).increment(1);
     match row.level {

@@ -64,6 +64,10 @@ codes! {
     RegionElsewhere,
     /// The page's origin is not among the site's allowed origins.
     OriginNotAllowed,
+    /// The webhook is not signed for this URL with an auth token of the site that it names, or there is no such site.
+    SignatureInvalid,
+    /// The webhook is none that is known, or lacks something.
+    WebhookUnreadable,
     /// A query parameter has no legal value.
     ParameterInvalid,
     /// Idempotency-Key or webhook-id is empty, over 255 bytes or not visible ASCII.
@@ -172,6 +176,17 @@ impl Code {
             }
             Self::OriginNotAllowed => {
                 row("origin_not_allowed", Request, StatusCode::FORBIDDEN, 0, Debug, "The page's origin is not among the site's allowed origins.")
+            }
+            Self::SignatureInvalid => row(
+                "signature_invalid",
+                Request,
+                StatusCode::FORBIDDEN,
+                0,
+                Debug,
+                "The webhook is not signed for this URL with an auth token of the site that it names, or there is no such site.",
+            ),
+            Self::WebhookUnreadable => {
+                row("webhook_unreadable", Request, StatusCode::BAD_REQUEST, 0, Debug, "The webhook is none that is known, or lacks something.")
             }
             Self::ParameterInvalid => row("parameter_invalid", Request, StatusCode::BAD_REQUEST, 0, Debug, "A query parameter has no legal value."),
             Self::DeliveryIdInvalid => row(
