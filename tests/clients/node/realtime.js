@@ -152,13 +152,6 @@ test("lists: every item once over the pages, either way, with an end of an item'
   assert.deepEqual(await walk({ pageSize: 11, from: 50 }), wanted.filter(n => n >= 50));
 }, 120);
 
-test("lists: a context is kept", async t => {
-  const { alice, bob } = await pair(t);
-  await alice.list({ id: "with", context: { purpose: "calls" } });
-  const list = await bob.list("with");
-  if (list.getContext) assert.deepEqual(await list.getContext(), { purpose: "calls" });
-});
-
 test("maps: set, get, update, mutate, remove, and who is told what", async t => {
   const { ours, alice, bob } = await pair(t);
   const [mine, theirs] = [await alice.map("agents"), await bob.map("agents")];
