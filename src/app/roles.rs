@@ -7,7 +7,7 @@ use crate::config::Role;
 use crate::problem::Problem;
 
 /// Which role serves the paths that begin so.
-const SERVED_BY: [(&str, Role, &str); 10] = [
+const SERVED_BY: [(&str, Role, &str); 11] = [
     ("/v1/events", Role::Ingest, "ingest"),
     ("/admin/known", Role::Ingest, "ingest, and archive or web"),
     ("/v1/live/", Role::Web, "web"),
@@ -17,6 +17,7 @@ const SERVED_BY: [(&str, Role, &str); 10] = [
     ("/v1/export", Role::Web, "web"),
     ("/v1/customers/", Role::Web, "web"),
     ("/v1/products/", Role::Web, "web"),
+    ("/v1/objects/", Role::Web, "web"),
     ("/v1/events/", Role::Web, "web"),
 ];
 

@@ -31,6 +31,10 @@ pub const GROUP: &str = "archiver";
 /// When retention that failed is tried again.
 const RETAIN_AGAIN: Duration = Duration::from_secs(60);
 
+/// What it waits for, in [`Progress::waits`]'s words.
+const ANSWER: &str = "an answer of the archive";
+const REMOVAL: &str = "the removal of old events";
+
 /// Records that the archive refuses, by partition and offset, with why.
 type Aside = BTreeMap<(u16, u64), String>;
 
@@ -49,6 +53,9 @@ pub struct Settings {
     pub durable_every: Duration,
     /// First pause after a failed write; doubles up to a hundred times it.
     pub backoff: Duration,
+    /// How long the archive may take for anything before [`Progress::waits`] tells that it is waited for: above what one in health takes, and long before
+    /// one that does nothing is given up.
+    pub told_after: Duration,
     /// Bytes of cells, and of orders and checkouts, kept in memory (each, at most twice as much).
     pub cache_bytes: usize,
     /// How long the dashboard documents rest after each publication, at least.
@@ -68,6 +75,7 @@ impl Default for Settings {
             linger: Duration::from_millis(20),
             durable_every: Duration::from_secs(10),
             backoff: Duration::from_millis(100),
+            told_after: Duration::from_secs(10),
             cache_bytes: 12 << 20,
             top_every: Duration::from_secs(1),
             retention: Duration::from_secs(400 * 86_400),
@@ -131,6 +139,12 @@ impl Archiver {
             ended.map_err(|error| Error::Store(format!("the dashboards' publisher stopped: {error}")))?;
         }
         archived
+    }
+
+    /// What the archive answers. Where that is long in coming, it is told meanwhile.
+    async fn wait<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let _wait = self.progress.wait(ANSWER, self.settings.told_after);
+        answer.await
     }
 
     /// Joins its group, however long the log takes to answer; None where it is stopped before.
@@ -344,6 +358,8 @@ impl Run {
         let (archive, before) = (Arc::clone(&self.job.archive), self.job.clock.now().plus_seconds(-age));
         let owned: Vec<u16> = self.owned.keys().copied().collect();
         let mut retaining = aside(async move { archive.retain(before, &owned).await });
+        let progress = Arc::clone(&self.job.progress);
+        let _wait = progress.wait(REMOVAL, self.job.settings.told_after);
         let max_bytes = self.job.settings.max_bytes;
         let retained = loop {
             let room = max_bytes.saturating_sub(self.pending.bytes);
@@ -377,7 +393,7 @@ impl Run {
 
     /// Makes what is written durable and lets the log forget it.
     async fn commit(&mut self) -> Result<(), Error> {
-        let durable = self.job.archive.durable().await?;
+        let durable = self.job.wait(self.job.archive.durable()).await?;
         for (partition, next) in (0..PARTITIONS).zip(durable) {
             if self.owned.contains_key(&partition) {
                 self.consumer.commit(partition, next);

@@ -34,6 +34,7 @@ pub(crate) async fn suite<B: Bench>(fresh: impl Fn() -> B) {
     cursors_stay(&fresh()).await;
     identities_and_cells_are_found_by_key(&fresh()).await;
     scans_are_ordered_and_paged(&fresh()).await;
+    what_clients_did_to_an_object_is_found_by_its_sid(&fresh()).await;
     what_is_kept_is_told_by_id_and_day(&fresh()).await;
     totals_sum_cells_and_partitions(&fresh()).await;
     sales_count_at_their_times(&fresh()).await;
@@ -295,6 +296,7 @@ async fn scans_are_ordered_and_paged(bench: &impl Bench) {
             ScanBy::All => true,
             ScanBy::People(people) => people.iter().any(|person| row.customer == Some(*person) || row.visitor == Some(*person)),
             ScanBy::Product(product) => row.products.contains(product),
+            ScanBy::Object(_) => false,
             ScanBy::EventId(id) => row.event_id == *id,
         });
         for newest_first in [false, true] {
@@ -316,6 +318,63 @@ async fn scans_are_ordered_and_paged(bench: &impl Bench) {
         }
     }
     assert_eq!(archive.days().await.unwrap(), [at(0).utc_day(), at(DAY).utc_day(), at(2 * DAY).utc_day()]);
+    archive.close().await.unwrap();
+}
+
+/// What an API client did to the object of this SID.
+fn changed(sid: &str, event_id: &str, occurred_at: Timestamp, partition: u16, offset: u64) -> EventRow {
+    let object = serde_json::json!({"sid": sid, "kind": "document", "name": "d", "event_id": 1, "revision": offset});
+    let body = serde_json::json!({"properties": {"action": "document_updated", "object": object}, "type": "object_changed"});
+    EventRow {
+        kind: kind::OBJECT_CHANGED.into(),
+        received_at: occurred_at,
+        products: Vec::new(),
+        objects: Vec::new(),
+        customer: None,
+        body_key: 0,
+        body: Bytes::from(body.to_string()),
+        ..event(event_id, occurred_at, partition, offset)
+    }
+}
+
+async fn what_clients_did_to_an_object_is_found_by_its_sid(bench: &impl Bench) {
+    let archive = bench.open().await;
+    let [first, anew, foreign] = ["a", "b", "c"].map(|digit| format!("ET{}", digit.repeat(32)));
+    let mut rows: Vec<EventRow> = (0..9).map(|n| changed(&first, &format!("e{n}"), at(DAY - 2 + n), (n % 3) as u16, n as u64)).collect();
+    let of_first = rows.clone();
+    let like_it = |n: u64, kind: &str| EventRow { kind: kind.into(), ..changed(&first, &format!("x{n}"), at(DAY), 4, n) };
+    rows.extend([changed(&anew, "e9", at(DAY + 20), 0, 9), changed(&foreign, "e10", at(5), 0, 10)]);
+    // Of another type, sealed, without a whole SID, and of another site.
+    rows.push(like_it(0, "page_viewed"));
+    rows.push(EventRow { body_key: 1, ..like_it(1, kind::OBJECT_CHANGED) });
+    rows.push(changed("ET0a", "x2", at(DAY), 4, 2));
+    rows.push(EventRow { site: other_site(), ..like_it(3, kind::OBJECT_CHANGED) });
+    for chunk in rows.chunks(4) {
+        archive.write(WriteBatch { events: chunk.to_vec(), ..WriteBatch::default() }).await.unwrap();
+    }
+    let by = |sid: &str| Scan { by: ScanBy::Object(sid.to_owned()), newest_first: true, limit: 4, ..Scan::default() };
+    let mut scan = by(&first);
+    let mut found = Vec::new();
+    while found.len() < of_first.len() {
+        let page = archive.scan(&site(), &scan).await.unwrap();
+        assert!(!page.is_empty(), "{found:?}");
+        scan.after = page.last().map(|row| (row.occurred_at, row.partition, row.offset));
+        found.extend(page);
+    }
+    assert!(found.iter().eq(of_first.iter().rev()), "{found:?}");
+    assert!(archive.scan(&site(), &scan).await.unwrap().is_empty());
+    let ids = async |sid: &str| {
+        let rows = archive.scan(&site(), &by(sid)).await.unwrap();
+        rows.into_iter().map(|row| row.event_id).collect::<Vec<_>>()
+    };
+    assert_eq!((ids(&anew).await, ids(&foreign).await), (vec!["e9".to_owned()], vec!["e10".to_owned()]));
+    assert_eq!((ids("ET0a").await, ids(&first.to_uppercase()).await, ids("").await), (vec![], vec![], vec![]));
+    assert_eq!(archive.scan(&other_site(), &by(&first)).await.unwrap().len(), 1);
+    archive.retain(at(DAY + 100), &ALL).await.unwrap();
+    assert_eq!((ids(&foreign).await, ids(&first).await.len()), (vec![], 4), "what is gone is not found");
+    assert!(
+        archive.scan(&site(), &Scan { newest_first: false, limit: 99, ..by(&first) }).await.unwrap().iter().all(|row| row.occurred_at >= at(DAY))
+    );
     archive.close().await.unwrap();
 }
 

@@ -146,7 +146,7 @@ fn record(view: &EventView) -> [String; COLUMNS.len()] {
         view.customer.clone().unwrap_or_default(),
         view.visitor.clone().unwrap_or_default(),
         list(view.products.iter().map(String::as_str).collect()),
-        list(view.objects.iter().map(|object| object.name.as_str()).collect()),
+        list(view.objects.iter().map(|object| object.name.as_deref().unwrap_or_default()).collect()),
         list(view.objects.iter().map(|object| object.sid.as_str()).collect()),
         view.partition.to_string(),
         view.offset.to_string(),

@@ -3,6 +3,7 @@
 
 pub mod archiver;
 pub mod audit;
+mod changed;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod embedded;
@@ -298,6 +299,8 @@ pub enum ScanBy {
     People(Vec<[u8; 16]>),
     /// Those that name this product.
     Product(String),
+    /// Those of type `object_changed` whose object has this SID.
+    Object(String),
     /// Those with this event id.
     EventId(String),
 }

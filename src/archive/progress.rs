@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Cursor;
 use crate::event::Timestamp;
@@ -23,6 +26,38 @@ pub struct PartitionProgress {
 pub struct Progress {
     partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
     waits: Mutex<Option<String>>,
+    waiting: Mutex<Option<Waiting>>,
+}
+
+/// What the archiver is waiting for at this moment.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    what: &'static str,
+    since: Instant,
+    /// Waited for so long, it is told.
+    longest: Duration,
+}
+
+/// For as long as this is there, the archiver waits. Within another such wait it stands in place of that one.
+#[derive(Debug)]
+pub(super) struct Wait<'a> {
+    progress: &'a Progress,
+    before: Option<Waiting>,
+}
+
+impl Wait<'_> {
+    /// Some of what is waited for came.
+    pub(super) fn goes_on(&self) {
+        if let Some(waiting) = self.progress.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            waiting.since = Instant::now();
+        }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        *self.progress.waiting.lock().unwrap_or_else(PoisonError::into_inner) = self.before;
+    }
 }
 
 impl Progress {
@@ -55,9 +90,24 @@ impl Progress {
             .sum()
     }
 
-    /// Why nothing can be written at present, if so: it is tried again.
+    /// Why nothing can be written at present, if so: what failed, and is tried again; or what has been waited for all too long, before it fails.
     pub fn waits(&self) -> Option<String> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.waits_at(Instant::now())
+    }
+
+    fn waits_at(&self, now: Instant) -> Option<String> {
+        let told = self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        told.or_else(|| {
+            let Waiting { what, since, longest } = (*self.waiting.lock().unwrap_or_else(PoisonError::into_inner))?;
+            let waited = now.duration_since(since);
+            (waited >= longest).then(|| format!("{what}, for {} s so far", waited.as_secs()))
+        })
+    }
+
+    /// The archiver waits from now on; beyond `longest`, [`Self::waits`] tells so.
+    pub(super) fn wait(&self, what: &'static str, longest: Duration) -> Wait<'_> {
+        let waiting = Some(Waiting { what, since: Instant::now(), longest });
+        Wait { progress: self, before: std::mem::replace(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner), waiting) }
     }
 
     /// Says why nothing can be written at present; None once something was.
@@ -99,6 +149,28 @@ mod tests {
             Timestamp::from_micros(40),
             "what is read to its end holds nothing back"
         );
+    }
+
+    #[test]
+    fn what_is_long_in_coming_is_told_while_it_is_waited_for() {
+        let (progress, began, second) = (Progress::default(), Instant::now(), Duration::from_secs(1));
+        // A moment passes here, of which nothing is told.
+        let waits = |seconds| progress.waits_at(began + seconds * second + second / 2);
+        let outer = progress.wait("all", 10 * second);
+        assert_eq!((waits(9), waits(10).as_deref()), (None, Some("all, for 10 s so far")));
+        let inner = progress.wait("some", 20 * second);
+        assert_eq!((waits(19), waits(20).as_deref()), (None, Some("some, for 20 s so far")), "what it waits for now");
+        progress.stands_still(Some("it failed".into()));
+        assert_eq!((waits(0).as_deref(), waits(20).as_deref()), (Some("it failed"), Some("it failed")));
+        progress.stands_still(None);
+        drop(inner);
+        assert_eq!(waits(19).as_deref(), Some("all, for 19 s so far"));
+        let since = || progress.waiting.lock().unwrap().unwrap().since;
+        let first = since();
+        outer.goes_on();
+        assert!(since() > first, "it is counted from the last that came");
+        drop(outer);
+        assert_eq!(waits(99), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What happened around one person, one product or one event id, by pages. Called by the web's reports and `contrail trace`. Raw ids of people come in and are hashed
+//! What happened around one person, one product, one object or one event id, by pages. Called by the web's reports and `contrail trace`. Raw ids of people come in and are hashed
 //! here; they must never go out again but inside the events themselves.
 
 use base64::Engine;
@@ -121,6 +121,14 @@ pub async fn timeline(archive: &dyn Archive, rules: &SiteRules, site: &SiteId, i
 /// Those of the archive.
 pub async fn history(archive: &dyn Archive, site: &SiteId, product: &str, paging: Paging, sids: &SidOf) -> Result<Page, Error> {
     page(archive, site, ScanBy::Product(product.to_owned()), true, paging, sids, |_| true).await
+}
+
+/// Everything that API clients did to the object with this SID, newest first. It needs no such object any more, nor to be this server's.
+///
+/// # Errors
+/// Those of the archive.
+pub async fn object_history(archive: &dyn Archive, site: &SiteId, sid: &str, paging: Paging, sids: &SidOf) -> Result<Page, Error> {
+    page(archive, site, ScanBy::Object(sid.to_owned()), true, paging, sids, |_| true).await
 }
 
 /// All that is kept under one event id, oldest first, each with its verdict, its place in the log and the objects it touched: the report that counted, those

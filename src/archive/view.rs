@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::EventRow;
+use super::changed::Changed;
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, ObjectKind, SiteId, Timestamp};
 
@@ -34,7 +35,7 @@ pub struct EventView {
     pub visitor: Option<String>,
     /// The products it names.
     pub products: Vec<String>,
-    /// The live objects it touched.
+    /// The live objects it touched; of an `object_changed` event the one that it tells of.
     pub objects: Vec<ObjectView>,
     /// Partition of `events` it stands in.
     pub partition: u16,
@@ -49,8 +50,8 @@ pub struct EventView {
 pub struct ObjectView {
     /// Its kind.
     pub kind: ObjectKind,
-    /// Its unique name.
-    pub name: String,
+    /// Its unique name; None where its creator gave it none.
+    pub name: Option<String>,
     /// Its SID.
     pub sid: String,
 }
@@ -60,8 +61,9 @@ impl EventView {
     pub fn new(row: EventRow, sids: &SidOf) -> Self {
         let body = || std::str::from_utf8(&row.body).ok().and_then(|text| RawValue::from_string(text.to_owned()).ok());
         let event = if row.body_key == 0 { body() } else { None };
+        let changed = Changed::of(&row).map(|Changed { kind, name, sid }| ObjectView { kind, name, sid });
         let site = row.site;
-        let objects = row.objects.into_iter().map(|(kind, name)| ObjectView { sid: sids(&site, kind, &name), kind, name });
+        let mapped = row.objects.into_iter().map(|(kind, name)| ObjectView { sid: sids(&site, kind, &name), kind, name: Some(name) });
         Self {
             event_id: row.event_id,
             kind: row.kind,
@@ -73,7 +75,7 @@ impl EventView {
             customer: row.customer.map(|hash| hex(&hash)),
             visitor: row.visitor.map(|hash| hex(&hash)),
             products: row.products,
-            objects: objects.collect(),
+            objects: mapped.chain(changed).collect(),
             partition: row.partition,
             offset: row.offset,
             event,

@@ -3,7 +3,7 @@
 
 use scylla::errors::{
     ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind as Setup, DbError, ExecutionError, MetadataError, NewSessionError,
-    PrepareError, RequestAttemptError,
+    PrepareError, RequestAttemptError, UseKeyspaceError,
 };
 
 /// What can go wrong with a cluster.
@@ -78,7 +78,9 @@ pub(super) fn class_of(error: &ExecutionError) -> Class {
         ExecutionError::RequestTimeout(_) => Class::Overload,
         ExecutionError::LastAttemptError(error) => class_of_attempt(error),
         ExecutionError::PrepareError(PrepareError::AllAttemptsFailed { first_attempt }) => class_of_attempt(first_attempt),
-        ExecutionError::BadQuery(_) => Class::Lasting,
+        ExecutionError::UseKeyspaceError(UseKeyspaceError::RequestTimeout(_)) => Class::Overload,
+        ExecutionError::UseKeyspaceError(UseKeyspaceError::RequestError(error)) => class_of_attempt(error),
+        ExecutionError::UseKeyspaceError(_) | ExecutionError::BadQuery(_) => Class::Lasting,
         ExecutionError::EmptyPlan | ExecutionError::ConnectionPoolError(_) => Class::Cut,
         _ => Class::Passing,
     }

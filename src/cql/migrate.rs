@@ -95,15 +95,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes the keyspace the one that statements are about; whether it exists and has a table of versions.
+    /// Whether the keyspace exists and has a table of versions. Where it does, it becomes the one that statements are about.
     pub(super) async fn has_versions(&self, keyspace: &str) -> Result<bool, Error> {
-        match self.use_keyspace(keyspace).await {
-            Err(Error::Refused(_)) => return Ok(false),
-            used => used?,
-        }
         let tables: Vec<(String,)> =
             self.rows("SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'schema_version'", (keyspace,)).await?;
-        Ok(!tables.is_empty())
+        if tables.is_empty() {
+            return Ok(false);
+        }
+        self.use_keyspace(keyspace).await?;
+        Ok(true)
     }
 
     /// Version and retention in days of the tables.
@@ -181,10 +181,8 @@ impl Cluster {
     }
 
     async fn use_keyspace(&self, keyspace: &str) -> Result<(), Error> {
-        match self.session.use_keyspace(keyspace, false).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Error::Refused(format!("keyspace {keyspace}: {error}"))),
-        }
+        let attempt = || -> Attempt<'_, _> { Box::pin(async { Ok(self.session.use_keyspace(keyspace, false).await?) }) };
+        self.try_until(Class::Lasting, CHANGE, "USE", attempt).await
     }
 }
 

@@ -10,7 +10,7 @@ use rand::Rng;
 use scylla::errors::DbError;
 use scylla_proxy::example_db_errors as errors;
 use scylla_proxy::{Condition, Node, Proxy, Reaction, RequestOpcode, RequestReaction, RequestRule, ResponseFrame, ResponseReaction, ResponseRule};
-use scylla_proxy::{RunningProxy, ShardAwareness};
+use scylla_proxy::{DoorkeeperError, RunningProxy, ShardAwareness};
 
 use super::{Address, Cluster, Settings, migrate};
 pub(crate) use crate::testing::Servers;
@@ -85,10 +85,17 @@ const ENDS: [[u8; 4]; 2] = [[0, 0, 0, 1], [0, 0, 0, 2]];
 impl Faulty {
     pub(crate) async fn up() -> Self {
         let real: SocketAddr = nodes().split(',').next().unwrap().parse().unwrap();
-        // A node is where its own tables say, at the port that the session began with: so beside it.
-        let address = TcpListener::bind((real.ip(), 0)).unwrap().local_addr().unwrap();
-        let node = Node::new(real, address, ShardAwareness::Unaware, None, None);
-        Self { proxy: Proxy::new([node]).run().await.unwrap(), address }
+        loop {
+            // A node is where its own tables say, at the port that the session began with: so beside it.
+            let address = TcpListener::bind((real.ip(), 0)).unwrap().local_addr().unwrap();
+            let node = Node::new(real, address, ShardAwareness::Unaware, None, None);
+            match Proxy::new([node]).run().await {
+                Ok(proxy) => return Self { proxy, address },
+                // Somebody else took the port meanwhile.
+                Err(DoorkeeperError::Listen(..)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// The same keyspace, by this way.
@@ -101,6 +108,19 @@ impl Faulty {
         let node = self.proxy.running_nodes.first_mut().unwrap();
         node.change_request_rules(Some(requests));
         node.change_response_rules(Some(responses));
+    }
+
+    /// So many statements go through, and the connection of the next one breaks; after so many more that of another; and so on.
+    pub(crate) fn break_after(&mut self, passed: &[usize]) {
+        let mut before = 0;
+        let cuts = passed.iter().map(|passed| {
+            before += passed;
+            // Each rule counts what those before it let through.
+            let this = Condition::not(Condition::TrueForLimitedTimes(before)).and(Condition::TrueForLimitedTimes(1));
+            RequestRule(statements().and(this), RequestReaction::drop_connection())
+        });
+        let cuts = cuts.collect();
+        self.become_so(cuts, Vec::new());
     }
 
     /// Of all statements this share is answered with one of these errors: half of them are not done, half are.

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, heade
 use axum::routing::get;
 
 use crate::archive::report::{Answer, Question, run};
-use crate::archive::timeline::{Page, Paging, history, timeline, trace};
+use crate::archive::timeline::{Page, Paging, history, object_history, timeline, trace};
 use crate::archive::view::SidOf;
 use crate::archive::{Archive, Error};
 use crate::event::{Clock, RulesOf, SiteId, Timestamp};
@@ -44,12 +44,13 @@ pub struct Deps {
     pub sids: Arc<SidOf>,
 }
 
-/// `GET /v1/reports/{name}`, `/v1/customers/{id}/timeline`, `/v1/products/{id}/history`, `/v1/events/{id}`.
+/// `GET /v1/reports/{name}`, `/v1/customers/{id}/timeline`, `/v1/products/{id}/history`, `/v1/objects/{sid}/history`, `/v1/events/{id}`.
 pub fn router(deps: Deps) -> Router {
     Router::new()
         .route("/v1/reports/{name}", get(report))
         .route("/v1/customers/{id}/timeline", get(customer))
         .route("/v1/products/{id}/history", get(product))
+        .route("/v1/objects/{sid}/history", get(object))
         .route("/v1/events/{id}", get(event))
         .with_state(deps)
 }
@@ -86,6 +87,14 @@ async fn product(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(quer
     answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
 }
 
+async fn object(State(deps): State<Deps>, Path(sid): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
+    let answer = async {
+        let (site, paging) = paged(&deps, request, query.as_deref())?;
+        json_response(&object_history(&*deps.archive, &site, &sid, paging, &*deps.sids).await.map_err(problem)?)
+    };
+    answer.await.unwrap_or_else(|refusal: Refusal| refusal.into_response())
+}
+
 async fn event(State(deps): State<Deps>, Path(id): Path<String>, RawQuery(query): RawQuery, request: Request) -> Response<Body> {
     let answer = async {
         let (site, paging) = paged(&deps, request, query.as_deref())?;
@@ -105,10 +114,10 @@ fn paged(deps: &Deps, request: Request, query: Option<&str>) -> Result<(SiteId, 
     Ok((site, Paging::parse(&parameters(query)).map_err(problem)?))
 }
 
-/// The query's pairs; the read token (`token`) belongs to the authorisation.
+/// The query's pairs; the read token (`token`) and whose objects are meant (`service`) belong to the authorisation.
 pub(super) fn parameters(query: Option<&str>) -> Vec<(String, String)> {
     let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-    pairs.filter(|(name, _)| name != "token").map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+    pairs.filter(|(name, _)| name != "token" && name != "service").map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
 }
 
 /// Whether CSV is asked for: by `format`, which is taken out, else by `Accept`.
@@ -251,6 +260,7 @@ mod tests {
         for (uri, headers, status, code) in [
             ("/v1/reports/top-viewed", &[][..], 401, "unauthorised"),
             ("/v1/customers/c1/timeline", &[], 401, "unauthorised"),
+            ("/v1/objects/ET0123456789abcdef0123456789abcdef/history", &[], 401, "unauthorised"),
             ("/v1/reports/top-shelf", &[ALLOWED], 404, "unknown_report"),
             ("/v1/reports/top-viewed?form=2026", &[ALLOWED], 400, "bad_parameter"),
             ("/v1/reports/top-viewed?format=xml", &[ALLOWED], 400, "bad_parameter"),

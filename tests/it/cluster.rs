@@ -5,6 +5,7 @@
 //! By default each test takes about a minute with the servers' start; `CONTRAIL_TEST_LONG=1` has them take the whole time (two minutes of joining and
 //! leaving, 50 kills, 90 s of standing still).
 
+mod calls;
 mod feed;
 mod kills;
 mod roles;

@@ -12,6 +12,7 @@ mod drain;
 mod foreign;
 mod formats;
 mod harness;
+mod history;
 mod http;
 mod inspect;
 mod kafka;

@@ -61,7 +61,8 @@ impl Run {
             });
         });
         let archive = &self.job.archive;
-        entries.extend(of_each(unknown, |partition, keys| async move { archive.identities(partition, &keys).await }).await?);
+        let asked = of_each(unknown, |partition, keys| async move { archive.identities(partition, &keys).await });
+        entries.extend(self.job.wait(asked).await?);
         let recalled = self.recall(&taken, &entries, &cursors).await?;
         let (rules, objects_of) = (Arc::clone(&self.job.rules), Arc::clone(&self.job.objects_of));
         let folded = on_cpu(&self.computing, move || fold::fold_all(taken, entries, recalled, cursors, &rules, &objects_of)).await?;
@@ -82,7 +83,7 @@ impl Run {
     async fn recall(&mut self, taken: &[Taken], entries: &HashMap<IdentityKey, Entry>, cursors: &BTreeMap<u16, Cursor>) -> Result<Recalled, Error> {
         let mut recalled = Recalled::default();
         for (site, sought) in recall::sought(taken, entries, cursors) {
-            let kept = self.job.archive.kept(&site, &sought).await?;
+            let kept = self.job.wait(self.job.archive.kept(&site, &sought)).await?;
             recalled.learn(site, kept, cursors);
         }
         Ok(recalled)
@@ -107,16 +108,15 @@ impl Run {
             }
         }
         let archive = &self.job.archive;
-        let (found_cells, found_books) = tokio::try_join!(
-            of_each(unknown_cells, |partition, keys| async move {
-                let found = archive.cells(partition, &keys).await?;
-                Ok(found.into_iter().map(|(key, value)| ((partition, key), value)).collect())
-            }),
-            of_each(unknown_books, |partition, keys| async move {
-                let found = archive.books_of(partition, &keys).await?;
-                Ok(found.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)).collect())
-            })
-        )?;
+        let asked_cells = of_each(unknown_cells, |partition, keys| async move {
+            let found = archive.cells(partition, &keys).await?;
+            Ok(found.into_iter().map(|(key, value)| ((partition, key), value)).collect())
+        });
+        let asked_books = of_each(unknown_books, |partition, keys| async move {
+            let found = archive.books_of(partition, &keys).await?;
+            Ok(found.into_iter().map(|(site, hour, value)| ((partition, site, hour), value)).collect())
+        });
+        let (found_cells, found_books) = self.job.wait(async { tokio::try_join!(asked_cells, asked_books) }).await?;
         cells.extend(found_cells);
         books.extend(found_books);
         let rules = Arc::clone(&self.job.rules);
@@ -129,7 +129,7 @@ impl Run {
         let books: Vec<_> = batch.books.clone();
         let cursors = batch.cursors.clone();
         let quarantined = batch.quarantine.len() as u64;
-        self.job.archive.write(batch).await?;
+        self.job.wait(self.job.archive.write(batch)).await?;
         self.touched.note(books.iter().map(|(_, site, _, _)| site));
         for (partition, key, value) in cells {
             let bytes = 200 + key.dim.len() + value.people.0.len();

@@ -24,8 +24,8 @@ pub(super) struct Flaky {
     /// Answered instead of a partition's cursor.
     cursor: Option<Box<dyn Fn(u16) -> Option<Error> + Send + Sync>>,
     turns: Option<Turns>,
-    /// A cursor that is told waits for this.
-    gate: Option<Arc<Semaphore>>,
+    /// A call of this name waits for that.
+    gate: Option<(&'static str, Arc<Semaphore>)>,
 }
 
 /// One call at a time, as a busy cluster takes them; and retention has its turn until somebody asks for a cursor.
@@ -44,9 +44,15 @@ impl Flaky {
         Self { cursor: Some(Box::new(cursor)), ..Self::refusing(inner, 0, "") }
     }
 
-    /// The same, where other cursors are told only once there is a permit.
-    pub(super) fn held(self, gate: &Arc<Semaphore>) -> Self {
-        Self { gate: Some(Arc::clone(gate)), ..self }
+    /// The same, where calls of this name are answered only once there is a permit, but for cursors that are answered otherwise.
+    pub(super) fn held(self, call: &'static str, gate: &Arc<Semaphore>) -> Self {
+        Self { gate: Some((call, Arc::clone(gate))), ..self }
+    }
+
+    async fn hold(&self, call: &str) {
+        if let Some((_, gate)) = self.gate.as_ref().filter(|(held, _)| *held == call) {
+            drop(gate.acquire().await.unwrap());
+        }
     }
 
     /// One whose retention and cursors wait for one another.
@@ -74,9 +80,7 @@ impl Archive for Flaky {
         if let Some(error) = self.cursor.as_ref().and_then(|cursor| cursor(partition)) {
             return Err(error);
         }
-        if let Some(gate) = &self.gate {
-            drop(gate.acquire().await.unwrap());
-        }
+        self.hold("cursor").await;
         let _turn = match &self.turns {
             Some(Turns { turn, asked }) => {
                 asked.notify_one();
@@ -87,15 +91,18 @@ impl Archive for Flaky {
         self.maybe(self.inner.cursor(partition).await)
     }
     async fn identities(&self, partition: u16, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry)>, Error> {
+        self.hold("identities").await;
         self.maybe(self.inner.identities(partition, keys).await)
     }
     async fn cells(&self, partition: u16, keys: &[CellKey]) -> Result<Vec<(CellKey, CellValue)>, Error> {
+        self.hold("cells").await;
         self.maybe(self.inner.cells(partition, keys).await)
     }
     async fn books_of(&self, partition: u16, keys: &[(SiteId, Timestamp)]) -> Result<Vec<(SiteId, Timestamp, Books)>, Error> {
         self.maybe(self.inner.books_of(partition, keys).await)
     }
     async fn write(&self, mut batch: WriteBatch) -> Result<(), Error> {
+        self.hold("write").await;
         if let Some(row) = batch.events.iter().find(|row| Some(&*row.event_id) == self.refused) {
             return Err(Error::Refused(vec![Refused { partition: row.partition, offset: row.offset, why: "too large".into() }]));
         }
@@ -111,6 +118,7 @@ impl Archive for Flaky {
         self.inner.cursors().await
     }
     async fn durable(&self) -> Result<Vec<u64>, Error> {
+        self.hold("durable").await;
         self.inner.durable().await
     }
     async fn totals(&self, site: &SiteId, metric: Metric, from: Timestamp, to: Timestamp, bots: Bots) -> Result<Vec<(String, CellValue)>, Error> {
@@ -157,6 +165,7 @@ impl Archive for Flaky {
         self.inner.days().await
     }
     async fn retain(&self, before: Timestamp, partitions: &[u16]) -> Result<(), Error> {
+        self.hold("retain").await;
         if let Some(Turns { turn, asked }) = &self.turns {
             let _turn = turn.acquire().await.unwrap();
             asked.notified().await;

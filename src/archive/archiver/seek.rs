@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Owned, Pending, RETAIN_AGAIN, Run};
+use super::{ANSWER, Owned, Pending, RETAIN_AGAIN, Run};
 use crate::archive::{Error, Refused};
 
 /// Partitions of which the archive is asked at once where it stands: each may have a journal of some MiB to be done again.
@@ -29,13 +29,16 @@ impl Run {
         // Several at once: the others of this archiver wait meanwhile.
         let calls: Vec<_> = partitions.iter().map(|partition| archive.cursor(*partition)).collect();
         let progress = &self.job.progress;
+        let wait = progress.wait(ANSWER, self.job.settings.told_after);
         // At once: of a cluster that does nothing each answer takes its whole patience.
         let tell = |cursor: &Result<_, Error>| {
+            wait.goes_on();
             if let Some(error) = cursor.as_ref().err().filter(|error| error.is_retryable()) {
                 progress.stands_still(Some(error.to_string()));
             }
         };
         let cursors: Vec<_> = stream::iter(calls).buffered(SOUGHT).inspect(tell).collect().await;
+        drop(wait);
         let mut unanswered = None;
         for (partition, written) in partitions.into_iter().zip(cursors) {
             let written = match written {

@@ -11,13 +11,15 @@ use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, Row, Transaction, params};
 
 use super::{pack, place, unpack, unplace};
+use crate::archive::changed::Changed;
 use crate::archive::{Error, EventRow, Kept, Scan, ScanBy};
 use crate::event::identity::Verdict;
 use crate::event::{Channel, Flags, KeyKind, SiteId, Timestamp};
 use crate::sqlite::{self, Durability, Filter, Grade};
 
-/// Version of a day's file. Version 1 did not say when it was taken; a file begun before version 3 has no runs, and stays so, of version 2.
-const VERSION: i32 = 3;
+/// Version of a day's file. Version 1 did not say when it was taken; a file begun before version 3 has no runs, and stays so, of version 2. Until version 4
+/// there was nothing to look objects up by, and no event that would stand there.
+const VERSION: i32 = 4;
 
 /// A run of look-ups belongs to 2^16 rows: some hundred pages, which all fit the page cache while they are written.
 const RUN_BITS: u32 = 16;
@@ -35,6 +37,8 @@ CREATE TABLE IF NOT EXISTS by_time (site TEXT NOT NULL, at INTEGER NOT NULL, pla
 CREATE TABLE IF NOT EXISTS by_person (hash INTEGER NOT NULL, at INTEGER NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL,
   PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS by_product (hash INTEGER NOT NULL, at INTEGER NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL,
+  PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS by_object (hash INTEGER NOT NULL, at INTEGER NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL,
   PRIMARY KEY (hash, at, place)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS taken (one INTEGER PRIMARY KEY, received_at INTEGER NOT NULL) STRICT;
 ";
@@ -110,7 +114,8 @@ impl DayFile {
         let (migration, version) = match check_version(&conn, VERSION, path)? {
             0 => ("", VERSION),
             1 => (FROM_VERSION_1, 2),
-            known => ("", known),
+            2 => ("", 2),
+            _ => ("", VERSION),
         };
         conn.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} {migration} PRAGMA user_version = {version}; COMMIT;"))?;
         let last = last(&conn)?;
@@ -139,6 +144,8 @@ impl DayFile {
         insert_lookups(&tx, self.keys, "by_person", people)?;
         let products = numbered().flat_map(|(row, seq)| row.products.iter().map(move |product| (row, product_hash(&row.site, product), seq)));
         insert_lookups(&tx, self.keys, "by_product", products)?;
+        let objects = numbered().filter_map(|(row, seq)| Changed::of(row).map(|changed| (row, object_hash(&row.site, &changed.sid), seq)));
+        insert_lookups(&tx, self.keys, "by_object", objects)?;
         if let Some(taken) = numbered().map(|(row, _)| row.received_at).max() {
             let raise =
                 "INSERT INTO taken (one, received_at) VALUES (1, ?) ON CONFLICT DO UPDATE SET received_at = max(received_at, excluded.received_at)";
@@ -299,6 +306,10 @@ fn product_hash(site: &SiteId, product: &str) -> i64 {
     hash64(&[site.as_str().as_bytes(), product.as_bytes()])
 }
 
+fn object_hash(site: &SiteId, sid: &str) -> i64 {
+    hash64(&[site.as_str().as_bytes(), sid.as_bytes()])
+}
+
 /// Tells the reports of one event id apart, as the file's `by_id.report` has it: the fingerprint, with the key kind xored into bits 60 to 63 and,
 /// where the channel is part of what makes a report, 1 + channel into bits 56 to 59. (The key itself is part of what the fingerprint covers.)
 fn report(row: &EventRow) -> i64 {
@@ -354,6 +365,10 @@ pub(super) fn scan(conn: &Connection, site: &SiteId, scan: &Scan, limit: usize) 
             return collect(&mut statement, params![site.as_str(), low.0, low.1, high.0, high.1], limit, |_| true);
         }
         ScanBy::Product(product) => by_hash("by_product", "hash", product_hash(site, product), &|row| row.products.contains(product))?,
+        ScanBy::Object(_) if !has_objects(conn)? => Vec::new(),
+        ScanBy::Object(sid) => {
+            by_hash("by_object", "hash", object_hash(site, sid), &|row| Changed::of(row).is_some_and(|changed| changed.sid == *sid))?
+        }
         ScanBy::EventId(id) => by_hash("by_id", "id", id_hash(site, id), &|row| row.event_id == *id)?,
         ScanBy::People(people) => {
             let mut found = Vec::new();
@@ -371,6 +386,11 @@ pub(super) fn scan(conn: &Connection, site: &SiteId, scan: &Scan, limit: usize) 
     }
     found.truncate(limit);
     Ok(found)
+}
+
+/// Whether objects can be looked up: a file that nothing was written to since version 4 has no table for it.
+fn has_objects(conn: &Connection) -> Result<bool, Error> {
+    Ok(conn.prepare_cached("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'by_object'")?.exists([])?)
 }
 
 /// How to look something up in a file as it stands.

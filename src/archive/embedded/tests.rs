@@ -106,19 +106,63 @@ async fn more_days_than_open_files() {
     assert!(Embedded::open_readonly(&dir.path().join("nowhere")).is_err());
 }
 
+/// A day's file as builds before this version had it.
+fn as_version(version: i32, path: &Path) {
+    let conn = rusqlite::Connection::open(path).unwrap();
+    conn.execute_batch(&format!("DROP TABLE by_object; PRAGMA user_version = {version};")).unwrap();
+}
+
+fn path_of(dir: &Path, day: Timestamp) -> std::path::PathBuf {
+    dir.join("archive").join(format!("{}.db", day.utc_date()))
+}
+
 /// An empty file of a day, as builds before version 3 began it.
 fn begin_in_version_2(dir: &Path, day: Timestamp) {
-    let path = dir.join("archive").join(format!("{}.db", day.utc_date()));
     std::fs::create_dir_all(dir.join("archive")).unwrap();
-    day::DayFile::open(&path).unwrap().close().unwrap();
-    rusqlite::Connection::open(path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    day::DayFile::open(&path_of(dir, day)).unwrap().close().unwrap();
+    as_version(2, &path_of(dir, day));
+}
+
+#[tokio::test]
+async fn a_days_file_of_an_earlier_version_is_asked_for_objects_and_takes_them() {
+    for version in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let first = sample().events[0].clone();
+        let start = first.occurred_at;
+        let sid = format!("MP{}", "0".repeat(32));
+        let body = serde_json::json!({"properties": {"object": {"sid": sid, "kind": "map"}}, "type": "object_changed"});
+        let row = |id: &str, kind: &str, offset: u64| EventRow {
+            event_id: id.into(),
+            kind: kind.into(),
+            offset,
+            body_key: 0,
+            body: bytes::Bytes::from(body.to_string()),
+            ..first.clone()
+        };
+        if version == 2 {
+            begin_in_version_2(dir.path(), start);
+        }
+        let archive = Embedded::open(dir.path()).unwrap();
+        archive.write(WriteBatch { events: vec![row("a", "page_viewed", 0)], ..WriteBatch::default() }).await.unwrap();
+        archive.close().await.unwrap();
+        as_version(version, &path_of(dir.path(), start));
+        let archive = Embedded::open(dir.path()).unwrap();
+        let found = async |by: ScanBy| archive.scan(&first.site, &Scan { by, limit: 9, ..Scan::default() }).await.unwrap().len();
+        assert_eq!((found(ScanBy::Object(sid.clone())).await, found(ScanBy::All).await), (0, 1), "version {version}");
+        archive.write(WriteBatch { events: vec![row("b", "object_changed", 1)], ..WriteBatch::default() }).await.unwrap();
+        assert_eq!((found(ScanBy::Object(sid.clone())).await, found(ScanBy::All).await), (1, 2), "version {version}");
+        archive.close().await.unwrap();
+        let conn = rusqlite::Connection::open(path_of(dir.path(), start)).unwrap();
+        let now = conn.query_row("PRAGMA user_version", [], |row| row.get::<_, i32>(0)).unwrap();
+        assert_eq!(now, if version == 2 { 2 } else { 4 });
+    }
 }
 
 /// A day of many rows, some of them written twice, before and after the file is opened again; in a file begun by this build and in one of version 2.
 #[tokio::test]
 async fn a_day_of_many_rows_is_looked_up_in_all_its_runs() {
     const ROWS: u64 = 140_000;
-    for version in [2, 3] {
+    for version in [2, 4] {
         let dir = tempfile::tempdir().unwrap();
         let first = sample().events[0].clone();
         if version == 2 {
@@ -172,7 +216,7 @@ async fn a_day_of_many_rows_is_looked_up_in_all_its_runs() {
         let conn = rusqlite::Connection::open(path).unwrap();
         assert_eq!(conn.query_row("PRAGMA user_version", [], |row| row.get::<_, i32>(0)).unwrap(), version, "a file stays as it was begun");
         let runs: i64 = conn.query_row("SELECT count(DISTINCT id >> 48) FROM by_id", [], |row| row.get(0)).unwrap();
-        assert_eq!(runs == 3, version == 3, "{runs} runs");
+        assert_eq!(runs == 3, version == 4, "{runs} runs");
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use super::listing::{Line, What};
 use super::rows::{EventColumns, PUT_EVENT, report, split};
 use super::{Scylla, label, stamp};
+use crate::archive::changed::Changed;
 use crate::archive::recall::can_be_forgotten;
 use crate::archive::{Cursor, Error, EventRow, Label, LabelValue, QuarantineRow, Refused, WriteBatch};
 use crate::cql::{self, Cluster, Write};
@@ -37,6 +38,7 @@ const REMEMBERED: usize = 100_000;
 pub(super) enum By {
     Person = 0,
     Product = 1,
+    Object = 2,
 }
 
 /// A partition of the look-up table, and the day on which what it is listed for was taken: lists live as long as what they list only if that is so.
@@ -224,7 +226,9 @@ impl Scylla {
         let people: BTreeSet<[u8; 16]> = [row.customer, row.visitor].into_iter().flatten().collect();
         let people = people.into_iter().map(|person| (By::Person, person.to_vec()));
         let bucket = stamp::lookup_bucket(row.offset);
-        for (by, key) in people.chain(row.products.iter().map(|product| (By::Product, product.as_bytes().to_vec()))) {
+        let products = row.products.iter().map(|product| (By::Product, product.as_bytes().to_vec()));
+        let object = Changed::of(row).map(|changed| (By::Object, changed.sid.into_bytes()));
+        for (by, key) in people.chain(products).chain(object) {
             let found = (site.clone(), by as i8, key.clone(), day, part, bucket, at, pos, stamp);
             writes.push(Write::new(PUT_LOOKUP, found).beside((&row.site, by, &key, day, part, bucket), 60 + key.len()));
             let place = Place { site: site.clone(), by, key: key.clone(), day, part: row.partition, bucket, taken: row.received_at.utc_day() };

@@ -300,10 +300,10 @@ impl Scylla {
         let whole = pieces.into_iter().filter(|(_, (found, of, _))| found == of);
         Ok(whole.map(|((next, _), (_, _, bytes))| (next as u64, bytes)).collect())
     }
+}
 
-    /// Removes a partition's pieces below an offset.
-    pub(super) async fn forget_journal(&self, part: u16, below: u64) -> Result<(), Error> {
-        let stamp = stamp::of(stamp::GENERATION, below)?;
-        Ok(self.cluster.write(vec![Write::new(TAKE_JOURNAL, (stamp, part as i16, below as i64))]).await?)
-    }
+/// What removes a partition's pieces below an offset.
+pub(super) fn forget(part: u16, below: u64) -> Result<Write, Error> {
+    let stamp = stamp::of(stamp::GENERATION, below)?;
+    Ok(Write::new(TAKE_JOURNAL, (stamp, part as i16, below as i64)))
 }

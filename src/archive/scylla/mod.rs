@@ -206,19 +206,23 @@ impl Scylla {
         Ok(parts)
     }
 
-    /// Removes pieces of the journal that no one will need, now and then. One that stays is only in the way.
-    async fn forget_pieces(&self, part: u16) -> Result<(), Error> {
+    /// Removes pieces of the journal that no one will need, now and then: of all these partitions at once, as a cluster that does nothing is to be waited for
+    /// once, not for each. One that stays is only in the way.
+    async fn forget_pieces(&self, parts: impl Iterator<Item = u16> + Send) -> Result<(), Error> {
         let (now, window) = (Instant::now(), self.safety_window);
-        let below = self.known(part, |known| {
-            let due = known.forgotten.is_none_or(|at| now.duration_since(at) >= FORGET_EVERY);
-            let below = known.durable(now, window).filter(|below| due && *below > 0);
-            known.forgotten = below.map(|_| now).or(known.forgotten);
-            below
-        })?;
-        match below {
-            Some(below) => self.forget_journal(part, below).await,
-            None => Ok(()),
+        let mut writes = Vec::new();
+        for part in parts {
+            let below = self.known(part, |known| {
+                let due = known.forgotten.is_none_or(|at| now.duration_since(at) >= FORGET_EVERY);
+                let below = known.durable(now, window).filter(|below| due && *below > 0);
+                known.forgotten = below.map(|_| now).or(known.forgotten);
+                below
+            })?;
+            if let Some(below) = below {
+                writes.push(journal::forget(part, below)?);
+            }
         }
+        Ok(self.cluster.write(writes).await?)
     }
 }
 
@@ -281,9 +285,9 @@ impl Archive for Scylla {
                 known.cursor = Some(cursor);
                 known.acknowledge(Instant::now(), cursor.next, self.safety_window);
             })?;
-            if let Err(error) = self.forget_pieces(*part).await {
-                tracing::warn!(part, %error, "pieces of the archive's journal stay for now");
-            }
+        }
+        if let Err(error) = self.forget_pieces(journaled.into_keys()).await {
+            tracing::warn!(%error, "pieces of the archive's journal stay for now");
         }
         Ok(())
     }

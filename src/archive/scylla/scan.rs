@@ -97,6 +97,7 @@ impl Scylla {
                 self.scan_lookups(site, span, scan, keys).await
             }
             ScanBy::Product(product) => self.scan_lookups(site, span, scan, BTreeSet::from([(By::Product, product.as_bytes().to_vec())])).await,
+            ScanBy::Object(sid) => self.scan_lookups(site, span, scan, BTreeSet::from([(By::Object, sid.as_bytes().to_vec())])).await,
             ScanBy::EventId(id) => {
                 let kept = self.by_id(site, id, None).await?;
                 let mut marks: Vec<Mark> = kept
@@ -179,7 +180,7 @@ impl Scylla {
         Ok(found.into_iter().flat_map(|(_, chunk)| chunk).collect())
     }
 
-    /// Rows by person or product, a day after the other.
+    /// Rows by person, product or object, a day after the other.
     async fn scan_lookups(&self, site: &SiteId, span: Span, scan: &Scan, keys: BTreeSet<(By, Vec<u8>)>) -> Result<Vec<EventRow>, Error> {
         let (first, last) = span.days();
         let places = Cluster::gather(

@@ -91,6 +91,17 @@ impl Held {
     }
 }
 
+impl Held {
+    /// Opens the token again: its service may have changed. Gives what follows for what is subscribed to.
+    fn look(&mut self, now: Timestamp, open: Open<'_>) -> Result<Option<Step>, TokenFault> {
+        self.look_at = now.plus_seconds(LOOK_EVERY);
+        let token = open(&self.raw)?;
+        let other = token.caller.acl && !self.token.caller.acl;
+        self.token = token;
+        Ok(other.then_some(Step::CheckRights))
+    }
+}
+
 impl Session {
     /// A client that has connected.
     pub(super) fn new(now: Timestamp) -> Self {
@@ -134,7 +145,7 @@ impl Session {
             ("init", Stage::New { .. }) => self.init(frame.header, now, open),
             (_, Stage::New { .. }) => vec![reply(&frame.header.id, unauthorized(20101, "Invalid Access Token")), Step::End("uninitialised")],
             ("update", Stage::Open(_)) => self.update(&frame.header, now, open),
-            ("message", Stage::Open(_)) => self.ask(frame, now),
+            ("message", Stage::Open(_)) => self.ask(frame, now, open),
             ("put_notification_ctx" | "delete_notification_ctx" | "ping" | "telemetry.v1", Stage::Open(_)) => {
                 vec![reply(&frame.header.id, Status::OK)]
             }
@@ -168,17 +179,9 @@ impl Session {
                     return self.expire(now);
                 }
                 if held.look_at <= now {
-                    held.look_at = now.plus_seconds(LOOK_EVERY);
-                    match open(&held.raw) {
-                        Ok(token) => {
-                            let other = token.caller.acl && !held.token.caller.acl;
-                            held.token = token;
-                            steps.extend(other.then_some(Step::CheckRights));
-                        }
-                        Err(TokenFault::Expired) => return self.expire(now),
-                        Err(TokenFault::Invalid) => {
-                            return self.leave(now, unauthorized(20101, "Invalid Access Token"), "", "401");
-                        }
+                    match held.look(now, open) {
+                        Ok(checks) => steps.extend(checks),
+                        Err(fault) => return self.lose(fault, now),
                     }
                 }
                 if held.warn_at.is_some_and(|at| at <= now) {
@@ -273,7 +276,13 @@ impl Session {
         steps
     }
 
-    fn ask(&mut self, frame: frame::Frame, now: Timestamp) -> Vec<Step> {
+    fn ask(&mut self, frame: frame::Frame, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+        let Stage::Open(held) = &mut self.stage else { return Vec::new() };
+        // What is asked is judged by the service as it is now.
+        let mut steps = match held.look(now, open) {
+            Ok(checks) => Vec::from_iter(checks),
+            Err(fault) => return self.lose(fault, now),
+        };
         let id = frame.header.id;
         let Some(request) = frame.header.http_request else {
             let status = Status { code: 400, status: "BAD_REQUEST", error: None, description: Some("No http_request") };
@@ -286,7 +295,16 @@ impl Session {
             return vec![Step::Send(too_many(&id))];
         }
         self.allowed -= 1_000_000;
-        vec![Step::Ask { id, request, payload: frame.payload }]
+        steps.push(Step::Ask { id, request, payload: frame.payload });
+        steps
+    }
+
+    /// The token opens nothing any longer.
+    fn lose(&mut self, fault: TokenFault, now: Timestamp) -> Vec<Step> {
+        match fault {
+            TokenFault::Expired => self.expire(now),
+            TokenFault::Invalid => self.leave(now, unauthorized(20101, "Invalid Access Token"), "", "401"),
+        }
     }
 }
 

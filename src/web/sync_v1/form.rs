@@ -162,7 +162,7 @@ mod tests {
             ("Data=x", Err(Fault::NotJson)),
             ("Data=1", Err(Fault::NotJson)),
             ("Data=[]", Err(Fault::NotJson)),
-            ("Data={\"a\":1.00}", Err(Fault::TooLarge)),
+            ("Data={\"a\":1.000}", Err(Fault::TooLarge)),
         ] {
             assert_eq!(data(text), wanted, "{text}");
         }

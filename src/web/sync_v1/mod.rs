@@ -9,7 +9,8 @@
 //! - `PUT .../Maps/{M}/Items/{key}` with `Data`, `ItemTtl`, `CollectionTtl`: the item is added (201) or replaced (200); `If-Match` demands a revision, or with
 //!   `*` that it is there.
 //! - `POST .../Maps/{M}/Batch` and `POST .../Services/{S}/Batch`: many items of a map, many documents; see `batch`.
-//! - Keys and identities may have slashes, and object deletes heed `If-Match`.
+//! - Keys and identities may have slashes, and deletes of objects and lifetimes of collections heed `If-Match`.
+//! - `GET /v1/openapi.json`: all of it, described.
 
 mod auth;
 mod batch;
@@ -18,6 +19,7 @@ mod condition;
 mod form;
 mod items;
 mod objects;
+mod openapi;
 mod paging;
 mod permissions;
 mod render;
@@ -32,9 +34,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{Method, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::{any, get};
 use tokio::time::Instant;
 
 use self::auth::Running;
@@ -85,7 +87,15 @@ type Outcome = Result<Reply, Fault>;
 pub fn router(deps: Deps) -> Router {
     let face = Face(Arc::new(Room { deps, bodies: Bodies::default(), running: Running::default() }));
     let rest = format!("{ROOT}/{{*rest}}");
-    Router::new().route(ROOT, any(serve)).route(&format!("{ROOT}/"), any(serve)).route(&rest, any(serve)).with_state(face)
+    let router = Router::new().route(ROOT, any(serve)).route(&format!("{ROOT}/"), any(serve)).route(&rest, any(serve));
+    router.route("/v1/openapi.json", get(describe)).with_state(face)
+}
+
+/// The face's own description, for everybody.
+async fn describe(State(face): State<Face>) -> Response {
+    let mut response = Reply::ok(openapi::document(&face.0.deps.public_url).to_string()).into_response();
+    response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
 }
 
 async fn serve(State(face): State<Face>, request: Request) -> Response {

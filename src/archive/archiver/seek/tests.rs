@@ -99,7 +99,7 @@ async fn an_archive_that_does_not_answer_is_told_before_all_partitions_were_aske
     let (inner, away) = (Arc::clone(&world.archive), Arc::new(AtomicBool::new(true)));
     let (is_away, gate) = (Arc::clone(&away), Arc::new(Semaphore::new(0)));
     let flaky = Flaky::answering(inner, move |partition| (partition == 0 && is_away.load(Ordering::SeqCst)).then(|| Error::Store("away".into())));
-    world.archive = Arc::new(flaky.held(&gate));
+    world.archive = Arc::new(flaky.held("cursor", &gate));
     let stop = CancellationToken::new();
     let watching = async {
         while world.progress.waits().is_none() {
@@ -115,6 +115,36 @@ async fn an_archive_that_does_not_answer_is_told_before_all_partitions_were_aske
     let (ended, ()) = tokio::time::timeout(LONG, async { tokio::join!(world.archiver().run(stop.clone()), watching) }).await.expect("it is told");
     ended.unwrap();
     assert_eq!((views(&world).await, world.progress.waits()), (200, None));
+}
+
+#[tokio::test]
+async fn whatever_the_archive_does_not_answer_is_told_while_it_is_waited_for() {
+    for call in ["cursor", "identities", "cells", "write", "durable", "retain"] {
+        let mut world = World::new().await;
+        fill(&world).await;
+        world.settings.told_after = Duration::from_millis(300);
+        world.settings.durable_every = Duration::from_millis(1);
+        let gate = Arc::new(Semaphore::new(0));
+        world.archive = Arc::new(Flaky::answering(Arc::clone(&world.archive), |_| None).held(call, &gate));
+        let stop = CancellationToken::new();
+        let watching = async {
+            let told = loop {
+                if let Some(told) = world.progress.waits() {
+                    break told;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            };
+            assert!(told.starts_with(if call == "retain" { "the removal of old events" } else { "an answer of the archive" }), "{call}: {told}");
+            gate.add_permits(1);
+            while !world.is_caught_up().await || world.progress.waits().is_some() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::time::timeout(LONG, async { tokio::join!(world.archiver().run(stop.clone()), watching) }).await.expect(call);
+        ended.unwrap();
+        assert_eq!((views(&world).await, world.progress.waits()), (200, None), "{call}");
+    }
 }
 
 #[tokio::test]

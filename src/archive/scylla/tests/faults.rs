@@ -1,7 +1,7 @@
 //! The archive on a Cassandra that answers late or wrongly, or not at all, or breaks connections off.
 
 use scylla_proxy::example_db_errors as errors;
-use scylla_proxy::{Condition, Reaction, RequestReaction, RequestRule};
+use scylla_proxy::{Condition, Reaction, RequestOpcode, RequestReaction, RequestRule};
 
 use super::*;
 use crate::cql::testing::{Faulty, PASSING, statements};
@@ -40,10 +40,13 @@ async fn errors_that_pass_are_tried_again_and_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_connections_send_the_archiver_back_and_lose_nothing() {
     let (keyspace, mut faulty, archive) = faulty(&settings()).await;
-    let cut = RequestRule(statements().and(Condition::RandomWithProbability(0.05)), RequestReaction::drop_connection());
-    faulty.become_so(vec![cut], Vec::new());
-    let (mut next, mut failures) = (1, 0);
+    let (mut next, mut broken, mut failures) = (1, 0, 0);
     while next <= 25 {
+        // A write's connection breaks with a statement, of each write with another one, and that of what follows on it with one; what is made again goes through.
+        let passed = next as usize % 9;
+        let breaks = if broken == next { Vec::new() } else { vec![passed, passed % 4] };
+        faulty.break_after(&breaks);
+        broken = next;
         match archive.write(counted(next, next as i64)).await {
             Ok(()) => next += 1,
             Err(error) => {
@@ -61,10 +64,36 @@ async fn broken_connections_send_the_archiver_back_and_lose_nothing() {
             }
         }
     }
-    assert!(failures > 0, "no connection broke");
+    // With the journal's statement, a cell's, that of what is remembered, and the cursor's: each of these in at least two rounds.
+    assert!(failures >= 8, "{failures}");
     let archive = Scylla::open(&keyspace.0, &settings(), Clock::system()).await.unwrap();
     assert_eq!((archive.cursor(3).await.unwrap().next, counts(&archive).await), (25, 25));
     assert_eq!(archive.totals(&site(), Metric::Views, at(0), at(900), Bots::Include).await.unwrap()[0].1.counts[0], 25);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_a_busy_cluster_refuses_at_first_finds_its_tables() {
+    let (keyspace, mut faulty) = (Keyspace::fresh().await, Faulty::up().await);
+    let busy = Condition::RequestOpcode(RequestOpcode::Query).and(Condition::BodyContainsCaseSensitive(b"USE "[..].into()));
+    let refuse = RequestReaction::forge_with_error(errors::overloaded());
+    faulty.become_so(vec![RequestRule(busy.and(Condition::TrueForLimitedTimes(9)), refuse)], Vec::new());
+    let archive = Scylla::open(&faulty.url(&keyspace), &settings(), Clock::system()).await.unwrap();
+    assert_eq!(archive.cursor(3).await.unwrap().next, 0);
+    assert!(archive.cluster.at_once() < 128, "it was refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_that_cannot_be_removed_hold_a_batch_up_once_and_not_for_each_partition() {
+    let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience: Duration::from_secs(1), ..settings() }).await;
+    let removing = Condition::RequestOpcode(RequestOpcode::Prepare).and(Condition::BodyContainsCaseSensitive(b"DELETE FROM"[..].into()));
+    faulty.become_so(vec![RequestRule(removing, RequestReaction::drop_frame())], Vec::new());
+    let began = Instant::now();
+    let cursors = (0..PARTITIONS).map(|part| (part, Cursor { next: 5, received_at: at(5) })).collect();
+    archive.write(WriteBatch { cursors, ..WriteBatch::default() }).await.unwrap();
+    // Each attempt is given 5 s.
+    let took = began.elapsed();
+    assert!((Duration::from_secs(5)..Duration::from_secs(30)).contains(&took), "{took:?}");
+    assert!(archive.cursors().await.unwrap().iter().all(|cursor| cursor.next == 5));
 }
 
 #[tokio::test(flavor = "multi_thread")]
