@@ -152,6 +152,12 @@ test("lists: every item once over the pages, either way, with an end of an item'
   assert.deepEqual(await walk({ pageSize: 11, from: 50 }), wanted.filter(n => n >= 50));
 }, 120);
 
+test("lists: a context, which no API documents any more, is not kept: it is empty", async t => {
+  const { alice } = await pair(t);
+  const list = await alice.list({ id: "with", context: { purpose: "calls" } });
+  assert.deepEqual(await list.getContext(), {});
+});
+
 test("maps: set, get, update, mutate, remove, and who is told what", async t => {
   const { ours, alice, bob } = await pair(t);
   const [mine, theirs] = [await alice.map("agents"), await bob.map("agents")];
