@@ -9,7 +9,8 @@ use contrail::event::Clock;
 /// Runs everything and writes the file. A missed target is told in the file and in the exit status.
 pub(crate) async fn run(contrail: &Path, out: &Path, sustain_seconds: u64, beside: &str) -> anyhow::Result<ExitCode> {
     let sustain = sustain_seconds.to_string();
-    let runs: [&[&str]; 7] = [&["idle"], &["ingest"], &["saturate"], &["latency"], &["hot"], &["smoke"], &["sustain", "--seconds", &sustain]];
+    let runs: [&[&str]; 8] =
+        [&["idle"], &["ingest"], &["saturate"], &["latency"], &["hot"], &["sync"], &["smoke"], &["sustain", "--seconds", &sustain]];
     let mut text = format!(
         "# Baseline\n\nWritten by `loadtest all` on {}. Ratios are the targets; absolute figures move with the machine.\n\n",
         Clock::system().now()

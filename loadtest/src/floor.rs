@@ -1,14 +1,15 @@
 //! The floor that ingest is measured against: the bare handler on one worker, axum and serde_json typed parsing and nothing else; with brokers given,
-//! an acknowledged send to them beside.
+//! an acknowledged send to them beside. And the one that reads are measured against: a body that is always the same.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::routing::post;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -151,18 +152,23 @@ async fn producer(brokers: &str) -> anyhow::Result<FutureProducer> {
 }
 
 /// Serves on a free loopback port, prints the address, runs until killed.
-pub(crate) fn run(brokers: Option<&str>, spread: bool) -> anyhow::Result<()> {
+pub(crate) fn run(brokers: Option<&str>, spread: bool, body: Option<&Path>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
-        let handler = match brokers {
-            Some(brokers) => {
-                let spread = spread.then(Arc::default);
-                post(produce).with_state(Sending { producer: producer(brokers).await?, spread })
+        let events = |handler| axum::Router::new().route("/v1/events", handler);
+        let router = match (brokers, body) {
+            (_, Some(body)) => {
+                let body = Bytes::from(std::fs::read(body)?);
+                axum::Router::new().fallback(async move || ([(header::CONTENT_TYPE, "application/json")], body.clone()))
             }
-            None => post(take),
+            (Some(brokers), None) => {
+                let spread = spread.then(Arc::default);
+                events(post(produce).with_state(Sending { producer: producer(brokers).await?, spread }))
+            }
+            (None, None) => events(post(take)),
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
-        axum::serve(listener, axum::Router::new().route("/v1/events", handler)).await?;
+        axum::serve(listener, router).await?;
         Ok(())
     })
 }

@@ -34,6 +34,17 @@ pub(crate) fn get(path: &str, key: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\r\n").into_bytes()
 }
 
+/// The bytes of a call of the Sync API's public face: what of service `default`, the account's credentials as `Basic` has them, and a form.
+pub(crate) fn sync(method: &str, what: &str, basic: &str, form: &[(&str, &str)]) -> Vec<u8> {
+    let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    format!(
+        "{method} /v1/Services/default{what} HTTP/1.1\r\nhost: localhost\r\nauthorization: Basic {basic}\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
 impl Connection {
     /// Connects.
     pub(crate) async fn open(address: &str) -> anyhow::Result<Self> {

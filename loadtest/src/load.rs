@@ -125,7 +125,7 @@ pub(crate) fn ms(latency: &Histogram<u64>, quantile: f64) -> f64 {
     latency.value_at_quantile(quantile) as f64 / 1000.0
 }
 
-/// Sends a pool's events in requests of `batch` as fast as answers come, for so long. Gives how many were answered 2xx, and the latency.
+/// Sends a pool's events in requests of `batch` as fast as answers come, for so long. Gives how many events were answered 2xx, and the latency.
 pub(crate) async fn flood(
     address: &str,
     pool: &Arc<Pool>,
@@ -133,29 +133,42 @@ pub(crate) async fn flood(
     connections: usize,
     lasts: Duration,
 ) -> anyhow::Result<(u64, Histogram<u64>)> {
+    let (pool, mut body) = (Arc::clone(pool), Vec::new());
+    let (requests, latency) = hammer(address, connections, lasts, move || pool.request(batch, &mut body)).await?;
+    Ok((requests * batch as u64, latency))
+}
+
+/// Sends what `next` makes over so many connections, each with a `next` of its own, as fast as answers come, for so long. Gives how many requests were answered
+/// 2xx, and the latency.
+pub(crate) async fn hammer(
+    address: &str,
+    connections: usize,
+    lasts: Duration,
+    next: impl FnMut() -> Vec<u8> + Clone + Send + 'static,
+) -> anyhow::Result<(u64, Histogram<u64>)> {
     let until = Instant::now() + lasts;
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..connections {
-        let (pool, address) = (Arc::clone(pool), address.to_owned());
+        let (mut next, address) = (next.clone(), address.to_owned());
         workers.spawn(async move {
             let mut connection = Connection::open(&address).await?;
-            let (mut events, mut latency, mut body) = (0, Histogram::<u64>::new(3)?, Vec::new());
+            let (mut requests, mut latency) = (0, Histogram::<u64>::new(3)?);
             while Instant::now() < until {
-                let request = pool.request(batch, &mut body);
+                let request = next();
                 let sent = Instant::now();
                 let answer = connection.call(&request).await?;
                 anyhow::ensure!(answer.status < 300, "status {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
                 latency.record(sent.elapsed().as_micros().max(1) as u64)?;
-                events += batch as u64;
+                requests += 1;
             }
-            anyhow::Ok((events, latency))
+            anyhow::Ok((requests, latency))
         });
     }
-    let (mut events, mut latency) = (0, Histogram::<u64>::new(3)?);
+    let (mut requests, mut latency) = (0, Histogram::<u64>::new(3)?);
     while let Some(worker) = workers.join_next().await {
         let (more, histogram) = worker.context("a sender panicked")??;
-        events += more;
+        requests += more;
         latency.add(&histogram)?;
     }
-    Ok((events, latency))
+    Ok((requests, latency))
 }

@@ -1,6 +1,7 @@
 //! `loadtest`: measures Contrail against its targets. Every run starts its own server on loopback with a fresh directory, prints a table, and ends with
 //! a nonzero exit status where a target is missed or the books do not balance.
 
+mod account;
 mod baseline;
 mod books;
 mod control;
@@ -12,6 +13,7 @@ mod load;
 mod probe;
 mod process;
 mod runs;
+mod twilsock;
 mod watch;
 
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use runs::{cluster, hot, idle, ingest, latency, saturate, smoke, sustain};
+use runs::{cluster, hot, idle, ingest, latency, saturate, smoke, sustain, sync};
 
 #[derive(Parser)]
 #[command(name = "loadtest", about = "Open-loop load for contrail, with an audit at the end")]
@@ -131,6 +133,13 @@ enum Run {
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
+    /// Clients of the Sync API: items updated, many subscribers of one object, many idle connections, objects read.
+    Sync {
+        #[command(flatten)]
+        server: Server,
+        #[command(flatten)]
+        plan: sync::Plan,
+    },
     /// Memory at rest.
     Idle {
         #[command(flatten)]
@@ -158,13 +167,16 @@ enum Run {
         /// Sends to all partitions in turn, as what belongs to many customers must, and not to one after the other.
         #[arg(long)]
         spread: bool,
+        /// Answers everything with what stands in this file instead.
+        #[arg(long)]
+        body: Option<PathBuf>,
     },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    if let Run::Floor { brokers, spread } = &arguments.run {
-        floor::run(brokers.as_deref(), *spread)?;
+    if let Run::Floor { brokers, spread, body } = &arguments.run {
+        floor::run(brokers.as_deref(), *spread, body.as_deref())?;
         return Ok(ExitCode::SUCCESS);
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(arguments.run))
@@ -182,6 +194,7 @@ async fn run(run: Run) -> anyhow::Result<ExitCode> {
         Run::Sustain { server, rate, seconds } => sustain::run(&server.contrail, rate, seconds).await?,
         Run::Latency { server, rate, seconds } => latency::run(&server.contrail, rate, seconds).await?,
         Run::Hot { server, rate, seconds } => hot::run(&server.contrail, rate, seconds).await?,
+        Run::Sync { server, plan } => sync::run(&server.contrail, &plan).await?,
         Run::Idle { server } => idle::run(&server.contrail).await?,
         Run::All { server, out, sustain_seconds, beside } => return baseline::run(&server.contrail, &out, sustain_seconds, &beside).await,
         Run::Floor { .. } => return Ok(ExitCode::SUCCESS),

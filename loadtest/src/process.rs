@@ -82,11 +82,21 @@ impl Server {
         }
     }
 
-    /// Starts a floor server of this very binary; it prints its address first.
+    /// Starts a floor server that takes events.
     pub(crate) fn floor(brokers: Option<&str>, spread: bool, core: Option<usize>) -> anyhow::Result<Self> {
+        let brokers = brokers.map(|brokers| ["--brokers", brokers]);
+        Self::bare(brokers.into_iter().flatten().chain(spread.then_some("--spread")), core)
+    }
+
+    /// Starts a floor server that answers everything with what stands in a file.
+    pub(crate) fn floor_of(body: &Path, core: Option<usize>) -> anyhow::Result<Self> {
+        Self::bare(["--body", body.to_str().context("the body's path")?], core)
+    }
+
+    /// Starts a floor server of this very binary; it prints its address first.
+    fn bare<'a>(arguments: impl IntoIterator<Item = &'a str>, core: Option<usize>) -> anyhow::Result<Self> {
         let mut command = pinned(&std::env::current_exe()?, core);
-        command.arg("floor").args(brokers.map(|brokers| ["--brokers", brokers]).into_iter().flatten());
-        command.args(spread.then_some("--spread")).stdout(Stdio::piped());
+        command.arg("floor").args(arguments).stdout(Stdio::piped());
         let mut server = Self::spawn(command, PathBuf::new())?;
         let out = server.child.stdout.take().context("no standard output")?;
         let mut line = String::new();
@@ -154,6 +164,24 @@ fn pinned(program: &Path, core: Option<usize>) -> Command {
 /// Whether processes can be bound to cores here.
 pub(crate) fn has_taskset() -> bool {
     Command::new("taskset").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Lets this process, and those that it starts, hold as many files open as the machine allows it. Fails where that is less than is needed.
+pub(crate) fn open_files(needed: usize) -> anyhow::Result<()> {
+    let told = std::fs::read_to_string("/proc/self/limits")?;
+    let limits = told.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit of open files")?;
+    let mut limits = limits.split_whitespace();
+    let (soft, hard) = (limits.next().unwrap_or_default(), limits.next().unwrap_or_default());
+    if hard != "unlimited" && hard.parse::<usize>()? < needed {
+        bail!("{needed} open files are needed, and {hard} are allowed (ulimit -Hn)");
+    }
+    if soft.parse::<usize>().is_ok_and(|soft| soft < needed) {
+        let status = Command::new("prlimit").args(["--pid", &std::process::id().to_string(), &format!("--nofile={needed}:{hard}")]).status()?;
+        if !status.success() {
+            bail!("open files could not be raised from {soft} to {needed}: {status}");
+        }
+    }
+    Ok(())
 }
 
 /// Binds this process, with all threads that it has, to a core.

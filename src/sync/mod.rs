@@ -433,4 +433,4 @@ impl Error {
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

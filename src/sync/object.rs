@@ -1,5 +1,5 @@
 //! One sync object in memory: folds changes in, says what to write, publish and show. Called by the keeper, its only writer, and by readers of
-//! stored objects. What API clients ask of it is in [`calls`]. Pure.
+//! stored objects. What API clients ask of it is in `calls`. Pure.
 
 mod calls;
 

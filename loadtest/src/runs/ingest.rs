@@ -99,12 +99,14 @@ async fn round(server: &Server, pool: &Arc<Pool>, batch: usize, seconds: u64, pl
     Ok(Round { cpu, control: control.read(), rate: events as f64 / seconds as f64, p99: ms(&latency, 0.99) })
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+/// The middle one.
+pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn least(figures: impl Iterator<Item = f64>) -> f64 {
+/// The smallest one.
+pub(super) fn least(figures: impl Iterator<Item = f64>) -> f64 {
     figures.fold(f64::INFINITY, f64::min)
 }
 

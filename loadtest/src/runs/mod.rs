@@ -8,3 +8,4 @@ pub(crate) mod latency;
 pub(crate) mod saturate;
 pub(crate) mod smoke;
 pub(crate) mod sustain;
+pub(crate) mod sync;

@@ -171,8 +171,12 @@ impl Writer {
         if let Some((file, _)) = self.open.remove(&day) {
             file.close()?;
         }
-        remove_file(&self.days.path(day))?;
+        // First no longer known: a reader that finds no file asks whether there is to be one.
         self.days.remove(day);
+        if let Err(error) = remove_file(&self.days.path(day)) {
+            self.days.add(day);
+            return Err(error);
+        }
         self.taken.remove(&day);
         Ok(())
     }

@@ -9,8 +9,8 @@ use super::*;
 use crate::cql::testing::{Keyspace, settings};
 use crate::event::identity::EventEntry;
 use crate::sync::Row;
-use crate::sync::stored::Shelf;
 use crate::sync::contract::{self, map, row, write};
+use crate::sync::stored::Shelf;
 
 async fn open(keyspace: &Keyspace) -> Scylla {
     Scylla::open(&keyspace.0, &settings(), Clock::system()).await.unwrap()

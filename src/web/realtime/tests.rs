@@ -12,15 +12,10 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::event::change::{Call, Rights};
 use crate::event::{Clock, ObjectKey, ObjectKind, SiteId};
-use crate::eventlog::EventLog;
-use crate::eventlog::embedded::EmbeddedLog;
 use crate::sync::api::Api;
-use crate::sync::embedded::EmbeddedStore;
-use crate::sync::expiry::Expiry;
 use crate::sync::feed::LocalFeed;
-use crate::sync::keeper::{Keeper, KeeperSettings};
-use crate::sync::reader::Reader;
-use crate::sync::{Feed, ObjectStore, Verdict};
+use crate::sync::tests::SyncSide;
+use crate::sync::{Feed, Verdict};
 use crate::web::sync::Fault;
 use crate::web::sync::admission::Admission;
 
@@ -30,8 +25,9 @@ struct Server {
     feed: LocalFeed,
     stop: CancellationToken,
     connections: TaskTracker,
+    /// Aborted when the test ends, as the listener is.
+    _side: SyncSide,
     _dir: tempfile::TempDir,
-    /// Keeper and listener; aborted when the test ends.
     _tasks: JoinSet<()>,
 }
 
@@ -64,21 +60,12 @@ impl Server {
     async fn start_with(settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Clock::system();
-        let log: Arc<dyn EventLog> = Arc::new(EmbeddedLog::open(&dir.path().join("log"), &Default::default(), &clock).unwrap());
-        let store: Arc<dyn ObjectStore> = Arc::new(EmbeddedStore::open(&dir.path().join("objects.db"), Duration::ZERO).unwrap());
-        let feed = LocalFeed::new(Default::default());
+        let side = SyncSide::open(dir.path(), &clock);
+        let feed = side.feed.clone();
         let shared: Arc<dyn Feed> = Arc::new(feed.clone());
-        let keeper = Keeper {
-            log: Arc::clone(&log),
-            store: Arc::clone(&store),
-            feed: Arc::clone(&shared),
-            clock: clock.clone(),
-            settings: KeeperSettings::default(),
-            status: Arc::default(),
-        };
         let desk = Desk {
-            reader: Reader::new(store, Expiry::default()),
-            api: Api::new(log, Arc::clone(&shared), clock.clone(), Default::default()),
+            reader: side.reader.clone(),
+            api: Api::new(Arc::clone(&side.log), Arc::clone(&shared), clock.clone(), Default::default()),
             feed: shared,
             clock,
             admission: Arc::new(Admission::default()),
@@ -90,9 +77,8 @@ impl Server {
         let (desk_too, stop_too, connections_too) = (desk.clone(), stop.clone(), connections.clone());
         let deps = Deps { desk: desk_too, tokens, public_url, presence: None, stop: stop_too, connections: connections_too, settings };
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move { keeper.run(CancellationToken::new()).await.unwrap() });
         tasks.spawn(async move { axum::serve(listener, router(deps)).await.unwrap() });
-        Self { addr, desk, feed, stop, connections, _dir: dir, _tasks: tasks }
+        Self { addr, desk, feed, stop, connections, _side: side, _dir: dir, _tasks: tasks }
     }
 
     /// Does something on the account's behalf.

@@ -1,4 +1,4 @@
-//! The rates of the limits profile `twilio`, as Twilio enforces them (https://www.twilio.com/docs/sync/limits): per object and per service, each with ten
+//! The rates of the limits profile `twilio`, as Twilio enforces them (<https://www.twilio.com/docs/sync/limits>): per object and per service, each with ten
 //! seconds' worth at once. Asked by [`super::Desk`] before anything is appended or read. Must never wait, nor grow with the number of objects.
 
 use std::hash::{BuildHasher, RandomState};

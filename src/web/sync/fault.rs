@@ -1,5 +1,5 @@
 //! What the Sync API refuses, in one table: code, status and message. Used by both faces; the public one (v1) shows every "not found" as 20404, the SDKs' one
-//! by what was not found. Codes are Twilio's (https://www.twilio.com/docs/api/errors).
+//! by what was not found. Codes are Twilio's (<https://www.twilio.com/docs/api/errors>).
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
 //! The public REST face of the Sync API, `/v1/Services/...`, as Twilio's own libraries ask for it
-//! (https://www.twilio.com/docs/sync/api): services, documents, lists, maps, streams, and permissions. Put together by the composition root. Must never answer
+//! (<https://www.twilio.com/docs/sync/api>): services, documents, lists, maps, streams, and permissions. Put together by the composition root. Must never answer
 //! a write before it is committed and durable, nor show a field that the API's own description does not have.
 //!
 //! A request is an account's (`auth`), names a place (`route`), and is answered by the file of what it names: `services`, `objects`, `items`, `streams`,

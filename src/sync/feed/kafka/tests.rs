@@ -57,7 +57,12 @@ async fn a_write_too_large_for_the_brokers_sends_to_a_snapshot() {
     let noise: String = (0..100_000u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
     write_of_a.rows[0].data = Some(format!("\"{noise}{}\"", uuid::Uuid::new_v4()).into());
     for part in 0..2_000 {
-        let row = crate::sync::AppliedRow { item: format!("i{part}"), revision: 1, data: Some(format!("\"{}\"", uuid::Uuid::new_v4()).into()), ..Default::default() };
+        let row = crate::sync::AppliedRow {
+            item: format!("i{part}"),
+            revision: 1,
+            data: Some(format!("\"{}\"", uuid::Uuid::new_v4()).into()),
+            ..Default::default()
+        };
         write_of_a.rows.push(row);
     }
     here.publish(vec![write_of_a, write("b", 1, 10)]).await.unwrap();

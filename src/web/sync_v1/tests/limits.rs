@@ -9,14 +9,16 @@ use crate::event::change::{Change, Merge, Op, Origin, Stamp};
 use crate::event::{ObjectKey, ObjectKind};
 use crate::sync::naming;
 
+/// A request, how often it is sent, how many of it pass at once and each second, and what the refusal names.
+type Limited<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], usize, usize, usize, &'a str);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_with_twilios_limits_is_limited_as_there() {
     let server = Server::start().await;
     server.limit().await;
     server.post("/Documents", &[("UniqueName", "d")]).await.of(201);
     let large = format!("{{\"a\":\"{}\"}}", "x".repeat(12_000));
-    // Whatever is asked for, how often, and how much of it passes at once and each second.
-    let asked: [(&str, &str, &[(&str, &str)], usize, usize, usize, &str); 5] = [
+    let asked: [Limited<'_>; 5] = [
         ("GET", "/Documents/d", &[], 600, 200, 20, "read-document-d"),
         ("POST", "/Documents/d", &[("Data", &large)], 60, 20, 2, "write-document-d"),
         ("POST", "/Lists", &[], 600, 199, 20, "create-delete-objects"),
