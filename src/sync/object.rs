@@ -14,7 +14,7 @@ use super::expiry::expired;
 use super::item::{ItemState, compare};
 use super::tombstones::{Tombstone, Tombstones};
 use super::{Answer, Applied, AppliedRow, Error, Head, Life, ObjectWrite, Row, StoredObject};
-use crate::event::change::{Op, Origin, Rights};
+use crate::event::change::{Call, Op, Origin, Rights};
 use crate::event::{Change, ObjectKey, ObjectKind, Timestamp};
 
 /// What became of a change.
@@ -39,8 +39,6 @@ pub struct Object {
     tombstones: Tombstones,
     /// Rows to write and publish; a name may stand twice.
     changed: Vec<String>,
-    /// Rows to publish again.
-    repeated: BTreeSet<String>,
     /// Rows of an incarnation that ended since the last write.
     gone: BTreeSet<String>,
     /// Whether stored rows are to be deleted first.
@@ -63,9 +61,12 @@ pub struct Object {
     done: Vec<Done>,
     /// Incarnations that ended since the last write.
     ended: Vec<u64>,
-    /// The event id up to which the writes taken before tell, and how many of the changes up to there were read again since.
+    /// The event id up to which the writes taken before tell, and how many of the changes up to there were read again since: nobody knows whether they were
+    /// published.
     told: u64,
     repeats: u64,
+    /// Whether there are changes of rights among those.
+    repeated_rights: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -158,7 +159,6 @@ impl Object {
             rows: BTreeMap::new(),
             tombstones: Tombstones::default(),
             changed: Vec::new(),
-            repeated: BTreeSet::new(),
             gone: BTreeSet::new(),
             clear: false,
             needs_write: false,
@@ -173,6 +173,7 @@ impl Object {
             ended: Vec::new(),
             told: 0,
             repeats: 0,
+            repeated_rights: false,
         }
     }
 
@@ -297,8 +298,14 @@ impl Object {
     pub fn take_write(&mut self, render: bool) -> (ObjectWrite, Applied) {
         let (mut purge, purged) = self.tombstones.purge(self.head.updated_at);
         self.head.purged = self.head.purged.max(purged);
-        let after = self.told.saturating_sub(std::mem::take(&mut self.repeats));
-        let rows = if render { self.published(after) } else { Vec::new() };
+        let repeats = std::mem::take(&mut self.repeats);
+        let mut after = self.told.saturating_sub(repeats);
+        let again = if repeats > 0 { self.since(after) } else { Some(Vec::new()) };
+        if again.is_none() {
+            // What went since then is not known row by row: who has not seen all of it begins with a snapshot.
+            after = self.head.event_id;
+        }
+        let rows = if render { self.published(after, again.unwrap_or_default()) } else { Vec::new() };
         let applied = Applied {
             key: self.key.clone(),
             after,
@@ -309,7 +316,7 @@ impl Object {
             incarnation: self.head.incarnation,
             updated_at: self.head.updated_at,
             expires_at: self.head.expires_at,
-            rights: !self.changed_rights.is_empty(),
+            rights: std::mem::take(&mut self.repeated_rights) || !self.changed_rights.is_empty(),
         };
         self.told = self.head.event_id;
         let mut changed = std::mem::take(&mut self.changed);
@@ -317,7 +324,6 @@ impl Object {
         changed.dedup();
         let mut rows: Vec<Row> = changed.into_iter().filter_map(|item| self.written(item)).collect();
         self.written_rights(&mut rows, &mut purge);
-        self.repeated.clear();
         self.before.clear();
         self.messages.clear();
         self.gone.clear();
@@ -429,24 +435,11 @@ impl Object {
         }
     }
 
-    /// Marks for publishing what a change touched that the object holds already.
+    /// Counts a change that the object holds already; all that came with it and after it is published again, removals too.
     fn repeat(&mut self, change: &Change) {
         self.needs_publish = true;
         self.repeats += 1;
-        for op in &change.ops {
-            match op {
-                Op::Merge { item, .. } => drop(self.repeated.insert(item.to_string())),
-                Op::Append { index, .. } => drop(self.repeated.insert(index_name(*index))),
-                Op::Replace { .. } => drop(self.repeated.insert(String::new())),
-                // What it did is not known any longer: it is among all that was done since.
-                Op::Call(_) => {
-                    let after = self.told.saturating_sub(self.repeats);
-                    let since = self.since(after).unwrap_or_default();
-                    self.repeated.extend(since.into_iter().map(|(_, row)| row.item));
-                }
-                Op::Remove => {}
-            }
-        }
+        self.repeated_rights |= change.ops.iter().any(|op| matches!(op, Op::Call(Call::Permit { .. })));
     }
 
     /// Ends the present incarnation and begins one that has no change yet.
@@ -470,7 +463,8 @@ impl Object {
         self.clear |= !rows.is_empty() || !self.tombstones.is_empty();
         self.gone.extend(rows.into_keys());
         self.tombstones.clear();
-        self.changed.clear();
+        // Those among them that were removed before this are told nowhere else.
+        self.gone.extend(std::mem::take(&mut self.changed));
         self.clear |= !self.rights.is_empty();
         self.changed_rights.extend(std::mem::take(&mut self.rights).into_keys());
         self.lifetimes.clear();
@@ -555,19 +549,21 @@ impl Object {
         self.changed.push(item);
     }
 
-    /// Rows that changed after that event id, were touched by repeats or vanished, and messages, as subscribers see them.
-    fn published(&self, after: u64) -> Vec<AppliedRow> {
-        let names: BTreeSet<&String> = self.changed.iter().chain(&self.repeated).chain(&self.gone).collect();
+    /// Rows that changed after that event id or vanished, and messages, as subscribers see them; `again` are those of changes that were read again.
+    fn published(&self, after: u64, again: Vec<(u64, AppliedRow)>) -> Vec<AppliedRow> {
+        let again: BTreeMap<String, AppliedRow> = again.into_iter().map(|(_, row)| (row.item.clone(), row)).collect();
+        let names: BTreeSet<&String> = self.changed.iter().chain(&self.gone).filter(|item| !again.contains_key(*item)).collect();
         let shown = names.into_iter().filter_map(|item| match (self.rows.get(item), self.tombstones.get(item)) {
             // A new lifetime alone is written and not told.
-            (Some(row), _) => (row.event_id > after || self.repeated.contains(item)).then(|| row.shown(item)),
+            (Some(row), _) => (row.event_id > after).then(|| row.shown(item)),
             (None, Some(stone)) => Some(AppliedRow { before: self.before.get(item).cloned(), ..stone.shown(item) }),
             (None, None) => {
                 let event_id = self.head.event_id;
                 self.gone.contains(item).then(|| AppliedRow { item: item.clone(), event_id, ..AppliedRow::default() })
             }
         });
-        shown.chain(self.messages.iter().cloned()).collect()
+        let shown: Vec<AppliedRow> = shown.chain(self.messages.iter().cloned()).collect();
+        again.into_values().chain(shown).collect()
     }
 
     /// Changed rights as rows to put, and to delete where an identity has none any more.

@@ -258,3 +258,93 @@ proptest! {
         prop_assert_eq!(data(&store.load(kind)), data(&plain));
     }
 }
+
+/// Who follows an object, as the web does for a client.
+#[derive(Default)]
+struct Subscriber {
+    seen: u64,
+    items: BTreeMap<String, Arc<str>>,
+}
+
+impl Subscriber {
+    fn take(&mut self, applied: &Applied, stored: &Object) {
+        if applied.event_id <= self.seen {
+            return;
+        }
+        if applied.after > self.seen {
+            self.items = items(stored);
+        } else if applied.removed {
+            self.items.clear();
+        } else {
+            for AppliedRow { item, data, .. } in &applied.rows {
+                match data {
+                    Some(data) => drop(self.items.insert(item.clone(), Arc::clone(data))),
+                    None => drop(self.items.remove(item)),
+                }
+            }
+        }
+        self.seen = applied.event_id;
+    }
+}
+
+/// A document's data or an object's items; nothing where it does not exist.
+fn items(object: &Object) -> BTreeMap<String, Arc<str>> {
+    let Some(snapshot) = object.snapshot() else { return BTreeMap::new() };
+    let document = snapshot.data.map(|data| (String::new(), data));
+    document.into_iter().chain(snapshot.items.into_iter().map(|item| (item.item, item.data))).collect()
+}
+
+proptest! {
+    /// Each write is committed, then published; a keeper may die between, and the next reads again from the first change that was not published.
+    #[test]
+    fn what_a_dead_keeper_did_not_publish_the_next_one_does(
+        (kind, changes, _, turns) in histories(),
+        removals in prop::collection::btree_set(0..60_usize, 0..4),
+    ) {
+        let change_at = |at: usize| match removals.contains(&at) {
+            true => Change { ops: vec![Op::Remove], ..changes[at].clone() },
+            false => changes[at].clone(),
+        };
+        let (mut store, mut object, mut subscriber) = (Store::default(), Object::empty(key(kind)), Subscriber::default());
+        let (mut published, mut next) = (0, 0);
+        for (write, dies, _) in turns {
+            object.apply(&change_at(next), next as u64, None);
+            next += 1;
+            if !write || !object.needs_publish() {
+                continue;
+            }
+            let (write, applied) = object.take_write(true);
+            store.put(write);
+            if !dies {
+                subscriber.take(&applied, &store.load(kind));
+                published = next;
+                continue;
+            }
+            // The next owner's first publication comes after the last change that it reads again.
+            object = store.load(kind);
+            for at in published..next {
+                object.apply(&change_at(at), at as u64, None);
+            }
+        }
+        let (write, applied) = object.take_write(true);
+        store.put(write);
+        subscriber.take(&applied, &store.load(kind));
+        prop_assert_eq!(subscriber.items, items(&store.load(kind)));
+    }
+}
+
+#[test]
+fn a_list_items_removal_that_was_not_published_is_when_it_is_read_again() {
+    let mut object = Object::empty(key(ObjectKind::List));
+    object.apply(&change(ObjectKind::List, 1, vec![append(1, 1)]), 0, None);
+    object.take_write(true);
+    let second = change(ObjectKind::List, 2, vec![append(2, 1)]);
+    object.apply(&second, 1, None);
+    let mut store = Store::default();
+    store.put(object.take_write(true).0);
+    let mut heir = store.load(ObjectKind::List);
+    assert_eq!(heir.apply(&second, 1, None), Fold::Repeat);
+    let (_, applied) = heir.take_write(true);
+    let told: Vec<_> = applied.rows.iter().map(|row| (row.item.clone(), row.data.is_some())).collect();
+    assert_eq!((applied.after, told), (1, vec![(index_name(1), false), (index_name(2), true)]));
+}
