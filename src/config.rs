@@ -239,6 +239,7 @@ pub struct Sync {
     pub expire_trails: Span,
     pub expire_pages: Span,
     pub webhooks_to_private: bool,
+    pub mirror_timeout: Span,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -25,6 +25,7 @@ pub mod webhooks;
 pub mod signature;
 
 // Requests to servers elsewhere.
+pub mod mirror;
 pub mod outbound;
 
 // What readers ask over HTTP.

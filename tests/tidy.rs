@@ -26,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("outbound", &[]),
     ("signature", &[]),
     ("webhooks", &["event", "site", "eventlog", "outbound", "signature"]),
+    ("mirror", &["event", "site", "eventlog", "outbound", "sync"]),
     ("web", &["event", "problem", "site", "sync", "archive"]),
     ("config", &["telemetry"]),
     (
@@ -43,6 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "archive",
             "outbound",
             "webhooks",
+            "mirror",
             "web",
             "config",
             "cql",

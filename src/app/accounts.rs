@@ -1,4 +1,4 @@
-//! `/admin/sites/{site}/sync...`: a site's account in the Sync API, its credentials and access tokens. Part of `admin`. Secrets stand in an answer only where
+//! `/admin/sites/{site}/sync...` and `.../mirror`: a site's account in the Sync API, its credentials and access tokens, and where it is mirrored to. Part of `admin`. Secrets stand in an answer only where
 //! they are made, or asked for by name.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::admin::{Admin, Answer, Refused, failed, named, of_site, refuse};
-use crate::event::{SiteId, Timestamp};
+use crate::event::{PARTITIONS, SiteId, Timestamp};
 use crate::site::{self, Limits, ServiceChange, Site, Sites};
 
 /// The routes, for `admin` to guard.
@@ -20,6 +20,7 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/admin/sites/{site}/sync/keys", post(add_key))
         .route("/admin/sites/{site}/sync/keys/{sid}", delete(remove_key))
         .route("/admin/sites/{site}/sync/auth_token", post(rotate))
+        .route("/admin/sites/{site}/mirror", get(mirror).put(set_mirror).delete(end_mirror))
 }
 
 /// An access token for a service of the account that a site has or is of, and when it ends.
@@ -118,4 +119,36 @@ async fn remove_key(State(admin): State<Admin>, Path((site, sid)): Path<(String,
 async fn rotate(State(admin): State<Admin>, Path(site): Path<String>) -> Answer {
     let token = admin.sites.rotate_auth_token(&named(&site)?).await.map_err(of_site)?;
     Ok(Json(json!({"site": site, "auth_token": token})))
+}
+
+async fn mirror(State(admin): State<Admin>, Path(site): Path<String>) -> Answer {
+    mirrored(&admin.sites, &named(&site)?).map(Json)
+}
+
+/// A site's mirror as commands are shown it.
+fn mirrored(sites: &Sites, id: &SiteId) -> Result<Value, Refused> {
+    sites.sync_credentials(id).ok_or_else(|| of_site(site::Error::Unknown(id.clone())))?;
+    let Some(mirror) = sites.mirror(id) else { return Ok(json!({"site": id, "to": null})) };
+    let copied = mirror.copied.len() == usize::from(PARTITIONS);
+    let objects: Vec<String> = mirror.objects.iter().map(ToString::to_string).collect();
+    Ok(json!({"site": id, "to": mirror.target.shown(), "objects": objects, "copied": copied}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewMirror {
+    to: String,
+    objects: Vec<String>,
+}
+
+async fn set_mirror(State(admin): State<Admin>, Path(site): Path<String>, Json(asked): Json<NewMirror>) -> Answer {
+    let id = named(&site)?;
+    admin.sites.set_mirror(&id, Some((&asked.to, &asked.objects))).await.map_err(of_site)?;
+    mirrored(&admin.sites, &id).map(Json)
+}
+
+async fn end_mirror(State(admin): State<Admin>, Path(site): Path<String>) -> Answer {
+    let id = named(&site)?;
+    admin.sites.set_mirror(&id, None).await.map_err(of_site)?;
+    mirrored(&admin.sites, &id).map(Json)
 }

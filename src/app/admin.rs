@@ -130,7 +130,7 @@ pub(super) fn of_site(error: site::Error) -> Refused {
             tracing::warn!(%error, "a change of the sites came to no known end");
             refuse(StatusCode::SERVICE_UNAVAILABLE, "sites_unavailable", "The sites' store does not answer", error)
         }
-        site::Error::Service(_) | site::Error::Identity | site::Error::Lifetime => {
+        site::Error::Service(_) | site::Error::Mirror(_) | site::Error::Identity | site::Error::Lifetime => {
             refuse(StatusCode::BAD_REQUEST, "sync_invalid", "The Sync API does not allow that", error)
         }
         site::Error::IsService(_) | site::Error::OwnService(_) | site::Error::TooManyServices | site::Error::TooManyKeys => {

@@ -96,6 +96,7 @@ fn tokens_of(sites: Arc<Sites>) -> Tokens {
             identity: Some(opened.identity.clone()),
             acl: service.acl_enabled,
             limited: service.limits == Limits::Twilio,
+            mapped: opened.site.rules.takes_events,
         };
         Ok(Token {
             caller,

@@ -38,6 +38,8 @@ use crate::config::{Config, Role};
 use crate::event::{Clock, ObjectKind, RulesOf};
 use crate::eventlog::EventLog;
 use crate::ingest::{self, Ingest};
+use crate::mirror::{self, Mirroring};
+use crate::outbound::Client;
 use crate::server;
 use crate::shutdown::{DrainError, Failure, Tasks};
 use crate::site::{Bootstrap, NewKeys, Sites};
@@ -245,6 +247,10 @@ fn build(
     if let Some(objects) = parts.objects.as_ref().filter(|_| has(Role::Sync)) {
         let (stop, routing, keeping) = (rooms.stop_token(), parts.router(objects), parts.keeper(objects));
         let stopping = stop.clone();
+        if parts.learning.sync.is_none() {
+            let (stop, mirroring) = (stop.clone(), parts.mirroring(objects));
+            rooms.spawn("mirror", async move { mirroring.run(stop).await.map_err(Into::into) });
+        }
         rooms.spawn("router", async move { routing.run(stopping).await.map_err(Into::into) });
         rooms.spawn("keeper", async move { keeping.run(stop).await.map_err(Into::into) });
     }
@@ -376,6 +382,23 @@ impl Parts {
         let settings = if self.learning.sync.is_some() { KeeperSettings { commit_every: Duration::from_secs(1), ..settings } } else { settings };
         let (log, store, feed) = self.sync(objects);
         Keeper { log, store, feed, clock: self.clock.clone(), settings, status: Arc::clone(&self.status) }
+    }
+
+    /// Mirrors to where operators say: any address there is.
+    fn mirroring(&self, objects: &Arc<dyn ObjectStore>) -> Mirroring {
+        Mirroring {
+            log: Arc::clone(&self.log),
+            store: Arc::clone(objects),
+            expiry: self.expiry(),
+            sites: Arc::clone(&self.sites),
+            client: Client::new(true),
+            clock: self.clock.clone(),
+            settings: mirror::Settings {
+                timeout: self.config.sync.mirror_timeout.0,
+                settle: self.config.sync.mirror_timeout.0,
+                ..mirror::Settings::default()
+            },
+        }
     }
 
     fn archiver(&self, archive: &Arc<dyn Archive>) -> Archiver {

@@ -27,6 +27,8 @@ pub(super) enum SiteCommand {
     Token(TokenArguments),
     /// Show or change a site's account in the Sync API, and its credentials.
     Sync(SyncArguments),
+    /// Show or change where a site's objects are mirrored to: a Sync service of Twilio's, or of another Contrail's.
+    Mirror(MirrorArguments),
 }
 
 #[derive(Args, Debug)]
@@ -151,6 +153,34 @@ pub(super) struct SyncArguments {
     twilio_auth_token_file: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+pub(super) struct MirrorArguments {
+    /// The site.
+    site: String,
+    /// File with the URL of the other service, twilio://USER:SECRET@HOST/SERVICE: an account's SID and auth token or an API key's SID and secret; no HOST for
+    /// Twilio's own.
+    #[arg(long, value_name = "FILE", requires = "objects", conflicts_with = "off")]
+    to_file: Option<PathBuf>,
+    /// Name of an object to be mirrored, or with * at its end what the names begin with, such as product.* or document:top.sold; repeatable.
+    #[arg(long = "object", value_name = "PATTERN", requires = "to_file")]
+    objects: Vec<String>,
+    /// Mirror nothing any more; what is there stays.
+    #[arg(long)]
+    off: bool,
+}
+
+/// Asks for what is to be shown or changed of a mirror.
+async fn mirror(client: &Client, asked: MirrorArguments) -> anyhow::Result<Bytes> {
+    let path = format!("/admin/sites/{}/mirror", asked.site);
+    if asked.off {
+        return client::whole(client.send(Method::DELETE, &path, "").await?).await;
+    }
+    let Some(file) = &asked.to_file else { return client.get(&path).await };
+    let url = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let body = json!({"to": url.trim(), "objects": asked.objects}).to_string();
+    client::whole(client.send(Method::PUT, &path, body).await?).await
+}
+
 /// Limits that a service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum LimitsProfile {
@@ -212,6 +242,7 @@ pub(super) async fn run(config: Config, command: SiteCommand) -> anyhow::Result<
             client.post(&format!("/admin/sites/{}/tokens", a.site), asked.to_string()).await?
         }
         SiteCommand::Sync(a) => sync(&client, a).await?,
+        SiteCommand::Mirror(a) => mirror(&client, a).await?,
     };
     println!("{}", serde_json::to_string_pretty(&serde_json::from_slice::<Value>(&answer)?)?);
     client.close().await?;

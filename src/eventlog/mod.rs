@@ -13,6 +13,7 @@ pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod learning;
+pub mod places;
 
 #[cfg(test)]
 pub(crate) mod contract;

@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::access_token::{self, LONGEST_ACCESS, New, Opened, Signer, TokenError};
 use super::credential::random_key;
+use super::mirror::{Mirror, MirrorRow};
 use super::service::{AuthTokens, DEFAULT, ServiceChange, ServiceRow, sid};
 use super::snapshot::Owned;
 use super::store::{Rows, SiteRow};
@@ -237,6 +238,55 @@ impl Sites {
     pub async fn set_twilio_auth_tokens(&self, id: &SiteId, tokens: Vec<String>) -> Result<(), Error> {
         let twilio = AuthTokens::of(tokens)?;
         self.change_row(id, |present| Ok(ServiceRow { twilio: twilio.clone(), ..present.clone() })).await
+    }
+
+    /// The mirrors of all sites.
+    pub fn mirrors(&self) -> Vec<(SiteId, Arc<Mirror>)> {
+        self.snapshot().mirrors.iter().map(|(site, mirror)| (site.clone(), Arc::clone(mirror))).collect()
+    }
+
+    /// A site's mirror.
+    pub fn mirror(&self, id: &SiteId) -> Option<Arc<Mirror>> {
+        self.snapshot().mirrors.get(id).cloned()
+    }
+
+    /// Mirrors those objects of a site that any of the patterns names to the service that a `twilio://` URL names, or none any more. What is there already is
+    /// mirrored first, anew with every change of either.
+    ///
+    /// # Errors
+    /// [`Error::Mirror`], [`Error::Unknown`], [`Error::IsService`]; the store's.
+    pub async fn set_mirror(&self, id: &SiteId, to: Option<(&str, &[String])>) -> Result<(), Error> {
+        let new = to.map(|(url, objects)| MirrorRow::new(rand::rng().random(), url, objects)).transpose()?;
+        self.change_row(&self.own(id)?, |present| {
+            let kept = present.mirror.as_ref().filter(|kept| new.as_ref().is_some_and(|new| kept.is_as(new)));
+            Ok(ServiceRow { mirror: kept.or(new.as_ref()).cloned(), ..present.clone() })
+        })
+        .await
+    }
+
+    /// Notes of a mirror, if that is still the one of this id, whether all objects of these partitions were mirrored once.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]; the store's.
+    pub async fn mirror_copied(&self, id: &SiteId, mirror: u64, partitions: &[u16], copied: bool) -> Result<(), Error> {
+        self.change_row(id, |present| {
+            let mut row = present.clone();
+            if let Some(kept) = row.mirror.as_mut().filter(|kept| kept.id == mirror) {
+                kept.copied.retain(|partition| !partitions.contains(partition));
+                if copied {
+                    kept.copied.extend(partitions);
+                    kept.copied.sort_unstable();
+                }
+            }
+            Ok(row)
+        })
+        .await
+    }
+
+    /// A site that has an account of its own.
+    fn own(&self, id: &SiteId) -> Result<SiteId, Error> {
+        let owner = self.owner(id)?;
+        if owner == *id { Ok(owner) } else { Err(Error::IsService(id.clone())) }
     }
 
     /// What opens the account of a site, or of a service.

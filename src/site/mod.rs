@@ -9,6 +9,7 @@ mod contract;
 mod credential;
 mod embedded;
 mod follow;
+mod mirror;
 mod origin;
 mod region;
 #[cfg(feature = "scylla")]
@@ -28,6 +29,7 @@ pub use access_token::{LONGEST_ACCESS, TokenError};
 pub use account::{AccessToken, Account, SyncCredentials, SyncKey};
 use credential::{Credential, hash};
 pub use credential::{Kind, ObjectGrant};
+pub use mirror::{Mirror, MirrorFault, Pattern, Target};
 pub use region::{Elsewhere, Region, Regions};
 use service::ServiceRow;
 pub use service::{Limits, Service, ServiceChange, ServiceFault};
@@ -96,6 +98,9 @@ pub enum Error {
     /// What a service cannot be set to.
     #[error(transparent)]
     Service(#[from] ServiceFault),
+    /// What a mirror cannot be set to.
+    #[error(transparent)]
+    Mirror(#[from] MirrorFault),
     /// A further service of an account is taken for a site with settings and keys of its own.
     #[error("{0} is a service of another site's account, and has the settings and keys of that site")]
     IsService(SiteId),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
 
+use super::mirror::MirrorRow;
 use super::store::SiteRow;
 use crate::event::{SiteId, Timestamp, ids};
 
@@ -154,6 +155,9 @@ pub(super) struct ServiceRow {
     /// What webhooks of a real Sync service are signed with.
     #[serde(skip_serializing_if = "AuthTokens::is_none")]
     pub(super) twilio: AuthTokens,
+    /// Where its objects are mirrored to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mirror: Option<MirrorRow>,
 }
 
 /// Auth tokens of a Twilio account.
@@ -195,6 +199,7 @@ impl Default for ServiceRow {
             token_nonce: 0,
             keys: Vec::new(),
             twilio: AuthTokens::default(),
+            mirror: None,
         }
     }
 }

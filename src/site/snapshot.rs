@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::account::{Account, Secret, Secrets};
+use super::mirror::{Mirror, MirrorRow};
 use super::service::Service;
 use super::store::{SiteRow, State, Version};
 use super::{Error, Grant, Site};
@@ -18,6 +19,8 @@ pub(super) struct Snapshot {
     pub(super) token_keys: HashMap<SiteId, [u8; 32]>,
     /// What webhooks that come for a site are signed with.
     pub(super) twilio_auth_tokens: HashMap<SiteId, Vec<String>>,
+    /// Where sites are mirrored to.
+    pub(super) mirrors: HashMap<SiteId, Arc<Mirror>>,
     /// By the site that has the account.
     pub(super) accounts: HashMap<SiteId, Owned>,
     /// What opens accounts, by its SID: an account's auth token by that of the account.
@@ -104,6 +107,9 @@ impl Snapshot {
         self.token_keys.insert(row.id.clone(), row.token_key);
         if !row.service.twilio.0.is_empty() {
             self.twilio_auth_tokens.insert(row.id.clone(), row.service.twilio.0.clone());
+        }
+        if let Some(Ok(mirror)) = row.service.mirror.as_ref().map(MirrorRow::read) {
+            self.mirrors.insert(row.id.clone(), mirror);
         }
         self.sites.insert(row.id.clone(), site);
     }

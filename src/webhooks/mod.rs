@@ -15,7 +15,6 @@ mod delivery;
 mod endpoints;
 mod gather;
 mod message;
-mod places;
 mod queue;
 
 use std::collections::HashMap;
@@ -32,9 +31,9 @@ use tokio_util::sync::CancellationToken;
 use self::delivery::Delivery;
 use self::gather::{Gather, Held};
 use self::message::Message;
-use self::places::Places;
 use self::queue::{Number, Outcome, Queue};
 use crate::event::{Record, SiteId};
+use crate::eventlog::places::Places;
 use crate::eventlog::{Consumer, Delivery as Delivered, Error, EventLog, Offset, Stored, Topic};
 use crate::outbound::Client;
 use crate::site::Sites;

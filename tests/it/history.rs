@@ -1,34 +1,9 @@
 //! What API clients did to an object, told from the archive after the object itself is gone.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::harness::{Server, binary};
-
-/// The account of site `demo`, as a REST client holds it.
-struct Client<'a> {
-    server: &'a Server,
-    basic: String,
-}
-
-impl<'a> Client<'a> {
-    fn of_demo(server: &'a Server) -> Self {
-        let out = binary().args(["site", "sync", "demo", "--show-secrets", "--data"]).arg(&server.data).output().unwrap();
-        let account: Value = serde_json::from_slice(&out.stdout).unwrap();
-        let [sid, token] = ["account_sid", "auth_token"].map(|name| account[name].as_str().unwrap());
-        Self { server, basic: format!("Basic {}", STANDARD.encode(format!("{sid}:{token}"))) }
-    }
-
-    /// A call that must be answered with this status.
-    fn call(&self, method: &str, path: &str, form: &[(&str, &str)], status: u16) -> Value {
-        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
-        let headers = [("authorization", self.basic.as_str()), ("content-type", "application/x-www-form-urlencoded")];
-        let answer = self.server.call(method, &format!("/v1/Services{path}"), &headers, body.as_bytes());
-        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
-        if answer.body.is_empty() { Value::Null } else { answer.json() }
-    }
-}
+use crate::harness::Server;
+use crate::rest::Client;
 
 /// The actions of a page, and its `next`.
 fn actions(page: &Value) -> (Vec<String>, Option<String>) {
@@ -74,7 +49,7 @@ fn what_clients_did_to_an_object_is_told_by_its_sid_after_it_is_gone() {
     assert_eq!(of_map["events"][0]["objects"], json!([{"kind": "map", "name": null, "sid": map}]));
     assert_eq!(server.read("/v1/objects/ET01/history"), json!({"events": [], "next": null}));
     assert_eq!(server.call("GET", &format!("/v1/objects/{sid}/history"), &[], b"").status, 401);
-    assert_eq!(server.call("GET", &format!("/v1/objects/{sid}/history"), &[("authorization", &client.basic)], b"").status, 401);
+    assert_eq!(server.call("GET", &format!("/v1/objects/{sid}/history"), &[("authorization", client.basic())], b"").status, 401);
     server.assert_audit();
 }
 

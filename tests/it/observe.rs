@@ -8,8 +8,15 @@ use crate::harness::{READ, Server};
 use crate::http::Events;
 use crate::shop;
 
-/// Shown only once something is wrong; all else must be there after a day like any other.
-const SHOWN_WHEN_IT_HAPPENS: [&str; 1] = ["contrail_sync_partition_failed"];
+/// Shown only once something is wrong, or told elsewhere; all else must be there after a day like any other.
+const SHOWN_WHEN_IT_HAPPENS: [&str; 6] = [
+    "contrail_sync_partition_failed",
+    "contrail_webhooks_told_total",
+    "contrail_webhooks_dropped_total",
+    "contrail_mirror_requests_total",
+    "contrail_mirror_failures_total",
+    "contrail_mirror_left_behind_total",
+];
 
 fn file(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()

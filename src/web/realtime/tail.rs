@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn it_is_known_by_name_and_sid() {
-        let mut caller = Caller { site: SiteId::parse("demo").unwrap(), identity: Some("alice".into()), acl: false, limited: false };
+        let mut caller = Caller { site: SiteId::parse("demo").unwrap(), identity: Some("alice".into()), acl: false, limited: false, mapped: true };
         let key = key_of(&caller, ObjectKind::Stream, "activity").unwrap().unwrap();
         assert_eq!(key_of(&caller, ObjectKind::Stream, &sid_of(&key, 0)), Ok(Some(key)));
         assert_eq!(key_of(&caller, ObjectKind::Stream, "other"), Ok(None));

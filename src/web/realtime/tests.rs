@@ -40,6 +40,7 @@ fn open(raw: &str) -> Result<Token, TokenFault> {
         identity: Some(identity.trim_end_matches('+').into()),
         acl: identity.ends_with('+'),
         limited: false,
+        mapped: true,
     };
     Ok(Token {
         endpoint: None,

@@ -37,6 +37,8 @@ pub struct Caller {
     pub acl: bool,
     /// Whether Twilio's rates hold for it.
     pub limited: bool,
+    /// Whether events write objects of the service, whose names are then reserved.
+    pub mapped: bool,
 }
 
 /// What is to be done with an object, as rights go.
@@ -167,7 +169,7 @@ impl Desk {
             }
             None => naming::unnamed(&rand::random()),
         };
-        if naming::is_mapped(&name) {
+        if caller.mapped && naming::is_mapped(&name) {
             return Err(Fault::Reserved);
         }
         self.admit_creation(caller)?;
@@ -208,7 +210,7 @@ impl Desk {
     /// Those of [`Self::create`].
     pub async fn put_document(&self, caller: &Caller, name: &str, data: String, ttl: Option<u32>) -> Result<Made, Fault> {
         check_name(name)?;
-        if naming::is_mapped(name) {
+        if caller.mapped && naming::is_mapped(name) {
             return Err(Fault::Reserved);
         }
         let key = ObjectKey { site: caller.site.clone(), kind: ObjectKind::Document, name: name.to_owned() };
@@ -271,7 +273,7 @@ impl Desk {
             Call::Update { data, .. } | Call::PutItem { data, .. } => (Limited::Write, data.as_ref().map_or(0, String::len)),
             Call::Create { .. } | Call::RemoveItem { .. } | Call::Expire => (Limited::Write, 0),
         };
-        if is_reserved(key, call) {
+        if caller.mapped && is_reserved(key, call) {
             return Err(Fault::Reserved);
         }
         self.admit(caller, limited, key, bytes)

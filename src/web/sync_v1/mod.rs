@@ -136,8 +136,13 @@ impl Room {
             _ => Params::default(),
         };
         let Some(service) = service else { return services::of_account(&self.deps, account, parts, &form, &method).await };
-        let caller =
-            Caller { site: service.id.clone(), identity: None, acl: service.service.acl_enabled, limited: service.service.limits == Limits::Twilio };
+        let caller = Caller {
+            site: service.id.clone(),
+            identity: None,
+            acl: service.service.acl_enabled,
+            limited: service.service.limits == Limits::Twilio,
+            mapped: service.rules.takes_events,
+        };
         let asked = Asked { deps: &self.deps, service, caller, parts, form };
         let Place::Of(_, at) = place else { return Err(Fault::NoPath) };
         Box::pin(asked.answer(&method, &at, held.as_ref())).await

@@ -2,22 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::Cluster;
 use crate::harness::Server;
+use crate::mirror::{Elsewhere, assert_same, objects};
+use crate::rest::Client;
 
 /// The documents that are written to: enough that each of two keepers comes to own some.
 const DOCUMENTS: usize = 24;
-
-/// An account's basic credentials, as a command on the node's machine is told them.
-fn account(node: &Server) -> String {
-    let shown = node.admin("GET", "/admin/sites/demo/sync?secrets=true", b"").json();
-    let [user, password] = ["account_sid", "auth_token"].map(|name| shown[name].as_str().unwrap_or_else(|| panic!("{shown}")).to_owned());
-    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
-}
 
 fn ask(node: &Server, account: &str, method: &str, path: &str, if_match: Option<u64>, form: &str) -> (u16, Value) {
     let revision = if_match.map(|revision| revision.to_string());
@@ -32,20 +25,25 @@ fn slow_cluster_a_clients_write_on_any_node_is_answered_by_its_owner() {
     let cluster = Cluster::up();
     let webs = [cluster.lasting("web-a", "web"), cluster.lasting("web-b", "web")];
     let mut keepers = vec![cluster.lasting("keeping-c", "sync")];
-    let account = account(&webs[0]);
+    let client = Client::of_demo(&webs[0]);
+    let account = client.basic();
+    // All of it is mirrored elsewhere, by whichever keeper's process is there.
+    let elsewhere = Elsewhere::new();
+    let mirror = json!({"to": elsewhere.url(), "objects": ["d*"]}).to_string();
+    assert_eq!(webs[0].admin("PUT", "/admin/sites/demo/mirror", mirror.as_bytes()).status, 200);
     for n in 0..DOCUMENTS {
-        let (status, made) = ask(&webs[n % 2], &account, "POST", "", None, &format!("UniqueName=d{n}&Data=%7B%22n%22%3A0%7D"));
+        let (status, made) = ask(&webs[n % 2], account, "POST", "", None, &format!("UniqueName=d{n}&Data=%7B%22n%22%3A0%7D"));
         assert_eq!((status, &made["revision"], &made["data"]), (201, &json!("0"), &json!({"n": 0})), "{made}");
     }
     for round in 0..3_u64 {
         for n in 0..DOCUMENTS {
             let (here, there) = (&webs[n % 2], &webs[(n + 1) % 2]);
             let form = format!("Data=%7B%22n%22%3A{}%7D", round + 1);
-            let (status, set) = ask(here, &account, "POST", &format!("/d{n}"), Some(round), &form);
+            let (status, set) = ask(here, account, "POST", &format!("/d{n}"), Some(round), &form);
             assert_eq!((status, &set["revision"]), (200, &json!((round + 1).to_string())), "{set}");
-            let (status, read) = ask(here, &account, "GET", &format!("/d{n}"), None, "");
+            let (status, read) = ask(here, account, "GET", &format!("/d{n}"), None, "");
             assert_eq!((status, &read["data"]["n"]), (200, &json!(round + 1)), "who was answered reads what it wrote: {read}");
-            let (status, refused) = ask(there, &account, "POST", &format!("/d{n}"), Some(round), &form);
+            let (status, refused) = ask(there, account, "POST", &format!("/d{n}"), Some(round), &form);
             assert_eq!((status, &refused["code"]), (412, &json!(54103)), "one order holds, whichever node is asked: {refused}");
         }
         // Half of the objects go to another owner.
@@ -53,6 +51,12 @@ fn slow_cluster_a_clients_write_on_any_node_is_answered_by_its_owner() {
             keepers.push(cluster.lasting("keeping-d", "sync"));
         }
     }
+    keepers.remove(0).kill();
+    for n in 0..DOCUMENTS {
+        let (status, set) = ask(&webs[0], account, "POST", &format!("/d{n}"), None, "Data=%7B%22n%22%3A4%7D");
+        assert_eq!((status, &set["data"]), (200, &json!({"n": 4})), "{set}");
+    }
+    assert_same(|| objects(&client, "/default"), &elsewhere, Duration::from_secs(60));
     // What was written is archived.
     let archiving = cluster.lasting("archiving", "archive");
     webs[0].settle();
@@ -60,10 +64,10 @@ fn slow_cluster_a_clients_write_on_any_node_is_answered_by_its_owner() {
     let changed = |report: &str| report.lines().filter(|line| line.contains("object_changed")).count();
     loop {
         let exported = webs[1].get("/v1/export").text();
-        if changed(&exported) == DOCUMENTS * 4 {
+        if changed(&exported) == DOCUMENTS * 5 {
             break;
         }
-        assert!(asked.elapsed() < Duration::from_secs(30), "{} of {} archived", changed(&exported), DOCUMENTS * 4);
+        assert!(asked.elapsed() < Duration::from_secs(30), "{} of {} archived", changed(&exported), DOCUMENTS * 5);
         std::thread::sleep(Duration::from_millis(200));
     }
     for node in webs.into_iter().chain(keepers).chain([archiving]) {

@@ -17,7 +17,8 @@ fn at(seconds: i64) -> Timestamp {
 fn open(raw: &str) -> Result<Token, TokenFault> {
     let (identity, lifetime) = raw.split_once(':').ok_or(TokenFault::Invalid)?;
     let lifetime: i64 = lifetime.parse().map_err(|_| TokenFault::Invalid)?;
-    let caller = Caller { site: SiteId::parse("demo").unwrap(), identity: Some(identity.into()), acl: identity.ends_with('+'), limited: false };
+    let caller =
+        Caller { site: SiteId::parse("demo").unwrap(), identity: Some(identity.into()), acl: identity.ends_with('+'), limited: false, mapped: true };
     Ok(Token {
         endpoint: None,
         caller,

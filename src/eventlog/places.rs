@@ -1,18 +1,19 @@
-//! How far what was read is told: by partition the place below which nothing is left. Owned by the room's loop. Pure.
+//! How far what a reader read of a topic is dealt with: by partition the place below which nothing is left. Owned by rooms that deal with records out of
+//! order. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::eventlog::Offset;
+use super::Offset;
 
 /// Of the partitions that are read.
 #[derive(Debug, Default)]
-pub(super) struct Places(BTreeMap<u16, Part>);
+pub struct Places(BTreeMap<u16, Part>);
 
 #[derive(Debug, Default)]
 struct Part {
     /// Up to where it was read.
     read: Offset,
-    /// Read, and neither told nor given up.
+    /// Read and not dealt with.
     open: BTreeSet<Offset>,
     /// What was committed last.
     committed: Offset,
@@ -20,48 +21,48 @@ struct Part {
 
 impl Places {
     /// Reads a partition from here on.
-    pub(super) fn begin(&mut self, partition: u16, from: Offset) {
+    pub fn begin(&mut self, partition: u16, from: Offset) {
         self.0.insert(partition, Part { read: from, open: BTreeSet::new(), committed: from });
     }
 
     /// Where a partition that is read is read on.
-    pub(super) fn read(&self, partition: u16) -> Option<Offset> {
+    pub fn read(&self, partition: u16) -> Option<Offset> {
         self.0.get(&partition).map(|part| part.read)
     }
 
     /// Notes that a partition was read up to here.
-    pub(super) fn read_to(&mut self, partition: u16, next: Offset) {
+    pub fn read_to(&mut self, partition: u16, next: Offset) {
         if let Some(part) = self.0.get_mut(&partition) {
             part.read = next;
         }
     }
 
     /// Notes that a record waits.
-    pub(super) fn open(&mut self, (partition, offset): (u16, Offset)) {
+    pub fn open(&mut self, (partition, offset): (u16, Offset)) {
         if let Some(part) = self.0.get_mut(&partition) {
             part.open.insert(offset);
         }
     }
 
     /// Notes that it does no longer.
-    pub(super) fn close(&mut self, (partition, offset): (u16, Offset)) {
+    pub fn close(&mut self, (partition, offset): (u16, Offset)) {
         if let Some(part) = self.0.get_mut(&partition) {
             part.open.remove(&offset);
         }
     }
 
     /// Reads these partitions no longer.
-    pub(super) fn forget(&mut self, partitions: &[u16]) {
+    pub fn forget(&mut self, partitions: &[u16]) {
         self.0.retain(|partition, _| !partitions.contains(partition));
     }
 
     /// All that are read.
-    pub(super) fn all(&self) -> Vec<u16> {
+    pub fn all(&self) -> Vec<u16> {
         self.0.keys().copied().collect()
     }
 
     /// What is to be committed since this was asked last.
-    pub(super) fn commits(&mut self) -> Vec<(u16, Offset)> {
+    pub fn commits(&mut self) -> Vec<(u16, Offset)> {
         let moved = |(partition, part): (&u16, &mut Part)| {
             let upto = part.open.first().copied().unwrap_or(part.read);
             (std::mem::replace(&mut part.committed, upto) != upto).then_some((*partition, upto))

@@ -1,0 +1,129 @@
+//! The rates that a mirror keeps within, below those of Twilio (<https://www.twilio.com/docs/sync/limits>), so that it is refused nothing: of an object 17 writes
+//! a second of up to 1 KiB, 1.7 from 10 KiB on, as many reads, two seconds' worth at once; of a service 20 objects made or removed a second. Where several
+//! processes mirror one service, each has the share of it that it has of the partitions. Must never wait.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::event::{ObjectKey, PARTITIONS};
+
+/// Rates are counted in thousandths.
+const UNIT: u32 = 1_000;
+/// Of an object, a second; and how many seconds' worth may come at once.
+const OBJECT: u32 = 17;
+const BURST: u32 = 2;
+/// Of a service, a second.
+const SERVICE: u32 = 20;
+/// Bytes up to which a write costs one, and what it costs at most.
+const FULL_RATE_BYTES: usize = 1 << 10;
+const MOST: usize = 10 * UNIT as usize;
+
+/// The rates of one mirror.
+#[derive(Debug)]
+pub(super) struct Budget {
+    writes: DefaultKeyedRateLimiter<ObjectKey>,
+    reads: DefaultKeyedRateLimiter<ObjectKey>,
+    service: DefaultDirectRateLimiter,
+    clock: DefaultClock,
+}
+
+fn quota(per_second: u32, burst: u32) -> Quota {
+    let of = |rate: u32| NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN);
+    Quota::per_second(of(per_second)).allow_burst(of(burst))
+}
+
+/// What a write of so many bytes costs.
+fn cost(bytes: usize) -> u32 {
+    u32::try_from((bytes * UNIT as usize / FULL_RATE_BYTES).clamp(UNIT as usize, MOST)).unwrap_or(UNIT)
+}
+
+impl Budget {
+    /// That of a process that has so many of the partitions.
+    pub(super) fn new(partitions: usize) -> Self {
+        let object = || RateLimiter::keyed(quota(OBJECT * UNIT, BURST * OBJECT * UNIT));
+        let share = SERVICE * UNIT * u32::try_from(partitions).unwrap_or_default().clamp(1, u32::from(PARTITIONS)) / u32::from(PARTITIONS);
+        // Whatever the share: one at once.
+        let service = RateLimiter::direct(quota(share, share.max(UNIT)));
+        Self { writes: object(), reads: object(), service, clock: DefaultClock::default() }
+    }
+
+    /// Takes what a write of an object costs, or says in how long there will be that.
+    pub(super) fn write(&self, key: &ObjectKey, bytes: usize) -> Result<(), Duration> {
+        Self::taken(self.writes.check_key_n(key, of(cost(bytes))), &self.clock)
+    }
+
+    /// Likewise for a read.
+    pub(super) fn read(&self, key: &ObjectKey) -> Result<(), Duration> {
+        Self::taken(self.reads.check_key_n(key, of(UNIT)), &self.clock)
+    }
+
+    /// Likewise for making or removing an object.
+    pub(super) fn service(&self) -> Result<(), Duration> {
+        Self::taken(self.service.check_n(of(UNIT)), &self.clock)
+    }
+
+    fn taken<E>(
+        said: Result<Result<(), governor::NotUntil<<DefaultClock as governor::clock::Clock>::Instant>>, E>,
+        clock: &DefaultClock,
+    ) -> Result<(), Duration> {
+        match said {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(until)) => Err(until.wait_time_from(clock.now()).max(Duration::from_millis(1))),
+            // More than ever comes at once: no cost is.
+            Err(_) => Err(Duration::from_secs(1)),
+        }
+    }
+
+    /// Forgets objects that have their whole rate back.
+    pub(super) fn sweep(&self) {
+        self.writes.retain_recent();
+        self.reads.retain_recent();
+    }
+}
+
+const fn of(cost: u32) -> NonZeroU32 {
+    match NonZeroU32::new(cost) {
+        Some(cost) => cost,
+        None => NonZeroU32::MIN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{ObjectKind, SiteId};
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: name.into() }
+    }
+
+    #[test]
+    fn two_seconds_worth_come_at_once_and_large_writes_cost_more() {
+        let budget = Budget::new(16);
+        let at_once = |name: &str, bytes| (0..1_000).take_while(|_| budget.write(&key(name), bytes).is_ok()).count();
+        assert!((34..37).contains(&at_once("small", 1_000)));
+        assert!((34..37).contains(&at_once("empty", 0)));
+        assert!((17..19).contains(&at_once("middle", 2_048)));
+        assert!((3..5).contains(&at_once("large", 10_240)));
+        assert_eq!(at_once("small", 1_000), 0, "each object has its own");
+        let wait = budget.write(&key("small"), 1_000).unwrap_err();
+        assert!(wait <= Duration::from_millis(59), "{wait:?}");
+        let wait = budget.write(&key("large"), 16 << 10).unwrap_err();
+        assert!(wait > Duration::from_millis(100) && wait <= Duration::from_millis(589), "{wait:?}");
+        assert!(budget.read(&key("small")).is_ok(), "reads are counted apart");
+    }
+
+    #[test]
+    fn a_process_has_its_share_of_the_services_rate() {
+        let at_once = |partitions| {
+            let budget = Budget::new(partitions);
+            (0..1_000).take_while(|_| budget.service().is_ok()).count()
+        };
+        assert!((20..22).contains(&at_once(16)));
+        assert!((10..12).contains(&at_once(8)));
+        assert_eq!((at_once(1), at_once(0)), (1, 1));
+    }
+}

@@ -1,0 +1,281 @@
+//! Which objects are to be mirrored: by site, each object once however often it changed, one round of each at a time, again after a failure. Owned by the room's
+//! loop. Pure: it is told the time.
+//!
+//! A service that does not answer costs the others nothing: it has a bound of its own and one request under way until one succeeds.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::event::{ObjectKey, SiteId, Timestamp};
+use crate::eventlog::Offset;
+
+/// Bounds and pauses.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Objects of one site under way at once.
+    pub in_flight: usize,
+    /// Objects of one site that wait.
+    pub waiting: usize,
+    /// The pause after a first failure is at most so long; after each further one twice as long at most.
+    pub first_pause: Duration,
+    /// But never longer than this.
+    pub longest_pause: Duration,
+    /// The pause of a site whose credentials are refused.
+    pub denied_pause: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            in_flight: 8,
+            waiting: 50_000,
+            first_pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(60),
+            denied_pause: Duration::from_secs(60),
+        }
+    }
+}
+
+/// An object to be brought up to date there.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Job {
+    pub(super) key: ObjectKey,
+    /// What is here must include this offset of `changes`, if that changed anything; None where whatever is here will do.
+    pub(super) upto: Option<Offset>,
+    /// How often that was tried.
+    pub(super) tries: u32,
+}
+
+/// What a round came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// There it is as it was here when the round began, or what of it is refused there will be refused again.
+    Done,
+    /// It goes on then: its rate does not allow more now, or it is not yet here what it is to be.
+    Later(Duration),
+    /// The other service did not answer, or not in the affirmative; it goes on after a pause.
+    Failed {
+        /// How long that is at least, where the service said so.
+        pause: Option<Duration>,
+        /// Whether something was done before: then it is the first failure of a row.
+        moved: bool,
+    },
+    /// The other service refuses whatever is asked.
+    Denied,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    upto: Option<Offset>,
+    /// The offset of its first change that no round took yet, and of the round's.
+    first: Option<Offset>,
+    flying: Option<Offset>,
+    /// When what waits longest was received.
+    since: Option<Timestamp>,
+    tries: u32,
+    /// When it is due; None while it is under way.
+    due: Option<Instant>,
+    /// Whether it changed while it is under way.
+    again: bool,
+    /// Whether it is here for a copy of all.
+    copied: bool,
+    /// Whether it is another's by now.
+    forgotten: bool,
+}
+
+#[derive(Debug, Default)]
+struct Mirrored {
+    waiting: HashMap<ObjectKey, Waiting>,
+    due: BTreeSet<(Instant, ObjectKey)>,
+    under_way: usize,
+    copied: usize,
+    fails: bool,
+    paused_until: Option<Instant>,
+}
+
+/// All that waits.
+#[derive(Debug)]
+pub(super) struct Queue {
+    settings: Settings,
+    sites: HashMap<SiteId, Mirrored>,
+}
+
+impl Queue {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, sites: HashMap::new() }
+    }
+
+    /// Takes an object in that changed at this offset. Whether that is the first change that waits: only below it everything is done.
+    pub(super) fn changed(&mut self, key: &ObjectKey, offset: Offset, at: Timestamp, now: Instant) -> bool {
+        let waiting = self.wait(key, now);
+        waiting.upto = waiting.upto.max(Some(offset));
+        waiting.since = Some(waiting.since.map_or(at, |since| since.min(at)));
+        let is_first = waiting.first.is_none();
+        if is_first {
+            waiting.first = Some(offset);
+        }
+        is_first
+    }
+
+    /// Takes an object in that is to be mirrored as it is.
+    pub(super) fn copy(&mut self, key: &ObjectKey, now: Instant) {
+        let waiting = self.wait(key, now);
+        if !std::mem::replace(&mut waiting.copied, true)
+            && let Some(site) = self.sites.get_mut(&key.site)
+        {
+            site.copied += 1;
+        }
+    }
+
+    fn wait(&mut self, key: &ObjectKey, now: Instant) -> &mut Waiting {
+        let site = self.sites.entry(key.site.clone()).or_default();
+        let due = &mut site.due;
+        let waiting = site.waiting.entry(key.clone()).or_insert_with(|| {
+            due.insert((now, key.clone()));
+            Waiting { upto: None, first: None, flying: None, since: None, tries: 0, due: Some(now), again: false, copied: false, forgotten: false }
+        });
+        waiting.again = waiting.due.is_none();
+        waiting
+    }
+
+    /// What is to be begun now.
+    pub(super) fn start(&mut self, now: Instant) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for site in self.sites.values_mut() {
+            if site.paused_until.is_some_and(|until| until > now) {
+                continue;
+            }
+            let most = if site.fails { 1 } else { self.settings.in_flight };
+            while site.under_way < most
+                && let Some((due, key)) = site.due.first().filter(|(due, _)| *due <= now).cloned()
+            {
+                site.due.remove(&(due, key.clone()));
+                let Some(waiting) = site.waiting.get_mut(&key) else { continue };
+                waiting.due = None;
+                waiting.flying = waiting.first.take();
+                site.under_way += 1;
+                jobs.push(Job { key, upto: waiting.upto, tries: waiting.tries });
+            }
+        }
+        jobs
+    }
+
+    /// Notes what a round came to; gives offsets of changes that are done. `jitter`, from 0 to 1: how much of the longest pause is waited.
+    pub(super) fn ended(&mut self, key: &ObjectKey, outcome: Outcome, now: Instant, jitter: f64) -> Vec<Offset> {
+        let Settings { first_pause, longest_pause, denied_pause, .. } = self.settings;
+        let Some(site) = self.sites.get_mut(&key.site) else { return Vec::new() };
+        let Some(waiting) = site.waiting.get_mut(key) else { return Vec::new() };
+        site.under_way -= 1;
+        let flying = waiting.flying.take();
+        let again = std::mem::take(&mut waiting.again);
+        let mut done = Vec::new();
+        let pause = match outcome {
+            Outcome::Done => {
+                done.extend(flying);
+                site.fails = false;
+                waiting.tries = 0;
+                Duration::ZERO
+            }
+            Outcome::Later(pause) => pause,
+            Outcome::Failed { pause, moved } => {
+                if moved {
+                    waiting.tries = 0;
+                }
+                let longest = first_pause.saturating_mul(1 << waiting.tries.min(16)).min(longest_pause);
+                waiting.tries += 1;
+                site.fails = !moved;
+                pause.unwrap_or_default().max(longest.mul_f64(jitter))
+            }
+            Outcome::Denied => {
+                site.fails = true;
+                site.paused_until = Some(now + denied_pause);
+                denied_pause
+            }
+        };
+        if outcome != Outcome::Done {
+            // The round's change waits again, in place of those that came meanwhile.
+            if flying.is_some() {
+                done.extend(std::mem::replace(&mut waiting.first, flying));
+            }
+        } else if waiting.copied && !again {
+            waiting.copied = false;
+            site.copied -= 1;
+        }
+        let forgotten = std::mem::take(&mut waiting.forgotten);
+        if !again && (forgotten || outcome == Outcome::Done) {
+            let left = site.waiting.remove(key);
+            if left.is_some_and(|left| left.copied) {
+                site.copied -= 1;
+            }
+            return done;
+        }
+        if outcome == Outcome::Done {
+            // What changed while it was under way is all that waits.
+            waiting.since = waiting.first.and(waiting.since);
+        }
+        let due = now + pause;
+        waiting.due = Some(due);
+        site.due.insert((due, key.clone()));
+        done
+    }
+
+    /// When there is something to do next, unless something happens before.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        let of = |site: &Mirrored| {
+            let most = if site.fails { 1 } else { self.settings.in_flight };
+            let (due, _) = site.due.first().filter(|_| site.under_way < most)?;
+            Some(site.paused_until.map_or(*due, |until| until.max(*due)))
+        };
+        self.sites.values().filter_map(of).min()
+    }
+
+    /// Forgets objects that `is` names: they are another's to mirror, or nobody's. What is under way goes on, and counts for nothing.
+    pub(super) fn forget(&mut self, is: impl Fn(&ObjectKey) -> bool) -> Vec<(u16, Offset)> {
+        let mut closed = Vec::new();
+        for site in self.sites.values_mut() {
+            let Mirrored { waiting, due, copied, .. } = site;
+            waiting.retain(|key, entry| {
+                if !is(key) {
+                    return true;
+                }
+                let partition = key.partition();
+                closed.extend(entry.first.take().into_iter().chain(entry.flying.take()).map(|offset| (partition, offset)));
+                *copied -= usize::from(std::mem::take(&mut entry.copied));
+                entry.forgotten = true;
+                entry.since = None;
+                let Some(at) = entry.due else { return true };
+                due.remove(&(at, key.clone()));
+                false
+            });
+        }
+        self.sites.retain(|_, site| !site.waiting.is_empty());
+        closed
+    }
+
+    /// Sites that have no room for more.
+    pub(super) fn full(&self) -> Vec<SiteId> {
+        self.sites.iter().filter(|(_, site)| site.waiting.len() >= self.settings.waiting).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Sites of which something waits that was received before that.
+    pub(super) fn late(&self, before: Timestamp) -> Vec<SiteId> {
+        let is_late = |site: &Mirrored| site.waiting.values().any(|waiting| waiting.since.is_some_and(|since| since < before));
+        self.sites.iter().filter(|(_, site)| is_late(site)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Objects of a site that wait or are under way, and those of them that are there for a copy of all.
+    pub(super) fn len(&self, site: &SiteId) -> (usize, usize) {
+        self.sites.get(site).map_or((0, 0), |site| (site.waiting.len(), site.copied))
+    }
+
+    /// All that wait or are under way, and when what waits longest was received.
+    pub(super) fn lag(&self) -> (usize, Option<Timestamp>) {
+        let waiting = self.sites.values().flat_map(|site| site.waiting.values());
+        (self.sites.values().map(|site| site.waiting.len()).sum(), waiting.filter_map(|waiting| waiting.since).min())
+    }
+}
+
+#[cfg(test)]
+mod tests;
