@@ -138,7 +138,7 @@ pub(super) fn of_site(error: site::Error) -> Refused {
         }
         site::Error::KeyUnknown(_) => refuse(StatusCode::NOT_FOUND, "sync_key_unknown", "There is no such API key", error),
         other @ (site::Error::Store(_) | site::Error::File(_) | site::Error::Refused(_) | site::Error::Malformed(_)) => failed(other),
-        other @ (site::Error::Weak | site::Error::RegionUrl(_)) => failed(other),
+        other @ (site::Error::Weak | site::Error::RegionUrl(_) | site::Error::SecretKey | site::Error::Sealed(_)) => failed(other),
     }
 }
 

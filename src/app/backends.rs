@@ -13,7 +13,7 @@ use crate::config::{Config, Stage};
 use crate::cql;
 use crate::event::Clock;
 use crate::eventlog::{self, EventLog};
-use crate::site::{self, Regions, Sites};
+use crate::site::{self, Regions, Seal, Sites};
 use crate::sync::embedded::EmbeddedStore;
 #[cfg(feature = "kafka")]
 use crate::sync::feed::kafka::KafkaFeed;
@@ -98,7 +98,8 @@ pub(super) async fn feed(config: &Config) -> Result<Arc<dyn Feed>, Error> {
 pub(super) async fn sites(config: &Config, clock: Clock) -> Result<Sites, Error> {
     let regions = Regions::new(&config.region, &config.region_urls).at("reading the regions")?;
     let store = site::open(&config.store, &config.data, &site_settings(config)?).await.at("opening the sites")?;
-    Sites::new(store, regions, clock).await.at("reading the sites")
+    let seal = Seal::new(secret("CONTRAIL_SECRET_KEY")?.as_deref()).at("reading the secret key")?;
+    Sites::sealed(store, regions, clock, seal).await.at("reading the sites")
 }
 
 pub(super) fn site_settings(config: &Config) -> Result<site::Settings, Error> {

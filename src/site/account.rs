@@ -236,7 +236,7 @@ impl Sites {
     /// # Errors
     /// [`Error::Service`], [`Error::Unknown`]; the store's.
     pub async fn set_twilio_auth_tokens(&self, id: &SiteId, tokens: Vec<String>) -> Result<(), Error> {
-        let twilio = AuthTokens::of(tokens)?;
+        let twilio = AuthTokens::of(&tokens, id, &self.seal)?;
         self.change_row(id, |present| Ok(ServiceRow { twilio: twilio.clone(), ..present.clone() })).await
     }
 
@@ -256,9 +256,11 @@ impl Sites {
     /// # Errors
     /// [`Error::Mirror`], [`Error::Unknown`], [`Error::IsService`]; the store's.
     pub async fn set_mirror(&self, id: &SiteId, to: Option<(&str, &[String])>) -> Result<(), Error> {
-        let new = to.map(|(url, objects)| MirrorRow::new(rand::rng().random(), url, objects)).transpose()?;
+        let new = to.map(|(url, objects)| MirrorRow::new(rand::rng().random(), url, objects, id, &self.seal)).transpose()?;
+        let (wanted, new) = new.unzip();
         self.change_row(&self.own(id)?, |present| {
-            let kept = present.mirror.as_ref().filter(|kept| new.as_ref().is_some_and(|new| kept.is_as(new)));
+            let is_as = |kept: &&MirrorRow| kept.open(id, &self.seal).is_ok_and(|kept| wanted.as_ref().is_some_and(|wanted| kept.is_as(wanted)));
+            let kept = present.mirror.as_ref().filter(is_as);
             Ok(ServiceRow { mirror: kept.or(new.as_ref()).cloned(), ..present.clone() })
         })
         .await

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::event::{ObjectKey, ObjectKind};
+use super::Error;
+use super::seal::Seal;
+use crate::event::{ObjectKey, ObjectKind, SiteId};
 
 /// The host where none is given.
 const TWILIO: &str = "sync.twilio.com";
@@ -155,6 +157,11 @@ pub struct Mirror {
 }
 
 impl Mirror {
+    /// Whether it mirrors the same to the same place.
+    pub(super) fn is_as(&self, other: &Self) -> bool {
+        (&self.target, &self.objects) == (&other.target, &other.objects)
+    }
+
     /// Whether an object is mirrored. One that was given no name is not: there is nothing to call it by elsewhere.
     pub fn mirrors(&self, key: &ObjectKey) -> bool {
         // Of names that clients cannot give are those of unnamed objects.
@@ -166,6 +173,7 @@ impl Mirror {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MirrorRow {
     pub(super) id: u64,
+    /// Sealed where there is a key.
     url: String,
     objects: Vec<String>,
     #[serde(default)]
@@ -180,18 +188,17 @@ impl std::fmt::Debug for MirrorRow {
 
 impl MirrorRow {
     /// A mirror that was never followed.
-    pub(super) fn new(id: u64, url: &str, objects: &[String]) -> Result<Self, MirrorFault> {
-        let row = Self { id, url: url.trim().to_owned(), objects: objects.to_vec(), copied: Vec::new() };
-        row.read().map(|_| row)
+    pub(super) fn new(id: u64, url: &str, objects: &[String], site: &SiteId, seal: &Seal) -> Result<(Arc<Mirror>, Self), MirrorFault> {
+        let row = Self { id, url: seal.seal(site, url.trim()), objects: objects.to_vec(), copied: Vec::new() };
+        row.read(url).map(|mirror| (mirror, row))
     }
 
-    /// Whether it mirrors the same to the same place.
-    pub(super) fn is_as(&self, other: &Self) -> bool {
-        (&self.url, &self.objects) == (&other.url, &other.objects)
+    pub(super) fn open(&self, site: &SiteId, seal: &Seal) -> Result<Arc<Mirror>, Error> {
+        Ok(self.read(&seal.open(site, &self.url)?)?)
     }
 
-    pub(super) fn read(&self) -> Result<Arc<Mirror>, MirrorFault> {
-        let target = Target::parse(&self.url).ok_or(MirrorFault::Url)?;
+    fn read(&self, url: &str) -> Result<Arc<Mirror>, MirrorFault> {
+        let target = Target::parse(url).ok_or(MirrorFault::Url)?;
         if !(1..=MOST_PATTERNS).contains(&self.objects.len()) {
             return Err(MirrorFault::Patterns);
         }
@@ -203,7 +210,10 @@ impl MirrorRow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::SiteId;
+
+    fn demo() -> SiteId {
+        SiteId::parse("demo").unwrap()
+    }
 
     fn base(text: &str) -> Option<(String, String, String)> {
         Target::parse(text).map(|target| (target.base.to_string(), target.user, target.secret))
@@ -232,16 +242,16 @@ mod tests {
         let target = Target::parse("twilio://SK1:hush@sync.example:8443/IS2").unwrap();
         assert_eq!(target.shown(), "twilio://SK1@sync.example:8443/IS2");
         assert!(!format!("{target:?}").contains("hush"));
-        let row = MirrorRow::new(1, "twilio://SK1:hush@/IS2", &["a".into()]).unwrap();
-        assert!(!format!("{row:?}{:?}", row.read().unwrap()).contains("hush"));
+        let (mirror, row) = MirrorRow::new(1, "twilio://SK1:hush@/IS2", &["a".into()], &demo(), &Seal::default()).unwrap();
+        assert!(!format!("{row:?}{mirror:?}").contains("hush"));
     }
 
     #[test]
     fn patterns_name_objects() {
-        let key = |kind, name: &str| ObjectKey { site: SiteId::parse("demo").unwrap(), kind, name: name.into() };
+        let key = |kind, name: &str| ObjectKey { site: demo(), kind, name: name.into() };
         let mirror = |objects: &[&str]| {
             let objects: Vec<String> = objects.iter().map(|&text| text.to_owned()).collect();
-            MirrorRow::new(1, "twilio://AC1:s@/IS2", &objects).map(|row| row.read().unwrap())
+            MirrorRow::new(1, "twilio://AC1:s@/IS2", &objects, &demo(), &Seal::default()).map(|(mirror, _)| mirror)
         };
         let chosen = mirror(&["product.*", "document:top.sold", "page.:"]).unwrap();
         for (kind, name, is) in [

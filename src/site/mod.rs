@@ -14,6 +14,7 @@ mod origin;
 mod region;
 #[cfg(feature = "scylla")]
 mod scylla;
+mod seal;
 mod service;
 mod snapshot;
 mod store;
@@ -31,6 +32,7 @@ use credential::{Credential, hash};
 pub use credential::{Kind, ObjectGrant};
 pub use mirror::{Mirror, MirrorFault, Pattern, Target};
 pub use region::{Elsewhere, Region, Regions};
+pub use seal::Seal;
 use service::ServiceRow;
 pub use service::{Limits, Service, ServiceChange, ServiceFault};
 use snapshot::Snapshot;
@@ -101,6 +103,12 @@ pub enum Error {
     /// What a mirror cannot be set to.
     #[error(transparent)]
     Mirror(#[from] MirrorFault),
+    /// A key that is too easily guessed to seal anything under.
+    #[error("a secret key has at least 16 bytes")]
+    SecretKey,
+    /// A secret that was sealed under a key that this node has not.
+    #[error("what opens another service for site {0} is sealed: CONTRAIL_SECRET_KEY is not the key that it was sealed under")]
+    Sealed(SiteId),
     /// A further service of an account is taken for a site with settings and keys of its own.
     #[error("{0} is a service of another site's account, and has the settings and keys of that site")]
     IsService(SiteId),
@@ -236,18 +244,27 @@ pub struct Sites {
     watch: Mutex<follow::Watch>,
     regions: Regions,
     clock: Clock,
+    seal: Seal,
     /// Hash of the token that opens every site to commands on this machine, once the process has announced itself.
     admin: RwLock<Option<[u8; 32]>>,
 }
 
 impl Sites {
-    /// Reads what a store holds. `regions` as this node knows them.
+    /// Reads what a store holds, where nothing is sealed. `regions` as this node knows them.
     ///
     /// # Errors
-    /// The store's.
+    /// [`Error::Sealed`]; the store's.
     pub async fn new(store: Arc<dyn Store>, regions: Regions, clock: Clock) -> Result<Self, Error> {
-        let now = RwLock::new(Arc::new(Snapshot::of(&store.load().await?)?));
-        Ok(Self { store, now, turn: tokio::sync::Mutex::default(), watch: Mutex::default(), regions, clock, admin: RwLock::default() })
+        Self::sealed(store, regions, clock, Seal::default()).await
+    }
+
+    /// The same where `seal` opens what is sealed, and seals what is kept from now on.
+    ///
+    /// # Errors
+    /// [`Error::Sealed`] where it is not the one that something was sealed with; the store's.
+    pub async fn sealed(store: Arc<dyn Store>, regions: Regions, clock: Clock, seal: Seal) -> Result<Self, Error> {
+        let now = RwLock::new(Arc::new(Snapshot::of(&store.load().await?, &seal)?));
+        Ok(Self { store, now, turn: tokio::sync::Mutex::default(), watch: Mutex::default(), regions, clock, seal, admin: RwLock::default() })
     }
 
     /// On an installation without sites makes site `demo` and gives its keys, generated or as given; otherwise makes sure that given
@@ -462,7 +479,7 @@ impl Sites {
 
     /// Makes a state what readers see. To be called in turn.
     fn show(&self, state: &State) -> Result<(), Error> {
-        let snapshot = Arc::new(Snapshot::of(state)?);
+        let snapshot = Arc::new(Snapshot::of(state, &self.seal)?);
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
         Ok(())
     }

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
 
+use super::Error;
 use super::mirror::MirrorRow;
+use super::seal::Seal;
 use super::store::SiteRow;
 use crate::event::{SiteId, Timestamp, ids};
 
@@ -160,15 +162,23 @@ pub(super) struct ServiceRow {
     pub(super) mirror: Option<MirrorRow>,
 }
 
-/// Auth tokens of a Twilio account.
+/// Auth tokens of a Twilio account, sealed where there is a key.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct AuthTokens(pub(super) Vec<String>);
+pub(super) struct AuthTokens(Vec<String>);
 
 impl AuthTokens {
-    pub(super) fn of(tokens: Vec<String>) -> Result<Self, ServiceFault> {
+    /// Tokens of a site, to be kept sealed.
+    pub(super) fn of(tokens: &[String], site: &SiteId, seal: &Seal) -> Result<Self, ServiceFault> {
         let is_legal = |token: &String| (16..=128).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
-        if tokens.len() <= MOST_AUTH_TOKENS && tokens.iter().all(is_legal) { Ok(Self(tokens)) } else { Err(ServiceFault::AuthTokens) }
+        if tokens.len() > MOST_AUTH_TOKENS || !tokens.iter().all(is_legal) {
+            return Err(ServiceFault::AuthTokens);
+        }
+        Ok(Self(tokens.iter().map(|token| seal.seal(site, token)).collect()))
+    }
+
+    pub(super) fn open(&self, site: &SiteId, seal: &Seal) -> Result<Vec<String>, Error> {
+        self.0.iter().map(|kept| seal.open(site, kept)).collect()
     }
 
     fn is_none(&self) -> bool {

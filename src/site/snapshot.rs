@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::account::{Account, Secret, Secrets};
-use super::mirror::{Mirror, MirrorRow};
+use super::mirror::Mirror;
+use super::seal::Seal;
 use super::service::Service;
 use super::store::{SiteRow, State, Version};
 use super::{Error, Grant, Site};
@@ -42,7 +43,7 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn of(state: &State) -> Result<Self, Error> {
+    pub(super) fn of(state: &State, seal: &Seal) -> Result<Self, Error> {
         let mut snapshot = Self { version: state.version, ..Self::default() };
         let (mut further, own): (Vec<_>, Vec<_>) = state.rows.sites.iter().partition(|row| row.service.account.is_some());
         for row in own {
@@ -52,12 +53,27 @@ impl Snapshot {
         for row in further {
             snapshot.add_further(row).ok_or(Error::Malformed("service's account"))?;
         }
+        for row in &state.rows.sites {
+            snapshot.open(row, seal)?;
+        }
         for row in &state.rows.keys {
             let site = Arc::clone(snapshot.sites.get(&row.site).ok_or(Error::Malformed("key's site"))?);
             let grant = Grant { site, kind: row.kind, key: ids::first_u64(&row.hash), expires_at: row.expires_at };
             snapshot.grants.insert(row.hash, Arc::new(grant));
         }
         Ok(snapshot)
+    }
+
+    /// What opens other services for a site.
+    fn open(&mut self, row: &SiteRow, seal: &Seal) -> Result<(), Error> {
+        let tokens = row.service.twilio.open(&row.id, seal)?;
+        if !tokens.is_empty() {
+            self.twilio_auth_tokens.insert(row.id.clone(), tokens);
+        }
+        if let Some(kept) = &row.service.mirror {
+            self.mirrors.insert(row.id.clone(), kept.open(&row.id, seal)?);
+        }
+        Ok(())
     }
 
     /// The account that a site has, or of which it is a service.
@@ -105,12 +121,6 @@ impl Snapshot {
 
     fn add(&mut self, row: &SiteRow, site: Arc<Site>) {
         self.token_keys.insert(row.id.clone(), row.token_key);
-        if !row.service.twilio.0.is_empty() {
-            self.twilio_auth_tokens.insert(row.id.clone(), row.service.twilio.0.clone());
-        }
-        if let Some(Ok(mirror)) = row.service.mirror.as_ref().map(MirrorRow::read) {
-            self.mirrors.insert(row.id.clone(), mirror);
-        }
         self.sites.insert(row.id.clone(), site);
     }
 }

@@ -323,3 +323,39 @@ async fn a_further_service_is_of_the_region_of_its_account() {
     assert_eq!(sites.elsewhere(&further).unwrap().region.as_str(), "us");
     assert_eq!(sites.elsewhere_of(&further.id).unwrap().region.as_str(), "us");
 }
+
+/// What opens other services stands nowhere as it is; without the key nothing starts, and what was kept before there was one is read on.
+#[tokio::test]
+async fn secrets_of_other_services_are_sealed_under_the_key_from_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = async |key: Option<&str>| Sites::sealed(file(dir.path()).await, Regions::default(), Clock::system(), Seal::new(key).unwrap()).await;
+    let (key, token, url) = ("a key of some length", "0123456789abcdef0123456789abcdef", "twilio://SK1:hush-hush@/IS2");
+    let sites = open(None).await.unwrap();
+    sites.add(&site("demo"), NewSite::default()).await.unwrap();
+    sites.set_twilio_auth_tokens(&site("demo"), vec![token.into()]).await.unwrap();
+    drop(sites);
+    let sites = open(Some(key)).await.unwrap();
+    assert_eq!(sites.twilio_auth_tokens(&site("demo")), [token], "kept before there was a key");
+    sites.set_twilio_auth_tokens(&site("demo"), vec![token.into()]).await.unwrap();
+    sites.set_mirror(&site("demo"), Some((url, &["*".into()]))).await.unwrap();
+    let id = sites.mirror(&site("demo")).unwrap().id;
+    sites.mirror_copied(&site("demo"), id, &[3, 1], true).await.unwrap();
+    sites.set_mirror(&site("demo"), Some((url, &["*".into()]))).await.unwrap();
+    let mirror = sites.mirror(&site("demo")).unwrap();
+    assert_eq!((mirror.id, &mirror.copied[..], &*mirror.target.secret), (id, &[1, 3][..], "hush-hush"), "set again it is the same");
+    sites.mirror_copied(&site("demo"), id + 1, &[1], false).await.unwrap();
+    sites.mirror_copied(&site("demo"), id, &[3], false).await.unwrap();
+    assert_eq!(sites.mirror(&site("demo")).unwrap().copied, [1]);
+    drop(sites);
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(9).any(|part| part == b"hush-hush"));
+    }
+    for wrong in [None, Some("another key of some length")] {
+        assert!(matches!(open(wrong).await, Err(Error::Sealed(_))), "{wrong:?}");
+    }
+    let sites = open(Some(key)).await.unwrap();
+    assert_eq!(sites.twilio_auth_tokens(&site("demo")), [token]);
+    sites.set_mirror(&site("demo"), Some((url, &["product.*".into()]))).await.unwrap();
+    assert_ne!(sites.mirror(&site("demo")).unwrap().id, id, "of other objects it is another one");
+}
