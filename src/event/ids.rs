@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ring::digest;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Partitions of each topic, fixed when the topic is created.
 pub const PARTITIONS: u16 = 16;
@@ -54,6 +55,11 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(hash.finish().as_ref());
     out
+}
+
+/// A number that nobody else has: a random UUID, made without asking the system each time.
+pub fn fresh_uuid() -> Uuid {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
 }
 
 /// The first 8 bytes of a hash as a big-endian number.

@@ -75,7 +75,7 @@ impl Api {
     /// [`CallError`].
     pub async fn call(&self, key: &ObjectKey, identity: &str, calls: Vec<Call>) -> Result<Answer, CallError> {
         let Ok(_permit) = self.waiting.try_acquire() else { return Err(CallError::Busy) };
-        let request = Uuid::new_v4().into_bytes();
+        let request = ids::fresh_uuid().into_bytes();
         let mut expected = self.feed.expect(request).map_err(CallError::Feed)?;
         let now = self.clock.now();
         let change = Change {

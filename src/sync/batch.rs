@@ -76,6 +76,7 @@ pub struct Scheduler {
     queue: BTreeMap<Place, Arc<ObjectKey>>,
     /// The number of the next object to come.
     next: u64,
+    awaited: bool,
 }
 
 /// A place in the queue.
@@ -90,7 +91,7 @@ struct Waiting {
 impl Scheduler {
     /// An empty queue. A first change waits `gather` for others; [`Scheduler::is_full`] says when `max_bytes` of changes wait.
     pub fn new(gather: Duration, max_bytes: usize) -> Self {
-        Self { gather, max_bytes, bytes: 0, waiting: HashMap::new(), queue: BTreeMap::new(), next: 0 }
+        Self { gather, max_bytes, bytes: 0, waiting: HashMap::new(), queue: BTreeMap::new(), next: 0, awaited: false }
     }
 
     /// Notes that `bytes` more of changes wait for the object. It becomes due `gather` after the first of them and no later for more.
@@ -100,7 +101,13 @@ impl Scheduler {
 
     /// The same for a change that somebody waits for: what waits for others only becomes due now, and what waits for its budget when it did.
     pub fn touch_now(&mut self, key: &ObjectKey, bytes: usize, now: Timestamp) {
+        self.awaited = true;
         self.touch_within(key, bytes, now, Duration::ZERO);
+    }
+
+    /// Whether a change that somebody waits for came since [`Scheduler::due`] was last asked.
+    pub const fn is_awaited(&self) -> bool {
+        self.awaited
     }
 
     fn touch_within(&mut self, key: &ObjectKey, bytes: usize, now: Timestamp, gather: Duration) {
@@ -124,6 +131,7 @@ impl Scheduler {
     /// Takes the objects due at `now` from the queue, the longest due first, at most `limit`; their bytes count until [`Scheduler::written`]
     /// or [`Scheduler::defer`].
     pub fn due(&mut self, now: Timestamp, limit: usize) -> Vec<Due> {
+        self.awaited = false;
         let mut out = Vec::new();
         while out.len() < limit
             && let Some(key) = self.pop(now)
@@ -279,6 +287,18 @@ mod tests {
         assert_eq!(due.iter().map(|d| (d.key.name.as_str(), d.bytes)).collect::<Vec<_>>(), [("b", 100), ("a", 905)]);
         due.iter().for_each(|due| queue.written(due));
         assert_eq!((queue.bytes(), queue.is_empty(), queue.next_due()), (0, true, None));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_awaited_until_it_is_taken() {
+        let mut queue = Scheduler::new(Duration::from_millis(10), 1_000);
+        let key = |name: &str| ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: name.into() };
+        queue.touch(&key("a"), 1, at(0));
+        assert!(!queue.is_awaited());
+        queue.touch_now(&key("b"), 1, at(0));
+        assert!(queue.is_awaited());
+        assert_eq!(queue.due(at(0), 10).len(), 1);
+        assert!(!queue.is_awaited(), "what is left, nobody waits for");
     }
 
     #[test]

@@ -4,28 +4,29 @@
 
 #[cfg(test)]
 pub(crate) mod contract;
+mod inbox;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "kafka")]
 mod wire;
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
-use super::{Answer, Applied, Error, Feed, Subscription, Update};
+pub use self::inbox::{Address, Inbox};
+use super::{Answer, Applied, Error, Feed, Update};
 use crate::event::ObjectKey;
 use crate::event::change::RequestId;
 
 /// Parts the subscribers are spread over, so that attaching to one object does not hold up publishing to all others.
 const SHARDS: usize = 16;
 
-/// How much a subscriber may fall behind before it is told to read a fresh snapshot.
+/// How much a subscriber may fall behind in an object before it is told to read a fresh snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Writes waiting.
@@ -44,10 +45,11 @@ impl Default for Settings {
 #[derive(Clone)]
 pub struct LocalFeed(Arc<Inner>);
 
-type Shard = RwLock<HashMap<ObjectKey, Vec<Weak<Inbox>>>>;
+/// Who is attached, by object. Its key is shared with all of them.
+type Shard = HashMap<Arc<ObjectKey>, Vec<Address>>;
 
 struct Inner {
-    shards: Vec<Shard>,
+    shards: Vec<RwLock<Shard>>,
     /// Who waits for the answer to a request. As many as the API lets wait at once.
     waiting: Mutex<HashMap<RequestId, oneshot::Sender<Answer>>>,
     hasher: RandomState,
@@ -56,24 +58,10 @@ struct Inner {
     closed: AtomicBool,
 }
 
-/// One subscriber's queue.
-struct Inbox {
-    state: Mutex<Queue>,
-    arrived: Notify,
-}
-
-#[derive(Default)]
-struct Queue {
-    writes: VecDeque<Arc<Applied>>,
-    bytes: usize,
-    lagged: bool,
-    closed: bool,
-}
-
 impl LocalFeed {
     /// A feed without subscribers.
     pub fn new(settings: Settings) -> Self {
-        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
+        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
         let (waiting, hasher) = (Mutex::default(), RandomState::new());
         Self(Arc::new(Inner { shards, waiting, hasher, settings, subscribers: AtomicUsize::new(0), closed: AtomicBool::new(false) }))
     }
@@ -92,35 +80,31 @@ impl LocalFeed {
     /// Hands writes to the subscribers; waits for none.
     pub fn deliver(&self, writes: Vec<Applied>) {
         for write in writes {
-            let inboxes = self.0.attached(&write.key);
-            if inboxes.is_empty() {
+            let attached = self.0.attached(&write.key);
+            if attached.is_empty() {
                 continue;
             }
             let bytes = weight(&write);
             let write = Arc::new(write);
             // First: who is told may look at once.
-            metrics::counter!("contrail_feed_delivered_total").increment(inboxes.len() as u64);
-            for inbox in &inboxes {
-                inbox.put(&write, bytes, &self.0.settings);
+            metrics::counter!("contrail_feed_delivered_total").increment(attached.len() as u64);
+            for address in &attached {
+                address.put(&write, bytes, &self.0.settings);
             }
         }
     }
 
     /// Tells an object's subscribers that they missed writes.
     pub fn lag_object(&self, key: &ObjectKey) {
-        self.0.attached(key).iter().for_each(|inbox| inbox.lag());
+        self.0.attached(key).iter().for_each(Address::lag);
     }
 
     /// Tells the subscribers of all objects of a partition of `changes` that they missed writes.
     pub fn lag_partition(&self, partition: u16) {
         for shard in &self.0.shards {
-            let lagging: Vec<Arc<Inbox>> = read(shard)
-                .iter()
-                .filter(|(key, _)| key.partition() == partition)
-                .flat_map(|(_, attached)| attached)
-                .filter_map(Weak::upgrade)
-                .collect();
-            lagging.iter().for_each(|inbox| inbox.lag());
+            let of_it = |(key, attached): (&Arc<ObjectKey>, &Vec<Address>)| (key.partition() == partition).then(|| attached.clone());
+            let lagging: Vec<Address> = read(shard).iter().filter_map(of_it).flatten().collect();
+            lagging.iter().for_each(Address::lag);
         }
     }
 
@@ -155,56 +139,41 @@ impl Inner {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shard(&self, key: &ObjectKey) -> Option<&Shard> {
+    fn shard(&self, key: &ObjectKey) -> Option<&RwLock<Shard>> {
         let at = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards.get(at)
     }
 
     /// The subscribers of an object.
-    fn attached(&self, key: &ObjectKey) -> Vec<Arc<Inbox>> {
+    fn attached(&self, key: &ObjectKey) -> Vec<Address> {
         let Some(shard) = self.shard(key) else { return Vec::new() };
-        read(shard).get(key).into_iter().flatten().filter_map(Weak::upgrade).collect()
+        read(shard).get(key).cloned().unwrap_or_default()
+    }
+
+    /// Puts an address among the subscribers of an object. Gives the object's key as all of them share it.
+    fn attach(&self, key: &ObjectKey, to: &Address) -> Arc<ObjectKey> {
+        let Some(shard) = self.shard(key) else { return Arc::new(key.clone()) };
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        let key = shard.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(key, _)| Arc::clone(key));
+        shard.entry(Arc::clone(&key)).or_default().push(to.clone());
+        key
+    }
+
+    fn detach(&self, key: &ObjectKey, from: &Address) {
+        let Some(shard) = self.shard(key) else { return };
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(attached) = shard.get_mut(key) else { return };
+        if let Some(at) = attached.iter().position(|address| address.is(from)) {
+            attached.swap_remove(at);
+        }
+        if attached.is_empty() {
+            shard.remove(key);
+        }
     }
 }
 
-fn read(shard: &Shard) -> std::sync::RwLockReadGuard<'_, HashMap<ObjectKey, Vec<Weak<Inbox>>>> {
+fn read(shard: &RwLock<Shard>) -> RwLockReadGuard<'_, Shard> {
     shard.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What waits is dropped, and the subscriber told so.
-    fn lag(&self) {
-        self.lock().lag();
-        self.arrived.notify_one();
-    }
-
-    /// Puts a write in the queue; past the bounds all that waits is dropped and the subscriber told so.
-    fn put(&self, write: &Arc<Applied>, bytes: usize, settings: &Settings) {
-        let mut queue = self.lock();
-        if queue.writes.len() >= settings.max_writes || (!queue.writes.is_empty() && queue.bytes + bytes > settings.max_bytes) {
-            queue.lag();
-        }
-        if !queue.lagged {
-            queue.writes.push_back(Arc::clone(write));
-            queue.bytes += bytes;
-        }
-        drop(queue);
-        self.arrived.notify_one();
-    }
-}
-
-impl Queue {
-    /// Drops all that waits.
-    fn lag(&mut self) {
-        self.writes.clear();
-        self.bytes = 0;
-        self.lagged = true;
-        metrics::counter!("contrail_feed_lagged_total").increment(1);
-    }
 }
 
 /// What a write weighs in a queue.
@@ -223,18 +192,16 @@ impl Feed for LocalFeed {
         Ok(())
     }
 
-    async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error> {
-        let inbox = Arc::new(Inbox { state: Mutex::default(), arrived: Notify::new() });
+    async fn attach(&self, key: &ObjectKey, to: Address) -> Result<Attached, Error> {
+        to.hold();
         // Counted before it is attached: `wanted` may say true too early, never false too late.
-        let attached = self.0.subscribers.fetch_add(1, Ordering::SeqCst) + 1;
-        if let Some(shard) = self.0.shard(key) {
-            shard.write().unwrap_or_else(PoisonError::into_inner).entry(key.clone()).or_default().push(Arc::downgrade(&inbox));
-        }
+        let subscribers = self.0.subscribers.fetch_add(1, Ordering::SeqCst) + 1;
+        let key = self.0.attach(key, &to);
         if self.0.closed.load(Ordering::SeqCst) {
-            inbox.lock().closed = true;
+            to.close();
         }
-        metrics::gauge!("contrail_feed_subscribers").set(attached as f64);
-        Ok(Box::new(LocalSubscription { feed: Arc::clone(&self.0), key: key.clone(), inbox }))
+        metrics::gauge!("contrail_feed_subscribers").set(subscribers as f64);
+        Ok(Attached { feed: Arc::clone(&self.0), key, to })
     }
 
     async fn answer(&self, answers: Vec<Answer>) -> Result<(), Error> {
@@ -251,63 +218,66 @@ impl Feed for LocalFeed {
     fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
         for shard in &self.0.shards {
-            let inboxes: Vec<Arc<Inbox>> = read(shard).values().flatten().filter_map(Weak::upgrade).collect();
-            for inbox in inboxes {
-                inbox.lock().closed = true;
-                inbox.arrived.notify_one();
-            }
+            let attached: Vec<Address> = read(shard).values().flatten().cloned().collect();
+            attached.iter().for_each(Address::close);
         }
     }
 }
 
-/// One subscriber.
-struct LocalSubscription {
+/// An object attached to an inbox, until it is dropped.
+pub struct Attached {
     feed: Arc<Inner>,
-    key: ObjectKey,
-    inbox: Arc<Inbox>,
+    key: Arc<ObjectKey>,
+    to: Address,
 }
 
-impl LocalSubscription {
-    fn take(&self) -> Option<Update> {
-        let mut queue = self.inbox.lock();
-        if queue.closed {
-            return Some(Update::Closed);
-        }
-        if queue.lagged {
-            queue.lagged = false;
-            return Some(Update::Lagged);
-        }
-        let write = queue.writes.pop_front()?;
-        queue.bytes = queue.bytes.saturating_sub(weight(&write));
-        Some(Update::Write(write))
+impl Attached {
+    /// The object.
+    pub const fn key(&self) -> &Arc<ObjectKey> {
+        &self.key
+    }
+
+    /// Lets what is told of the object be taken from the inbox: all since it was attached.
+    pub fn listen(&self) {
+        self.to.release();
     }
 }
 
-#[async_trait]
-impl Subscription for LocalSubscription {
-    async fn next(&mut self) -> Update {
-        loop {
-            if let Some(update) = self.take() {
-                return update;
-            }
-            // `notify_one` leaves a permit where nobody waits, so that nothing put in between is slept through.
-            self.inbox.arrived.notified().await;
-        }
-    }
-}
-
-impl Drop for LocalSubscription {
+impl Drop for Attached {
     fn drop(&mut self) {
-        if let Some(shard) = self.feed.shard(&self.key)
-            && let Entry::Occupied(mut attached) = shard.write().unwrap_or_else(PoisonError::into_inner).entry(self.key.clone())
-        {
-            attached.get_mut().retain(|other| other.upgrade().is_some_and(|other| !Arc::ptr_eq(&other, &self.inbox)));
-            if attached.get().is_empty() {
-                attached.remove();
-            }
-        }
+        self.feed.detach(&self.key, &self.to);
+        self.to.forget();
         let left = self.feed.subscribers.fetch_sub(1, Ordering::SeqCst).saturating_sub(1);
         metrics::gauge!("contrail_feed_subscribers").set(left as f64);
+    }
+}
+
+/// One subscriber's end of the feed: an object in an inbox of its own. Dropping it detaches.
+pub struct Subscription {
+    inbox: Inbox,
+    _attached: Attached,
+}
+
+impl Subscription {
+    /// Attaches to an object.
+    ///
+    /// # Errors
+    /// As [`Feed::attach`].
+    pub async fn of(feed: &(impl Feed + ?Sized), key: &ObjectKey) -> Result<Self, Error> {
+        let inbox = Inbox::default();
+        let attached = feed.attach(key, inbox.address(0)).await?;
+        attached.listen();
+        Ok(Self { inbox, _attached: attached })
+    }
+
+    /// The next update. Cancel-safe.
+    pub async fn next(&mut self) -> Update {
+        self.inbox.next().await.1
+    }
+
+    /// Whether anything waits that [`Subscription::next`] has not given.
+    pub fn is_told(&self) -> bool {
+        self.inbox.is_told()
     }
 }
 
@@ -367,6 +337,59 @@ mod tests {
         // One write larger than the bound still passes alone.
         feed.publish(vec![write("a", 3, 20_000)]).await.unwrap();
         assert_eq!(ids(&mut slow, 1).await, [Some(3)]);
+    }
+
+    async fn told(inbox: &mut Inbox) -> (u32, Option<u64>) {
+        match inbox.next().await {
+            (tag, Update::Write(write)) => (tag, Some(write.event_id)),
+            (tag, _) => (tag, None),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_inbox_gives_each_objects_updates_in_order_and_objects_in_turns() {
+        let feed = LocalFeed::new(Settings { max_writes: 3, max_bytes: 1 << 20 });
+        let mut inbox = Inbox::default();
+        let (a, b) = (feed.attach(&key("a"), inbox.address(1)).await.unwrap(), feed.attach(&key("b"), inbox.address(2)).await.unwrap());
+        a.listen();
+        b.listen();
+        assert!(!inbox.is_told());
+        feed.publish(vec![write("a", 1, 1), write("a", 2, 1), write("a", 3, 1), write("b", 7, 1)]).await.unwrap();
+        assert!(inbox.is_told());
+        let (first, second) = (told(&mut inbox).await, told(&mut inbox).await);
+        assert_eq!((first, second), ((1, Some(1)), (2, Some(7))));
+        assert_eq!((told(&mut inbox).await, told(&mut inbox).await), ((1, Some(2)), (1, Some(3))));
+        // What is too much of one object is told of that alone.
+        feed.publish((1..=4).map(|id| write("a", id, 1)).chain([write("b", 8, 1)]).collect()).await.unwrap();
+        assert_eq!((told(&mut inbox).await, told(&mut inbox).await), ((1, None), (2, Some(8))));
+        assert!(!inbox.is_told());
+        assert_eq!(feed.subscribers(), 2);
+        drop((a, b));
+        assert!(!feed.wanted(&key("a")) && feed.subscribers() == 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_told_before_it_is_listened_to_is_kept_and_of_what_is_detached_nothing() {
+        let feed = LocalFeed::new(Settings::default());
+        let mut inbox = Inbox::default();
+        let (a, b) = (feed.attach(&key("a"), inbox.address(1)).await.unwrap(), feed.attach(&key("b"), inbox.address(2)).await.unwrap());
+        b.listen();
+        feed.publish(vec![write("a", 1, 1), write("a", 2, 1), write("b", 7, 1)]).await.unwrap();
+        assert_eq!(told(&mut inbox).await, (2, Some(7)));
+        assert!(!inbox.is_told(), "held back");
+        a.listen();
+        assert_eq!(told(&mut inbox).await, (1, Some(1)));
+        drop(a);
+        feed.publish(vec![write("a", 3, 1), write("b", 8, 1)]).await.unwrap();
+        assert_eq!(told(&mut inbox).await, (2, Some(8)));
+        assert!(!inbox.is_told());
+        // Woken by what was held back, too.
+        let c = feed.attach(&key("c"), inbox.address(3)).await.unwrap();
+        feed.publish(vec![write("c", 1, 1)]).await.unwrap();
+        let (heard, ()) = tokio::join!(told(&mut inbox), async { c.listen() });
+        assert_eq!(heard, (3, Some(1)));
+        feed.close();
+        assert_eq!(told(&mut inbox).await, (0, None));
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ pub mod tombstones;
 
 use std::sync::Arc;
 
-pub use feed::Expected;
+pub use feed::{Address, Attached, Expected, Inbox, Subscription};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -354,12 +354,21 @@ pub trait Feed: Send + Sync + 'static {
     /// Those that may pass ([`Error::is_retryable`]): what of it was handed on is unknown. To be repeated; event ids make that harmless.
     async fn publish(&self, writes: Vec<Applied>) -> Result<(), Error>;
 
-    /// Attaches to an object: everything published after this returns is delivered. Attach first, then read the snapshot, then drop
-    /// event ids at or below it. A write that tells only from beyond what was seen ([`Applied::after`]) is as good as [`Update::Lagged`].
+    /// Attaches an object to an inbox: everything published after this returns is delivered there, to be taken once [`Attached::listen`] is called, until what
+    /// is returned is dropped. Attach first, then read the snapshot, then drop event ids at or below it. A write that tells only from beyond what was seen
+    /// ([`Applied::after`]) is as good as [`Update::Lagged`].
     ///
     /// # Errors
     /// [`Error::Closed`] where this process has no subscribers.
-    async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error>;
+    async fn attach(&self, key: &ObjectKey, to: Address) -> Result<Attached, Error>;
+
+    /// The same with an inbox for this object alone.
+    ///
+    /// # Errors
+    /// As [`Feed::attach`].
+    async fn subscribe(&self, key: &ObjectKey) -> Result<Subscription, Error> {
+        Subscription::of(self, key).await
+    }
 
     /// Hands answers to those who wait for them, on whichever node, behind what was published of the same objects before. When it returns, each has it or will, unless that node is gone or cannot read.
     ///
@@ -375,13 +384,6 @@ pub trait Feed: Send + Sync + 'static {
 
     /// Ends every subscription of this process with [`Update::Closed`], now and later ones. Publishing goes on.
     fn close(&self);
-}
-
-/// One subscriber's end of the feed. Dropping it detaches.
-#[async_trait]
-pub trait Subscription: Send {
-    /// The next write. Cancel-safe.
-    async fn next(&mut self) -> Update;
 }
 
 /// What a subscriber gets.

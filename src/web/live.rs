@@ -147,7 +147,7 @@ struct Follower {
     reader: Reader,
     clock: Clock,
     key: ObjectKey,
-    subscription: Box<dyn Subscription>,
+    subscription: Subscription,
     /// The greatest event id shown.
     seen: u64,
     ready: VecDeque<Event>,

@@ -47,7 +47,7 @@ pub(crate) fn write(name: &str, event_id: u64, bytes: usize) -> Applied {
 }
 
 /// The next updates: event ids, None where it lagged.
-pub(crate) async fn ids(subscription: &mut Box<dyn Subscription>, count: usize) -> Vec<Option<u64>> {
+pub(crate) async fn ids(subscription: &mut Subscription, count: usize) -> Vec<Option<u64>> {
     let mut out = Vec::new();
     for _ in 0..count {
         out.push(match subscription.next().await {

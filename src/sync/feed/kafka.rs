@@ -16,7 +16,7 @@ use crate::event::change::RequestId;
 use crate::event::{ObjectKey, PARTITIONS};
 use crate::eventlog::kafka::{self, Broadcast, Heard, Tail};
 use crate::eventlog::{self, Append};
-use crate::sync::{Answer, Applied, Error, Feed, Subscription};
+use crate::sync::{Address, Answer, Applied, Attached, Error, Feed};
 
 /// The topic's name, behind the prefix.
 const TOPIC: &str = "feed";
@@ -97,11 +97,11 @@ impl Feed for KafkaFeed {
         outcome
     }
 
-    async fn subscribe(&self, key: &ObjectKey) -> Result<Box<dyn Subscription>, Error> {
+    async fn attach(&self, key: &ObjectKey, to: Address) -> Result<Attached, Error> {
         if self.tail.is_none() {
             return Err(Error::Closed);
         }
-        self.local.subscribe(key).await
+        self.local.attach(key, to).await
     }
 
     async fn answer(&self, answers: Vec<Answer>) -> Result<(), Error> {

@@ -43,6 +43,8 @@ const LOAD: usize = 2_000;
 pub struct KeeperSettings {
     /// How long a first change waits for others of its object.
     pub gather: Duration,
+    /// How long writes are gathered that somebody waits for, while `changes` has no backlog.
+    pub gather_awaited: Duration,
     /// How long writes are gathered at most while `changes` has a backlog.
     pub gather_most: Duration,
     /// Bytes of changes not yet written at which reading stops.
@@ -71,6 +73,7 @@ impl Default for KeeperSettings {
     fn default() -> Self {
         Self {
             gather: Duration::from_millis(10),
+            gather_awaited: Duration::from_millis(3),
             gather_most: Duration::from_millis(250),
             max_pending_bytes: 32 << 20,
             max_cached_bytes: 64 << 20,
@@ -146,7 +149,8 @@ impl Keeper {
             paused: false,
             window: settings.gather,
             pace: (Duration::ZERO, Instant::now()),
-            not_before: Instant::now(),
+            departed: Instant::now(),
+            rested: Instant::now(),
         };
         let outcome = run.until(stop).await;
         match outcome {
@@ -177,8 +181,10 @@ struct Run<'a> {
     window: Duration,
     /// How long a write takes lately, and when the one under way began.
     pace: (Duration, Instant),
-    /// Before this no write begins.
-    not_before: Instant,
+    /// When the last write began.
+    departed: Instant,
+    /// Before this no write begins: the store rests as long as it worked.
+    rested: Instant,
 }
 
 impl Run<'_> {
@@ -241,7 +247,10 @@ impl Run<'_> {
         let due = self.state.next_due()?;
         let wait = due.micros().saturating_sub(self.keeper.clock.now().micros());
         let at = Instant::now() + Duration::from_micros(u64::try_from(wait).unwrap_or(0));
-        Some(at.max(self.not_before))
+        let settings = &self.keeper.settings;
+        let hurries = self.state.is_awaited() && self.window <= settings.gather;
+        let window = if hurries { settings.gather_awaited.min(self.window) } else { self.window };
+        Some(at.max(self.departed + window).max(self.rested))
     }
 
     /// Takes a delivery and what else the log has ready, up to the bytes of one reading: records of several partitions are then loaded for at once.
@@ -343,7 +352,7 @@ impl Run<'_> {
     fn depart(&mut self) {
         let feed = &self.keeper.feed;
         let flight = self.state.due(self.keeper.clock.now(), self.keeper.settings.write_objects, |key| feed.wanted(key));
-        self.not_before = Instant::now() + self.window;
+        self.departed = Instant::now();
         self.fly(flight);
     }
 
@@ -359,7 +368,7 @@ impl Run<'_> {
         // Gathering as long as writing takes leaves half of the store's thread free, and keeps transactions in proportion to the load.
         let (lately, began) = self.pace;
         self.pace.0 = (lately * 7 + began.elapsed()) / 8;
-        self.not_before = self.not_before.max(Instant::now() + self.pace.0.min(self.keeper.settings.gather_most));
+        self.rested = Instant::now() + self.pace.0.min(self.keeper.settings.gather_most);
         self.committed.push(flight);
         self.publish();
     }

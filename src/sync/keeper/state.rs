@@ -405,6 +405,11 @@ impl KeeperState {
         self.scheduler.next_due()
     }
 
+    /// Whether somebody waits for what came since [`KeeperState::due`] was last asked.
+    pub const fn is_awaited(&self) -> bool {
+        self.scheduler.is_awaited()
+    }
+
     /// Whether no more may be read until something is written.
     pub const fn is_full(&self) -> bool {
         self.scheduler.is_full()

@@ -3,10 +3,9 @@
 //!
 //! On the node that owns an object, who was told that a write is done reads it; on another one too, for answers travel behind the writes they tell of.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use moka::sync::Cache;
 
 use crate::event::ObjectKey;
@@ -30,15 +29,7 @@ pub(super) struct Copies {
 
 struct Copy {
     object: Arc<Object>,
-    told: Mutex<Box<dyn Subscription>>,
-}
-
-impl Copy {
-    /// Whether nothing was told since it was read.
-    fn is_clean(&self) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.next().now_or_never().is_none()
-    }
+    since: Subscription,
 }
 
 impl Copies {
@@ -53,16 +44,16 @@ impl Copies {
     /// As [`ObjectStore::load`].
     pub(super) async fn load(&self, store: &dyn ObjectStore, key: &ObjectKey) -> Result<Option<Arc<Object>>, Error> {
         if let Some(copy) = self.copies.get(key) {
-            if copy.is_clean() {
+            if !copy.since.is_told() {
                 return Ok(Some(Arc::clone(&copy.object)));
             }
             self.copies.invalidate(key);
         }
         // Attached first: a process without subscribers has no copies.
-        let told = self.feed.subscribe(key).await.ok();
+        let since = self.feed.subscribe(key).await.ok();
         let object = super::load(store, key).await?;
-        if let (Some(told), Some(object)) = (told, object.as_ref().filter(|object| object.head().bytes <= LARGEST)) {
-            self.copies.insert(key.clone(), Arc::new(Copy { object: Arc::clone(object), told: Mutex::new(told) }));
+        if let (Some(since), Some(object)) = (since, object.as_ref().filter(|object| object.head().bytes <= LARGEST)) {
+            self.copies.insert(key.clone(), Arc::new(Copy { object: Arc::clone(object), since }));
         }
         Ok(object)
     }

@@ -1,6 +1,7 @@
 //! One client's connection: its socket, its session, its subscriptions and its running requests, in one task. Began by the upgrade; ends when the client does,
 //! when its token does, or when the server stops, which sends it to another node.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use serde_json::value::RawValue;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFuture;
 
 use super::calls::{self, Answer};
 use super::request::{self, Ask};
@@ -25,6 +28,9 @@ const MAX_RUNNING: usize = 64;
 /// How long running requests may take once the server stops.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long at most until a connection looks what is due.
+const LOOK: Duration = Duration::from_secs(20);
+
 /// A connection.
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -35,7 +41,7 @@ pub(super) struct Connection {
     subscriptions: Subscriptions,
     running: FuturesUnordered<BoxFuture<'static, (String, Answer)>>,
     /// When running requests must be done, once the server stops.
-    stopping: Option<tokio::time::Instant>,
+    stopping: Option<Instant>,
     /// Told of until it is dropped, once the session is open.
     present: Option<Present>,
 }
@@ -73,9 +79,13 @@ impl Connection {
 
     /// Serves it to its end.
     pub(super) async fn run(mut self) {
+        // Both are waited on all the time, by connections that wake often.
+        let stop = self.shared.stop.clone();
+        let (mut stopped, mut alarm) = (pin!(stop.cancelled()), pin!(tokio::time::sleep(LOOK)));
         let why = loop {
             self.tell();
-            let event = self.next().await;
+            alarm.as_mut().reset(Instant::now() + self.wait());
+            let event = self.next(stopped.as_mut(), alarm.as_mut()).await;
             if let Some(why) = self.take(event) {
                 break why;
             }
@@ -111,28 +121,35 @@ impl Connection {
         }
     }
 
-    async fn next(&mut self) -> Event {
+    /// How long nothing is to be done while nothing happens.
+    fn wait(&self) -> Duration {
+        if let Some(until) = self.finishing() {
+            return until.saturating_duration_since(Instant::now());
+        }
+        let micros = self.session.next_tick().micros().saturating_sub(self.shared.desk.now().micros());
+        let due = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+        let stalls = self.socket.stalled().map(|stalled| self.shared.settings.stalled.saturating_sub(stalled));
+        // Looked at now and then all the same: clocks are set.
+        due.min(stalls.unwrap_or(Duration::MAX)).clamp(Duration::from_millis(1), LOOK)
+    }
+
+    /// Until when running requests may finish, while they do.
+    fn finishing(&self) -> Option<Instant> {
+        self.stopping.filter(|_| !self.session.is_leaving())
+    }
+
+    /// What happens next.
+    async fn next(&mut self, stopped: Pin<&mut WaitForCancellationFuture<'_>>, alarm: Pin<&mut Sleep>) -> Event {
         let room = self.socket.has_room();
-        let finishing = self.stopping.is_some() && !self.session.is_leaving();
-        let reads = room && !finishing && self.running.len() < MAX_RUNNING;
+        let reads = room && self.finishing().is_none() && self.running.len() < MAX_RUNNING;
         let listens = room && self.stopping.is_none() && !self.session.is_leaving() && self.subscriptions.listens();
-        let wait = match self.stopping {
-            Some(until) if finishing => until.saturating_duration_since(tokio::time::Instant::now()),
-            _ => {
-                let micros = self.session.next_tick().micros().saturating_sub(self.shared.desk.now().micros());
-                let due = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
-                let stalls = self.socket.stalled().map(|stalled| self.shared.settings.stalled.saturating_sub(stalled));
-                // Looked at now and then all the same: clocks are set.
-                due.min(stalls.unwrap_or(Duration::MAX)).clamp(Duration::from_millis(1), Duration::from_secs(20))
-            }
-        };
         tokio::select! {
             biased;
-            () = self.shared.stop.cancelled(), if self.stopping.is_none() => Event::Stop,
+            () = stopped, if self.stopping.is_none() => Event::Stop,
             arrived = self.socket.next(reads) => Event::Arrived(arrived),
             Some((id, answer)) = self.running.next(), if room && !self.running.is_empty() => Event::Answered(id, answer),
             outcome = self.subscriptions.next(), if listens => Event::Subscribed(outcome),
-            () = tokio::time::sleep(wait) => Event::Tick,
+            () = alarm => Event::Tick,
         }
     }
 
@@ -166,7 +183,7 @@ impl Connection {
         if why.is_some() {
             return why;
         }
-        let finished = self.running.is_empty() || self.stopping.is_some_and(|until| until <= tokio::time::Instant::now());
+        let finished = self.running.is_empty() || self.stopping.is_some_and(|until| until <= Instant::now());
         if self.stopping.is_some() && finished && !self.session.is_leaving() {
             let steps = self.session.offload(now);
             return self.step(steps);
@@ -176,7 +193,7 @@ impl Connection {
 
     /// Lets running requests finish, then sends the client away.
     fn stop(&mut self) {
-        self.stopping.get_or_insert_with(|| tokio::time::Instant::now() + FINISH_WITHIN);
+        self.stopping.get_or_insert_with(|| Instant::now() + FINISH_WITHIN);
     }
 
     fn step(&mut self, steps: Vec<Step>) -> Option<&'static str> {

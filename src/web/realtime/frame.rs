@@ -13,6 +13,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::event::ids::fresh_uuid;
+
 /// What every frame begins with.
 const MAGIC: &[u8] = b"TWILSOCK V3.0 ";
 /// Most bytes of the first line.
@@ -166,7 +168,7 @@ pub(super) fn encode(mut header: Outgoing<'_>, payload: &str) -> Bytes {
 
 /// A name for a frame of our own.
 pub(super) fn fresh_id() -> String {
-    format!("TM{}", uuid::Uuid::new_v4().simple())
+    format!("TM{}", fresh_uuid().simple())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! connection, without tasks of its own.
 //!
 //! An object is attached to first, then read, then what the client missed is told, then that it is established. The same is done, unasked, for one whose
-//! subscriber lagged, or whose rights changed.
+//! subscriber lagged, or whose rights changed. All have one inbox, where each is known by its serial: most connections are idle, and subscribed to much.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::follow::{Begun, Follow, Heard, Told, begin};
 use super::request::{Action, Poke, Wanted};
 use super::tail;
 use crate::event::{ObjectKey, ObjectKind};
-use crate::sync::{AppliedRow, Subscription, Update, naming};
+use crate::sync::{Address, Applied, AppliedRow, Attached, Inbox, Update, naming};
 use crate::web::sync::{Caller, Desk, Fault, Right};
 
 /// Most objects of one connection.
@@ -37,22 +37,31 @@ type Id = (ObjectKind, [u8; 16]);
 /// The subscriptions of one connection.
 pub(super) struct Subscriptions {
     desk: Desk,
-    entries: HashMap<Id, Entry>,
+    /// By serial, which tells an entry from what it was before.
+    entries: HashMap<u32, Entry>,
+    serials: HashMap<Id, u32>,
+    inbox: Inbox,
     /// To be read, oldest first.
     waiting: VecDeque<Establish>,
-    running: FuturesUnordered<BoxFuture<'static, Outcome>>,
-    reading: usize,
+    /// None where a reading was given up.
+    reading: FuturesUnordered<BoxFuture<'static, Option<Box<Read>>>>,
     serial: u32,
     told: VecDeque<Told>,
     gauge: metrics::Gauge,
 }
 
 struct Entry {
-    /// Tells it from what it was before.
-    serial: u32,
-    /// Set while it is established.
-    follow: Option<Follow>,
-    abort: AbortHandle,
+    id: Id,
+    stage: Stage,
+}
+
+enum Stage {
+    /// To be read.
+    Waiting,
+    /// Being read.
+    Reading(AbortHandle),
+    /// Established.
+    Followed { follow: Follow, _attached: Attached },
 }
 
 /// An object to be read and followed.
@@ -70,20 +79,20 @@ struct Establish {
 }
 
 struct Started {
-    subscription: Box<dyn Subscription>,
+    attached: Attached,
     follow: Follow,
     rows: VecDeque<AppliedRow>,
     revision: u64,
 }
 
-/// What came of something that ran.
+/// What comes next.
 pub(super) enum Outcome {
     /// An object was read; None where that was given up.
     #[doc(hidden)]
     Read(Option<Box<Read>>),
-    /// The feed said something; None where nobody wants to hear it.
+    /// The feed said something of what has this serial.
     #[doc(hidden)]
-    Heard(Option<(Id, u32, Box<dyn Subscription>, Update)>),
+    Heard(u32, Update),
 }
 
 /// An object that was read, or not.
@@ -104,9 +113,10 @@ impl Subscriptions {
         Self {
             desk,
             entries: HashMap::new(),
+            serials: HashMap::new(),
+            inbox: Inbox::default(),
             waiting: VecDeque::new(),
-            running: FuturesUnordered::new(),
-            reading: 0,
+            reading: FuturesUnordered::new(),
             serial: 0,
             told: VecDeque::new(),
             gauge: metrics::gauge!("contrail_realtime_subscriptions"),
@@ -117,7 +127,7 @@ impl Subscriptions {
     pub(super) fn poke(&mut self, poke: Poke, continued: bool) {
         // What was asked for and never begun need not be.
         let entries = &self.entries;
-        self.waiting.retain(|waiting| entries.get(&waiting.id).is_some_and(|entry| entry.serial == waiting.serial));
+        self.waiting.retain(|waiting| entries.contains_key(&waiting.serial));
         let Poke { action, correlation_id, requests } = poke;
         for wanted in requests {
             let told = match (id_of(&wanted), action) {
@@ -138,7 +148,7 @@ impl Subscriptions {
     }
 
     fn establish(&mut self, id: Id, wanted: &Wanted, continued: bool, correlation_id: u64) -> Result<(), Fate> {
-        if !self.entries.contains_key(&id) && self.entries.len() >= MAX {
+        if !self.serials.contains_key(&id) && self.serials.len() >= MAX {
             return Err(Fate::Failed(Fault::Subscriptions.told()));
         }
         self.begin(id, wanted.object_sid.clone(), wanted.last_event_id, continued, Some(correlation_id));
@@ -149,86 +159,84 @@ impl Subscriptions {
         self.forget(id);
         self.serial = self.serial.wrapping_add(1);
         let serial = self.serial;
-        self.entries.insert(id, Entry { serial, follow: None, abort: AbortHandle::new_pair().0 });
+        self.entries.insert(serial, Entry { id, stage: Stage::Waiting });
+        self.serials.insert(id, serial);
         self.gauge.increment(1);
         self.waiting.push_back(Establish { id, serial, sid, since, continued, correlation_id });
     }
 
     fn forget(&mut self, id: Id) {
-        if let Some(entry) = self.entries.remove(&id) {
-            entry.abort.abort();
-            self.gauge.decrement(1);
+        let Some(serial) = self.serials.remove(&id) else { return };
+        if let Some(Entry { stage: Stage::Reading(abort), .. }) = self.entries.remove(&serial) {
+            abort.abort();
         }
+        self.gauge.decrement(1);
     }
 
     /// Reads every established object anew: the client may have lost its rights.
     pub(super) fn check_rights(&mut self) {
-        let followed: Vec<Id> = self.entries.iter().filter(|(_, entry)| entry.follow.is_some()).map(|(id, _)| *id).collect();
-        for id in followed {
-            self.reread(id);
+        let serials: Vec<u32> = self.entries.keys().copied().collect();
+        for serial in serials {
+            self.reread(serial);
         }
     }
 
-    fn reread(&mut self, id: Id) {
-        if let Some(follow) = self.entries.get_mut(&id).and_then(|entry| entry.follow.take()) {
-            self.begin(id, follow.of.sid.clone(), Some(follow.seen), false, None);
+    fn reread(&mut self, serial: u32) {
+        if let Some(Entry { id, stage: Stage::Followed { follow, .. } }) = self.entries.get(&serial) {
+            let (id, sid, since) = (*id, follow.of.sid.clone(), follow.seen);
+            self.begin(id, sid, Some(since), false, None);
         }
     }
 
     /// Begins to read what waits for that.
     pub(super) fn pump(&mut self, caller: &Caller) {
-        while self.reading < READ_AT_ONCE && self.told.len() < MAX_TOLD {
+        while self.reading.len() < READ_AT_ONCE && self.told.len() < MAX_TOLD {
             let Some(establish) = self.waiting.pop_front() else { return };
-            let Some(entry) = self.entries.get_mut(&establish.id).filter(|entry| entry.serial == establish.serial) else { continue };
+            let Some(entry) = self.entries.get_mut(&establish.serial) else { continue };
             let (abort, registration) = AbortHandle::new_pair();
-            entry.abort = abort;
-            self.reading += 1;
-            let (desk, caller) = (self.desk.clone(), caller.clone());
+            entry.stage = Stage::Reading(abort);
+            let (desk, caller, address) = (self.desk.clone(), caller.clone(), self.inbox.address(establish.serial));
             let reading = async move {
-                let result = read(&desk, &caller, &establish).await;
+                let result = read(&desk, &caller, &establish, &address).await;
                 Box::new(Read { establish, result })
             };
-            self.running.push(Box::pin(async move { Outcome::Read(Abortable::new(reading, registration).await.ok()) }));
+            self.reading.push(Box::pin(async move { Abortable::new(reading, registration).await.ok() }));
         }
     }
 
-    /// Whether the feed is to be listened to: not while there is too much to tell.
+    /// Whether what comes is to be taken: not while there is too much to tell.
     pub(super) fn listens(&self) -> bool {
-        self.told.len() < MAX_TOLD && !self.running.is_empty()
+        self.told.len() < MAX_TOLD
     }
 
-    /// What comes next. Cancel-safe; pends for ever where nothing runs.
+    /// What comes next. Cancel-safe; pends while nothing does.
     pub(super) async fn next(&mut self) -> Outcome {
-        match self.running.next().await {
-            Some(outcome) => outcome,
-            None => std::future::pending().await,
+        tokio::select! {
+            Some(read) = self.reading.next(), if !self.reading.is_empty() => Outcome::Read(read),
+            (serial, update) = self.inbox.next() => Outcome::Heard(serial, update),
         }
     }
 
     /// Takes what came; false where the feed has stopped.
     pub(super) fn take(&mut self, outcome: Outcome) -> bool {
         match outcome {
-            Outcome::Read(read) => {
-                self.reading = self.reading.saturating_sub(1);
-                if let Some(read) = read {
-                    self.have_read(*read);
-                }
-                true
-            }
-            Outcome::Heard(None) => true,
-            Outcome::Heard(Some((id, serial, subscription, update))) => self.hear(id, serial, subscription, update),
+            Outcome::Heard(_, Update::Closed) => return false,
+            Outcome::Heard(serial, Update::Lagged) => self.reread(serial),
+            Outcome::Heard(serial, Update::Write(write)) => self.hear(serial, &write),
+            Outcome::Read(read) => read.into_iter().for_each(|read| self.have_read(*read)),
         }
+        true
     }
 
     fn have_read(&mut self, read: Read) {
         let Read { establish, result } = read;
         let Establish { id, serial, sid, since, correlation_id, .. } = establish;
-        if self.entries.get(&id).is_none_or(|entry| entry.serial != serial) {
+        if !self.entries.contains_key(&serial) {
             return;
         }
         let object_type = name_of(id.0).to_owned();
         match result {
-            Ok(Started { subscription, follow, rows, revision }) => {
+            Ok(Started { attached, follow, rows, revision }) => {
                 if !rows.is_empty() {
                     let (of, since) = (Arc::clone(&follow.of), since.unwrap_or_default());
                     self.told.push_back(Told::Rows { of, rows, revision, since, replayed_for: correlation_id });
@@ -236,10 +244,10 @@ impl Subscriptions {
                 if correlation_id.is_some() {
                     self.told.push_back(Told::Fate { sid, object_type, fate: Fate::Established(follow.seen), correlation_id });
                 }
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.follow = Some(follow);
+                if let Some(entry) = self.entries.get_mut(&serial) {
+                    attached.listen();
+                    entry.stage = Stage::Followed { follow, _attached: attached };
                 }
-                self.listen(id, serial, subscription);
             }
             Err(unread) => {
                 self.forget(id);
@@ -260,39 +268,19 @@ impl Subscriptions {
         }
     }
 
-    fn listen(&mut self, id: Id, serial: u32, mut subscription: Box<dyn Subscription>) {
-        let (abort, registration) = AbortHandle::new_pair();
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.abort = abort;
-        let listening = async move {
-            let update = subscription.next().await;
-            (id, serial, subscription, update)
-        };
-        self.running.push(Box::pin(async move { Outcome::Heard(Abortable::new(listening, registration).await.ok()) }));
-    }
-
-    fn hear(&mut self, id: Id, serial: u32, subscription: Box<dyn Subscription>, update: Update) -> bool {
-        let Some(follow) = self.entries.get_mut(&id).filter(|entry| entry.serial == serial).and_then(|entry| entry.follow.as_mut()) else {
-            return true;
-        };
-        let heard = match update {
-            Update::Closed => return false,
-            Update::Lagged => Heard::Reread,
-            Update::Write(write) => follow.take(&write),
-        };
-        match heard {
-            Heard::Nothing => self.listen(id, serial, subscription),
-            Heard::Told(told) => {
-                self.told.push_back(told);
-                self.listen(id, serial, subscription);
-            }
+    fn hear(&mut self, serial: u32, write: &Arc<Applied>) {
+        // What was detached meanwhile is heard of no more.
+        let Some(Entry { id, stage: Stage::Followed { follow, .. } }) = self.entries.get_mut(&serial) else { return };
+        let id = *id;
+        match follow.take(write) {
+            Heard::Nothing => {}
+            Heard::Told(told) => self.told.push_back(told),
             Heard::Ended(told) => {
                 self.told.push_back(told);
                 self.forget(id);
             }
-            Heard::Reread => self.reread(id),
+            Heard::Reread => self.reread(serial),
         }
-        true
     }
 
     /// What is to be told next, to be asked for its frames; what tells nothing any longer is to be taken off.
@@ -308,7 +296,7 @@ impl Subscriptions {
 
 impl Drop for Subscriptions {
     fn drop(&mut self) {
-        self.gauge.decrement(self.entries.len() as f64);
+        self.gauge.decrement(self.serials.len() as f64);
     }
 }
 
@@ -325,10 +313,10 @@ fn id_of(wanted: &Wanted) -> Result<Id, Fault> {
 }
 
 /// Attaches to an object and reads it, again while what keeps it from being read may pass.
-async fn read(desk: &Desk, caller: &Caller, establish: &Establish) -> Result<Started, Unread> {
+async fn read(desk: &Desk, caller: &Caller, establish: &Establish, address: &Address) -> Result<Started, Unread> {
     let mut ahead = 0;
     loop {
-        match read_once(desk, caller, establish).await {
+        match read_once(desk, caller, establish, address).await {
             Ok(Some(started)) => return Ok(started),
             Ok(None) => {
                 ahead += 1;
@@ -350,12 +338,12 @@ async fn read(desk: &Desk, caller: &Caller, establish: &Establish) -> Result<Sta
 }
 
 /// None where the client knows more than is there.
-async fn read_once(desk: &Desk, caller: &Caller, establish: &Establish) -> Result<Option<Started>, Fault> {
+async fn read_once(desk: &Desk, caller: &Caller, establish: &Establish, address: &Address) -> Result<Option<Started>, Fault> {
     let Establish { id: (kind, _), sid, since, continued, .. } = establish;
     let of = |key: &ObjectKey| Of::new(Subject { kind: *kind, sid: sid.clone(), name: key.name.clone() });
     if let Some(key) = tail::key_of(caller, *kind, sid)? {
-        let subscription = desk.feed.subscribe(&key).await?;
-        return Ok(Some(Started { subscription, follow: Follow::new(of(&key), 0, 0), rows: VecDeque::new(), revision: 1 }));
+        let attached = desk.feed.attach(&key, address.clone()).await?;
+        return Ok(Some(Started { attached, follow: Follow::new(of(&key), 0, 0), rows: VecDeque::new(), revision: 1 }));
     }
     let found = desk.find(caller, *kind, sid).await?;
     if !caller.may(&found, Right::Read) {
@@ -363,7 +351,7 @@ async fn read_once(desk: &Desk, caller: &Caller, establish: &Establish) -> Resul
     }
     let (key, incarnation) = (found.key().clone(), found.head().incarnation);
     drop(found);
-    let subscription = desk.feed.subscribe(&key).await?;
+    let attached = desk.feed.attach(&key, address.clone()).await?;
     let object = desk.reader.object(&key, desk.now()).await?.filter(|object| object.head().incarnation == incarnation);
     let Some(object) = object else { return Err(Fault::NoObject(*kind)) };
     if !caller.may(&object, Right::Read) {
@@ -375,5 +363,5 @@ async fn read_once(desk: &Desk, caller: &Caller, establish: &Establish) -> Resul
         Begun::Ahead => return Ok(None),
     };
     let (event_id, revision) = (object.head().event_id, object.head().revision);
-    Ok(Some(Started { subscription, follow: Follow::new(of(&key), incarnation, event_id), rows, revision }))
+    Ok(Some(Started { attached, follow: Follow::new(of(&key), incarnation, event_id), rows, revision }))
 }

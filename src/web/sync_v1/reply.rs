@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, heade
 use serde::Serialize;
 
 use super::render;
+use crate::event::ids::fresh_uuid;
 use crate::web::sync::Fault;
 
 /// The headers that let pages of every origin ask: a request carries its credentials itself, no browser adds them.
@@ -93,7 +94,7 @@ pub(super) fn finish(headers: &mut HeaderMap, seconds: f64, running: usize) {
     for (name, value) in SHARED {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    let made = [(REQUEST_ID, format!("RQ{}", uuid::Uuid::new_v4().simple())), (DURATION, format!("{seconds:.3}")), (CONCURRENT, running.to_string())];
+    let made = [(REQUEST_ID, format!("RQ{}", fresh_uuid().simple())), (DURATION, format!("{seconds:.3}")), (CONCURRENT, running.to_string())];
     for (name, value) in made {
         // Digits, letters and points are always legal.
         if let Ok(value) = HeaderValue::try_from(value) {
