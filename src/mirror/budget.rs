@@ -3,6 +3,7 @@
 //! processes mirror one service, each has the share of it that it has of the partitions. Must never wait.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock};
@@ -24,10 +25,15 @@ const MOST: usize = 10 * UNIT as usize;
 /// The rates of one mirror.
 #[derive(Debug)]
 pub(super) struct Budget {
-    writes: DefaultKeyedRateLimiter<ObjectKey>,
-    reads: DefaultKeyedRateLimiter<ObjectKey>,
+    objects: Arc<Objects>,
     service: DefaultDirectRateLimiter,
     clock: DefaultClock,
+}
+
+#[derive(Debug)]
+struct Objects {
+    writes: DefaultKeyedRateLimiter<ObjectKey>,
+    reads: DefaultKeyedRateLimiter<ObjectKey>,
 }
 
 fn quota(per_second: u32, burst: u32) -> Quota {
@@ -44,25 +50,34 @@ impl Budget {
     /// That of a process that has so many of the partitions.
     pub(super) fn new(partitions: usize) -> Self {
         let object = || RateLimiter::keyed(quota(OBJECT * UNIT, BURST * OBJECT * UNIT));
+        Self::of(Arc::new(Objects { writes: object(), reads: object() }), partitions)
+    }
+
+    /// The same once it has so many of them: no object may be written more often for that.
+    pub(super) fn with_partitions(&self, partitions: usize) -> Self {
+        Self::of(Arc::clone(&self.objects), partitions)
+    }
+
+    fn of(objects: Arc<Objects>, partitions: usize) -> Self {
         let share = SERVICE * UNIT * u32::try_from(partitions).unwrap_or_default().clamp(1, u32::from(PARTITIONS)) / u32::from(PARTITIONS);
         // Whatever the share: one at once.
         let service = RateLimiter::direct(quota(share, share.max(UNIT)));
-        Self { writes: object(), reads: object(), service, clock: DefaultClock::default() }
+        Self { objects, service, clock: DefaultClock::default() }
     }
 
     /// Takes what a write of an object costs, or says in how long there will be that.
     pub(super) fn write(&self, key: &ObjectKey, bytes: usize) -> Result<(), Duration> {
-        Self::taken(self.writes.check_key_n(key, of(cost(bytes))), &self.clock)
+        Self::taken(self.objects.writes.check_key_n(key, cells(cost(bytes))), &self.clock)
     }
 
     /// Likewise for a read.
     pub(super) fn read(&self, key: &ObjectKey) -> Result<(), Duration> {
-        Self::taken(self.reads.check_key_n(key, of(UNIT)), &self.clock)
+        Self::taken(self.objects.reads.check_key_n(key, cells(UNIT)), &self.clock)
     }
 
     /// Likewise for making or removing an object.
     pub(super) fn service(&self) -> Result<(), Duration> {
-        Self::taken(self.service.check_n(of(UNIT)), &self.clock)
+        Self::taken(self.service.check_n(cells(UNIT)), &self.clock)
     }
 
     fn taken<E>(
@@ -79,12 +94,12 @@ impl Budget {
 
     /// Forgets objects that have their whole rate back.
     pub(super) fn sweep(&self) {
-        self.writes.retain_recent();
-        self.reads.retain_recent();
+        self.objects.writes.retain_recent();
+        self.objects.reads.retain_recent();
     }
 }
 
-const fn of(cost: u32) -> NonZeroU32 {
+const fn cells(cost: u32) -> NonZeroU32 {
     match NonZeroU32::new(cost) {
         Some(cost) => cost,
         None => NonZeroU32::MIN,
@@ -114,6 +129,7 @@ mod tests {
         let wait = budget.write(&key("large"), 16 << 10).unwrap_err();
         assert!(wait > Duration::from_millis(100) && wait <= Duration::from_millis(589), "{wait:?}");
         assert!(budget.read(&key("small")).is_ok(), "reads are counted apart");
+        assert!(budget.with_partitions(3).write(&key("small"), 1).is_err(), "the same objects");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! A copy begins once the keeper has passed what was read of the log when it was asked for: what comes later is followed beside it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// The copies under way.
 #[derive(Debug, Default)]
-pub(super) struct Copies(HashMap<SiteId, Copy>);
+pub(super) struct Copies {
+    copies: HashMap<SiteId, Copy>,
+    /// Partitions of which changes were passed over: they are copied whatever is noted.
+    skipped: HashSet<(SiteId, u16)>,
+}
 
 #[derive(Debug)]
 struct Copy {
@@ -104,15 +108,17 @@ impl Copies {
     /// What is to be done of a site's copy, if anything is: `owned` are the partitions of this process with how far they are read, `waiting` what of the site
     /// waits, and what of that is copied.
     pub(super) fn next(&mut self, site: &SiteId, mirror: &Mirror, owned: &[(u16, Offset)], waiting: (usize, usize), now: Instant) -> Option<Step> {
-        let copy = match self.0.get_mut(site) {
+        let skipped = &self.skipped;
+        let is_copied = |partition: u16| mirror.copied.contains(&partition) && !skipped.contains(&(site.clone(), partition));
+        let copy = match self.copies.get_mut(site) {
             Some(copy) => copy,
             None => {
-                let partitions: Vec<_> = owned.iter().filter(|(partition, _)| !mirror.copied.contains(partition)).copied().collect();
+                let partitions: Vec<_> = owned.iter().filter(|(partition, _)| !is_copied(*partition)).copied().collect();
                 if partitions.is_empty() {
                     return None;
                 }
                 let copy = Copy { mirror: mirror.id, partitions, stage: Stage::Waits, not_before: now };
-                self.0.entry(site.clone()).or_insert(copy)
+                self.copies.entry(site.clone()).or_insert(copy)
             }
         };
         if copy.not_before > now {
@@ -139,8 +145,8 @@ impl Copies {
             Stage::Listed => step(Work::Note(copy.partitions.iter().map(|(partition, _)| *partition).collect())),
             Stage::Noted => {
                 // As the sites tell it, which follow.
-                if copy.partitions.iter().all(|(partition, _)| mirror.copied.contains(partition)) {
-                    self.0.remove(site);
+                if copy.partitions.iter().all(|(partition, _)| is_copied(*partition)) {
+                    self.copies.remove(site);
                 }
                 None
             }
@@ -149,11 +155,16 @@ impl Copies {
 
     /// Takes what came of a step; gives objects to be copied.
     pub(super) fn take(&mut self, page: Page, now: Instant) -> Vec<ObjectKey> {
-        let Some(copy) = self.0.get_mut(&page.site).filter(|copy| copy.mirror == page.mirror) else { return Vec::new() };
+        let Some(copy) = self.copies.get_mut(&page.site).filter(|copy| copy.mirror == page.mirror) else { return Vec::new() };
         match page.found {
             Found::Failed | Found::Passed(false) => copy.not_before = now + AGAIN,
             Found::Passed(true) => copy.stage = Stage::Lists { pattern: 0, kind: 0, after: None },
-            Found::Noted => copy.stage = Stage::Noted,
+            Found::Noted => {
+                for (partition, _) in &copy.partitions {
+                    self.skipped.remove(&(page.site.clone(), *partition));
+                }
+                copy.stage = Stage::Noted;
+            }
             Found::Objects(mut keys) => {
                 if let Stage::Lists { kind, after, .. } = &mut copy.stage {
                     match keys.last().filter(|_| keys.len() >= PAGE) {
@@ -170,6 +181,16 @@ impl Copies {
 
     /// Ends a site's copy.
     pub(super) fn forget(&mut self, site: &SiteId) {
-        self.0.remove(site);
+        self.copies.remove(site);
+    }
+
+    /// Begins all anew: other partitions are this process's.
+    pub(super) fn start_over(&mut self) {
+        self.copies.clear();
+    }
+
+    /// Notes that changes of a partition were passed over.
+    pub(super) fn skip(&mut self, site: &SiteId, partition: u16) {
+        self.skipped.insert((site.clone(), partition));
     }
 }

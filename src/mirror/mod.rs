@@ -20,10 +20,9 @@ mod round;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -113,14 +112,17 @@ impl Mirroring {
             copies: Copies::default(),
             targets: HashMap::new(),
             known: round::nothing_known(),
-            epoch: 0,
-            settled_at: now,
+            epoch: Arc::default(),
+            settled_at: now + self.settings.settle,
+            unsettled: HashMap::new(),
+            owned: Vec::new(),
+            leaving: JoinSet::new(),
             rounds: JoinSet::new(),
             consumer: None,
             group: Group::Unknown,
             unsought: Vec::new(),
             at: Times { look: now, subscribe: None, seek: None },
-            working: None,
+            working: JoinSet::new(),
             complained: HashMap::new(),
             job: self,
         };
@@ -164,15 +166,21 @@ struct Run {
     targets: HashMap<SiteId, Target>,
     known: Known,
     /// Another with every change of who mirrors what: what was known before is not relied on.
-    epoch: u64,
+    epoch: Arc<AtomicU64>,
     settled_at: Instant,
+    /// Objects of which something may still be under way there, and until when.
+    unsettled: HashMap<ObjectKey, Instant>,
+    /// The partitions that copies and rates go by.
+    owned: Vec<u16>,
+    /// The log forgetting the group; whether it did.
+    leaving: JoinSet<bool>,
     rounds: JoinSet<(ObjectKey, Outcome)>,
     consumer: Option<Box<dyn Consumer>>,
     group: Group,
     unsought: Vec<u16>,
     at: Times,
-    /// A part of a copy.
-    working: Option<BoxFuture<'static, Page>>,
+    /// A part of a copy, one at a time.
+    working: JoinSet<Page>,
     /// When it was last said of a site that something was wrong.
     complained: HashMap<SiteId, Instant>,
 }
@@ -192,10 +200,7 @@ impl Run {
             match self.next(stop).await {
                 Event::Stop => return Ok(()),
                 Event::Ended(key, outcome) => self.ended(&key, outcome),
-                Event::Copied(page) => {
-                    self.working = None;
-                    self.copied(page);
-                }
+                Event::Copied(page) => self.copied(page),
                 Event::Read(Ok(delivery)) => self.take(delivery),
                 Event::Read(Err(error)) if error.is_retryable() => self.start_over(&error),
                 Event::Read(Err(error)) => return Err(error),
@@ -229,12 +234,6 @@ impl Run {
                 _ => std::future::pending().await,
             }
         };
-        let work = async {
-            match working {
-                Some(working) => working.await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             () = stop.cancelled() => Event::Stop,
@@ -243,7 +242,7 @@ impl Run {
                 // None is aborted while this goes on: it panicked, and its object would wait for ever.
                 Err(error) => Event::Read(Err(Error::Closed(format!("mirroring an object: {error}")))),
             },
-            page = work => Event::Copied(page),
+            Some(Ok(page)) = working.join_next() => Event::Copied(page),
             () = tokio::time::sleep_until(wake) => Event::Tick,
             read = read => Event::Read(read),
         }
@@ -252,8 +251,10 @@ impl Run {
     /// Follows what is set, and says how far the room is.
     async fn look(&mut self) {
         self.follow().await;
-        let long_ago = self.job.clock.now().plus_micros(-i64::try_from(self.job.settings.longest.as_micros()).unwrap_or(i64::MAX));
-        for site in self.queue.full().into_iter().chain(self.queue.late(long_ago)) {
+        let now = Instant::now();
+        self.unsettled.retain(|_, until| *until > now);
+        let late = now.checked_sub(self.job.settings.longest).map(|before| self.queue.late(before)).unwrap_or_default();
+        for site in self.queue.full().into_iter().chain(late) {
             self.let_go(&site).await;
         }
         let (waiting, since) = self.queue.lag();
@@ -276,7 +277,7 @@ impl Run {
             closed.into_iter().for_each(|place| self.places.close(place));
         }
         if !gone.is_empty() {
-            self.epoch += 1;
+            self.epoch.fetch_add(1, Ordering::Relaxed);
         }
         for (site, mirror) in mirrors {
             match self.targets.get_mut(&site) {
@@ -301,16 +302,23 @@ impl Run {
         }
         (self.at.subscribe, self.at.seek) = (None, None);
         self.unsought.clear();
-        if self.group != Group::Forgotten {
-            match self.job.log.forget_group(Topic::Changes, GROUP).await {
-                Ok(()) => self.group = Group::Forgotten,
-                // Another process has not left it yet, or the log does not answer: asked again.
-                Err(error) => tracing::debug!(%error, "the group of mirrors is still there"),
+        if self.group == Group::Forgotten {
+            return;
+        }
+        // Another process may not have left it yet, and the log not answer: asked again.
+        match self.leaving.try_join_next() {
+            Some(Ok(true)) => self.group = Group::Forgotten,
+            None if !self.leaving.is_empty() => {}
+            _ => {
+                let log = Arc::clone(&self.job.log);
+                self.leaving.spawn(async move { log.forget_group(Topic::Changes, GROUP).await.is_ok() });
             }
         }
     }
 
     async fn subscribe(&mut self) -> Result<(), Error> {
+        // What is on its way to forget the group would take it from under its member.
+        while self.leaving.join_next().await.is_some() {}
         match self.job.log.subscribe(Topic::Changes, GROUP).await {
             Ok(consumer) => {
                 self.at.subscribe = None;
@@ -344,7 +352,6 @@ impl Run {
             }
             Delivery::Failed { partition, error } => {
                 tracing::error!(partition, %error, "mirrors stop reading a partition of changes; it is tried again");
-                self.disown(&[partition]);
                 self.unsought.push(partition);
                 self.at.seek = Some(Instant::now() + self.job.settings.again_after);
             }
@@ -369,19 +376,24 @@ impl Run {
             let at = usize::from(*partition);
             committed.get(at).zip(bounds.get(at)).is_some_and(|(committed, bounds)| (bounds.start..=bounds.next).contains(committed))
         };
-        let lost: Vec<u16> = self.unsought.iter().filter(|partition| !is_held(partition)).copied().collect();
-        for (site, mirror) in self.job.sites.mirrors() {
-            if mirror.copied.iter().any(|partition| lost.contains(partition)) && !uncopied(&self.job.sites, &site, mirror.id, &lost).await {
+        let mirrors = self.job.sites.mirrors();
+        let is_followed = |partition: &u16| mirrors.iter().any(|(_, mirror)| mirror.copied.contains(partition)) && is_held(partition);
+        let passed_over: Vec<u16> = self.unsought.iter().filter(|partition| !is_followed(partition)).copied().collect();
+        self.finish_work().await;
+        for (site, mirror) in mirrors.iter().filter(|_| !passed_over.is_empty()) {
+            // Whatever this process knows of what others noted.
+            if !uncopied(&self.job.sites, site, mirror.id, &passed_over).await {
                 self.at.seek = Some(Instant::now() + self.job.settings.again_after);
                 return;
             }
+            passed_over.iter().for_each(|partition| self.copies.skip(site, *partition));
         }
-        let mirrors = self.job.sites.mirrors();
         for partition in std::mem::take(&mut self.unsought) {
             let at = usize::from(partition);
             let (Some(committed), Some(bounds)) = (committed.get(at).copied(), bounds.get(at)) else { continue };
-            let is_followed = mirrors.iter().any(|(_, mirror)| mirror.copied.contains(&partition));
-            let from = if is_followed { committed } else { bounds.next };
+            let from = if passed_over.contains(&partition) { bounds.next } else { committed };
+            // Where it is read again.
+            self.queue.forget(|key| key.partition() == partition);
             self.places.begin(partition, from);
             if let Some(consumer) = &mut self.consumer {
                 consumer.commit(partition, from);
@@ -389,6 +401,13 @@ impl Run {
             }
         }
         self.owned();
+    }
+
+    /// Waits for the part of a copy under way: what it notes must not come after what is noted next.
+    async fn finish_work(&mut self) {
+        while let Some(Ok(page)) = self.working.join_next().await {
+            self.copied(page);
+        }
     }
 
     /// These partitions are another's, or read anew.
@@ -400,11 +419,15 @@ impl Run {
 
     /// What follows from a change of the partitions.
     fn owned(&mut self) {
-        self.epoch += 1;
+        let owned = self.places.all();
+        if owned == self.owned {
+            return;
+        }
+        self.epoch.fetch_add(1, Ordering::Relaxed);
         self.settled_at = Instant::now() + self.job.settings.settle;
-        self.copies = Copies::default();
-        let partitions = self.places.all().len();
-        self.targets.values_mut().for_each(|target| target.budget = Arc::new(Budget::new(partitions)));
+        self.copies.start_over();
+        self.targets.values_mut().for_each(|target| target.budget = Arc::new(target.budget.with_partitions(owned.len())));
+        self.owned = owned;
     }
 
     fn read(&mut self, partition: u16, records: Vec<Stored>) {
@@ -426,7 +449,7 @@ impl Run {
 
     /// Goes on with a copy, one page at a time.
     fn copy_on(&mut self) {
-        if self.working.is_some() {
+        if !self.working.is_empty() {
             return;
         }
         for (site, target) in &self.targets {
@@ -434,7 +457,7 @@ impl Run {
                 self.places.all().into_iter().filter_map(|partition| Some((partition, self.places.read(partition)?))).collect();
             let step = self.copies.next(site, &target.mirror, &owned, self.queue.len(site), Instant::now());
             if let Some(step) = step {
-                self.working = Some(step.run(Arc::clone(&self.job.store), Arc::clone(&self.job.sites)).boxed());
+                self.working.spawn(step.run(Arc::clone(&self.job.store), Arc::clone(&self.job.sites)));
                 return;
             }
         }
@@ -463,8 +486,10 @@ impl Run {
                 remote: target.remote.clone(),
                 budget: Arc::clone(&target.budget),
                 known: self.known.clone(),
-                epoch: self.epoch,
+                epoch: self.epoch.load(Ordering::Relaxed),
+                current: Arc::clone(&self.epoch),
                 settled_at: self.settled_at,
+                unsettled_until: self.unsettled.get(&job.key).copied(),
                 settle: self.job.settings.settle,
             };
             self.rounds.spawn(async move {
@@ -477,6 +502,9 @@ impl Run {
     fn ended(&mut self, key: &ObjectKey, outcome: Outcome) {
         if matches!(outcome, Outcome::Failed { .. } | Outcome::Denied) {
             self.complain(key, outcome);
+        }
+        if matches!(outcome, Outcome::Failed { pending: true, .. }) {
+            self.unsettled.insert(key.clone(), Instant::now() + self.job.settings.settle);
         }
         for offset in self.queue.ended(key, outcome, Instant::now(), rand::random_range(0.0..1.0)) {
             self.places.close((key.partition(), offset));
@@ -501,6 +529,7 @@ impl Run {
     /// Lets go of what waits of a site, which is copied anew instead.
     async fn let_go(&mut self, site: &SiteId) {
         let Some(mirror) = self.targets.get(site).map(|target| target.mirror.id) else { return };
+        self.finish_work().await;
         if !uncopied(&self.job.sites, site, mirror, &self.places.all()).await {
             return;
         }

@@ -221,6 +221,15 @@ impl Remote {
         }
     }
 
+    /// Notes that nobody knows whether a step was done; false where that is to be learned, as what is there may be neither what was nor what was to be.
+    pub(super) fn doubt(&mut self, step: &Step) -> bool {
+        let Self::List(list) = self else { return false };
+        let Step::UpdateIndex { item, index, .. } = step else { return false };
+        // It is there at its index, with data that is put again: so the list keeps its order.
+        list.known.insert(item.clone(), (Some(*index), Digest::default()));
+        true
+    }
+
     /// About how many bytes it takes.
     pub(super) fn bytes(&self) -> usize {
         match self {

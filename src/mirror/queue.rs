@@ -38,6 +38,9 @@ impl Default for Settings {
     }
 }
 
+/// The pause before it is looked again whether a change that was read is applied; doubled with each time, up to 32 times this.
+const FIRST_UNAPPLIED: Duration = Duration::from_millis(50);
+
 /// An object to be brought up to date there.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Job {
@@ -53,14 +56,18 @@ pub(super) struct Job {
 pub(super) enum Outcome {
     /// There it is as it was here when the round began, or what of it is refused there will be refused again.
     Done,
-    /// It goes on then: its rate does not allow more now, or it is not yet here what it is to be.
+    /// It goes on then: its rate does not allow more now.
     Later(Duration),
+    /// What it is to be here, it is not yet.
+    Unapplied,
     /// The other service did not answer, or not in the affirmative; it goes on after a pause.
     Failed {
         /// How long that is at least, where the service said so.
         pause: Option<Duration>,
         /// Whether something was done before: then it is the first failure of a row.
         moved: bool,
+        /// Whether what was asked for may still be under way.
+        pending: bool,
     },
     /// The other service refuses whatever is asked.
     Denied,
@@ -72,9 +79,12 @@ struct Waiting {
     /// The offset of its first change that no round took yet, and of the round's.
     first: Option<Offset>,
     flying: Option<Offset>,
-    /// When what waits longest was received.
-    since: Option<Timestamp>,
+    /// Since when what no round took yet waits, and the round's.
+    since: Option<Since>,
+    flying_since: Option<Since>,
     tries: u32,
+    /// How often in a row it was not yet what it is to be.
+    unapplied: u32,
     /// When it is due; None while it is under way.
     due: Option<Instant>,
     /// Whether it changed while it is under way.
@@ -85,13 +95,35 @@ struct Waiting {
     forgotten: bool,
 }
 
+/// Since when something waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Since {
+    received_at: Timestamp,
+    here: Instant,
+}
+
+impl Since {
+    fn earlier(self, other: Self) -> Self {
+        Self { received_at: self.received_at.min(other.received_at), here: self.here.min(other.here) }
+    }
+}
+
+/// The earlier of two that may not be.
+fn earlier(one: Option<Since>, other: Option<Since>) -> Option<Since> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.earlier(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 #[derive(Debug, Default)]
 struct Mirrored {
     waiting: HashMap<ObjectKey, Waiting>,
     due: BTreeSet<(Instant, ObjectKey)>,
     under_way: usize,
     copied: usize,
-    fails: bool,
+    /// Failures in a row, of whatever object.
+    failures: u32,
     paused_until: Option<Instant>,
 }
 
@@ -111,7 +143,7 @@ impl Queue {
     pub(super) fn changed(&mut self, key: &ObjectKey, offset: Offset, at: Timestamp, now: Instant) -> bool {
         let waiting = self.wait(key, now);
         waiting.upto = waiting.upto.max(Some(offset));
-        waiting.since = Some(waiting.since.map_or(at, |since| since.min(at)));
+        waiting.since = earlier(waiting.since, Some(Since { received_at: at, here: now }));
         let is_first = waiting.first.is_none();
         if is_first {
             waiting.first = Some(offset);
@@ -134,7 +166,19 @@ impl Queue {
         let due = &mut site.due;
         let waiting = site.waiting.entry(key.clone()).or_insert_with(|| {
             due.insert((now, key.clone()));
-            Waiting { upto: None, first: None, flying: None, since: None, tries: 0, due: Some(now), again: false, copied: false, forgotten: false }
+            Waiting {
+                upto: None,
+                first: None,
+                flying: None,
+                since: None,
+                flying_since: None,
+                tries: 0,
+                unapplied: 0,
+                due: Some(now),
+                again: false,
+                copied: false,
+                forgotten: false,
+            }
         });
         waiting.again = waiting.due.is_none();
         waiting
@@ -147,7 +191,7 @@ impl Queue {
             if site.paused_until.is_some_and(|until| until > now) {
                 continue;
             }
-            let most = if site.fails { 1 } else { self.settings.in_flight };
+            let most = site.most(self.settings.in_flight);
             while site.under_way < most
                 && let Some((due, key)) = site.due.first().filter(|(due, _)| *due <= now).cloned()
             {
@@ -155,6 +199,7 @@ impl Queue {
                 let Some(waiting) = site.waiting.get_mut(&key) else { continue };
                 waiting.due = None;
                 waiting.flying = waiting.first.take();
+                waiting.flying_since = waiting.since.take();
                 site.under_way += 1;
                 jobs.push(Job { key, upto: waiting.upto, tries: waiting.tries });
             }
@@ -168,28 +213,41 @@ impl Queue {
         let Some(site) = self.sites.get_mut(&key.site) else { return Vec::new() };
         let Some(waiting) = site.waiting.get_mut(key) else { return Vec::new() };
         site.under_way -= 1;
-        let flying = waiting.flying.take();
+        let (flying, flying_since) = (waiting.flying.take(), waiting.flying_since.take());
         let again = std::mem::take(&mut waiting.again);
         let mut done = Vec::new();
         let pause = match outcome {
             Outcome::Done => {
                 done.extend(flying);
-                site.fails = false;
-                waiting.tries = 0;
+                site.failures = 0;
+                (waiting.tries, waiting.unapplied) = (0, 0);
                 Duration::ZERO
             }
-            Outcome::Later(pause) => pause,
-            Outcome::Failed { pause, moved } => {
+            Outcome::Later(pause) => {
+                waiting.unapplied = 0;
+                pause
+            }
+            Outcome::Unapplied => {
+                let pause = FIRST_UNAPPLIED.saturating_mul(1 << waiting.unapplied.min(5));
+                waiting.unapplied += 1;
+                pause
+            }
+            Outcome::Failed { pause, moved, .. } => {
                 if moved {
-                    waiting.tries = 0;
+                    (waiting.tries, site.failures) = (0, 0);
                 }
-                let longest = first_pause.saturating_mul(1 << waiting.tries.min(16)).min(longest_pause);
+                let longest = |tries: u32| first_pause.saturating_mul(1 << tries.min(16)).min(longest_pause).mul_f64(jitter);
+                let own = pause.unwrap_or_default().max(longest(waiting.tries));
+                // One object that fails holds nobody; a second failure in a row says that it is the service.
+                if let Some(tries) = site.failures.checked_sub(1) {
+                    site.paused_until = Some(now + pause.unwrap_or_default().max(longest(tries)));
+                }
                 waiting.tries += 1;
-                site.fails = !moved;
-                pause.unwrap_or_default().max(longest.mul_f64(jitter))
+                site.failures = site.failures.saturating_add(1);
+                own
             }
             Outcome::Denied => {
-                site.fails = true;
+                site.failures = site.failures.saturating_add(1);
                 site.paused_until = Some(now + denied_pause);
                 denied_pause
             }
@@ -199,6 +257,7 @@ impl Queue {
             if flying.is_some() {
                 done.extend(std::mem::replace(&mut waiting.first, flying));
             }
+            waiting.since = earlier(waiting.since, flying_since);
         } else if waiting.copied && !again {
             waiting.copied = false;
             site.copied -= 1;
@@ -211,10 +270,6 @@ impl Queue {
             }
             return done;
         }
-        if outcome == Outcome::Done {
-            // What changed while it was under way is all that waits.
-            waiting.since = waiting.first.and(waiting.since);
-        }
         let due = now + pause;
         waiting.due = Some(due);
         site.due.insert((due, key.clone()));
@@ -224,7 +279,7 @@ impl Queue {
     /// When there is something to do next, unless something happens before.
     pub(super) fn wake(&self) -> Option<Instant> {
         let of = |site: &Mirrored| {
-            let most = if site.fails { 1 } else { self.settings.in_flight };
+            let most = site.most(self.settings.in_flight);
             let (due, _) = site.due.first().filter(|_| site.under_way < most)?;
             Some(site.paused_until.map_or(*due, |until| until.max(*due)))
         };
@@ -244,7 +299,7 @@ impl Queue {
                 closed.extend(entry.first.take().into_iter().chain(entry.flying.take()).map(|offset| (partition, offset)));
                 *copied -= usize::from(std::mem::take(&mut entry.copied));
                 entry.forgotten = true;
-                entry.since = None;
+                (entry.since, entry.flying_since) = (None, None);
                 let Some(at) = entry.due else { return true };
                 due.remove(&(at, key.clone()));
                 false
@@ -259,9 +314,9 @@ impl Queue {
         self.sites.iter().filter(|(_, site)| site.waiting.len() >= self.settings.waiting).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Sites of which something waits that was received before that.
-    pub(super) fn late(&self, before: Timestamp) -> Vec<SiteId> {
-        let is_late = |site: &Mirrored| site.waiting.values().any(|waiting| waiting.since.is_some_and(|since| since < before));
+    /// Sites of which something has waited here since before that.
+    pub(super) fn late(&self, before: Instant) -> Vec<SiteId> {
+        let is_late = |site: &Mirrored| site.waiting.values().any(|waiting| waiting.since().is_some_and(|since| since.here < before));
         self.sites.iter().filter(|(_, site)| is_late(site)).map(|(id, _)| id.clone()).collect()
     }
 
@@ -273,7 +328,20 @@ impl Queue {
     /// All that wait or are under way, and when what waits longest was received.
     pub(super) fn lag(&self) -> (usize, Option<Timestamp>) {
         let waiting = self.sites.values().flat_map(|site| site.waiting.values());
-        (self.sites.values().map(|site| site.waiting.len()).sum(), waiting.filter_map(|waiting| waiting.since).min())
+        (self.sites.values().map(|site| site.waiting.len()).sum(), waiting.filter_map(|waiting| Some(waiting.since()?.received_at)).min())
+    }
+}
+
+impl Waiting {
+    fn since(&self) -> Option<Since> {
+        earlier(self.since, self.flying_since)
+    }
+}
+
+impl Mirrored {
+    /// How many may be under way: until one succeeds, one.
+    const fn most(&self, most: usize) -> usize {
+        if self.failures > 0 { 1 } else { most }
     }
 }
 

@@ -38,6 +38,13 @@ pub(super) enum Fault {
     Denied,
 }
 
+impl Fault {
+    /// Whether what was asked for may still be under way.
+    pub(super) fn is_pending(self) -> bool {
+        matches!(self, Self::Unknown(reason) if reason != "status")
+    }
+}
+
 /// What was said.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Said {
@@ -197,6 +204,8 @@ fn of_answer(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<Sai
         StatusCode::TOO_MANY_REQUESTS => Err(Fault::Busy(seconds.map(|wait| wait.min(LONGEST_WAIT)))),
         StatusCode::REQUEST_TIMEOUT => Err(Fault::Unknown("timeout")),
         StatusCode::PAYLOAD_TOO_LARGE => Err(Fault::Refused("too_large")),
+        // Whoever answers there does so for another, who may yet do it.
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Err(Fault::Unknown("gateway")),
         _ if status.is_server_error() => Err(Fault::Unknown("status")),
         _ => Err(Fault::Refused("refused")),
     }
@@ -221,9 +230,10 @@ mod tests {
             (Err(Fault::Refused("too_large")), Err(Fault::Refused("refused")), Err(Fault::Refused("refused")))
         );
         assert_eq!(
-            (of(500, ""), of(504, ""), of(408, "")),
+            (of(500, ""), of(503, ""), of(408, "")),
             (Err(Fault::Unknown("status")), Err(Fault::Unknown("status")), Err(Fault::Unknown("timeout")))
         );
+        assert_eq!((of(502, ""), of(504, "")), (Err(Fault::Unknown("gateway")), Err(Fault::Unknown("gateway"))));
         let busy = |value: &'static str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
             of_answer(StatusCode::TOO_MANY_REQUESTS, &headers, b"")

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -20,6 +21,8 @@ use crate::sync::{Error, ObjectStore};
 
 /// Most items of an object that is mirrored.
 const MOST_ITEMS: usize = 100_000;
+/// Most pages that are read of an object: those of as many items, were they half empty.
+const MOST_PAGES: usize = 2_000;
 /// With more steps than this a round takes its time, for each begins with looking at all items.
 const MANY: usize = 50;
 /// How long such a round goes on.
@@ -29,8 +32,6 @@ const MOST_STEPS: usize = 1_000;
 /// Bytes of what is known of objects elsewhere, and for how long it is relied on.
 const KNOWN_BYTES: u64 = 64 << 20;
 const KNOWN_FOR: Duration = Duration::from_secs(24 * 3_600);
-/// Until a change that was read is applied here.
-const UNTIL_APPLIED: Duration = Duration::from_millis(100);
 /// Until what was found otherwise than known is looked at again.
 const UNTIL_LOOKED: Duration = Duration::from_millis(100);
 
@@ -41,6 +42,8 @@ pub(super) type Known = Cache<(u64, ObjectKey), Arc<Seen>>;
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     there: There,
+    /// When it was learned.
+    learned_at: Instant,
     /// The event id that the object had here when both were last the same; 0 where they never were.
     event_id: u64,
 }
@@ -48,7 +51,7 @@ pub(super) struct Seen {
 /// Nothing known yet.
 pub(super) fn nothing_known() -> Known {
     let weigh = |(_, key): &(u64, ObjectKey), seen: &Arc<Seen>| u32::try_from(key.name.len() + 64 + seen.there.bytes()).unwrap_or(u32::MAX);
-    Cache::builder().max_capacity(KNOWN_BYTES).weigher(weigh).time_to_live(KNOWN_FOR).build()
+    Cache::builder().max_capacity(KNOWN_BYTES).weigher(weigh).build()
 }
 
 /// All that a round works on.
@@ -60,10 +63,13 @@ pub(super) struct Round {
     pub(super) remote: Remote,
     pub(super) budget: Arc<Budget>,
     pub(super) known: Known,
-    /// Names the time since which this process has had the partitions it has, in `known`.
+    /// Names the time since which this process has had the partitions it has, in `known`; and what it is now.
     pub(super) epoch: u64,
+    pub(super) current: Arc<AtomicU64>,
     /// Before this, what another process asked for may still be done there.
     pub(super) settled_at: Instant,
+    /// Likewise what this one asked for of this object.
+    pub(super) unsettled_until: Option<Instant>,
     /// How long a request that nobody knows the end of may still be under way.
     pub(super) settle: Duration,
 }
@@ -80,7 +86,7 @@ impl Round {
     /// One round.
     pub(super) async fn run(&self, job: &Job) -> Outcome {
         let place = (self.epoch, job.key.clone());
-        let mut seen = self.known.remove(&place);
+        let mut seen = self.known.remove(&place).filter(|seen| seen.learned_at.elapsed() < KNOWN_FOR);
         let mut moved = false;
         let outcome = match self.through(job, &mut seen, &mut moved).await {
             Ok(()) => Outcome::Done,
@@ -90,7 +96,7 @@ impl Round {
                 outcome
             }
         };
-        let outcome = if let Outcome::Failed { pause, .. } = outcome { Outcome::Failed { pause, moved } } else { outcome };
+        let outcome = if let Outcome::Failed { pause, pending, .. } = outcome { Outcome::Failed { pause, moved, pending } } else { outcome };
         if let Some(seen) = seen {
             self.known.insert(place, seen);
         }
@@ -99,9 +105,12 @@ impl Round {
 
     async fn through(&self, job: &Job, known: &mut Option<Arc<Seen>>, moved: &mut bool) -> Result<(), Stop> {
         let key = &job.key;
+        if let Some(wait) = until(self.unsettled_until) {
+            return Err(Stop::Known(Outcome::Later(wait)));
+        }
         let object = match self.object(key, job.upto).await {
             Ok(Some(object)) => object,
-            Ok(None) => return Err(Stop::Known(Outcome::Later(UNTIL_APPLIED))),
+            Ok(None) => return Err(Stop::Known(Outcome::Unapplied)),
             Err(Error::Corrupt { .. }) => {
                 refused("unreadable");
                 return Ok(());
@@ -122,7 +131,7 @@ impl Round {
         drop(object);
         let mut seen = match known.take() {
             Some(seen) => Arc::unwrap_or_clone(seen),
-            None => Seen { there: self.learn(key, here.as_ref()).await?, event_id: 0 },
+            None => Seen { there: self.learn(key, here.as_ref()).await?, learned_at: Instant::now(), event_id: 0 },
         };
         let ended = self.steps(key, here.as_ref(), &mut seen.there, moved).await;
         if ended.is_ok() {
@@ -152,10 +161,7 @@ impl Round {
 
     /// What is there of an object.
     async fn learn(&self, key: &ObjectKey, here: Option<&Local>) -> Result<There, Stop> {
-        if key.kind == ObjectKind::List
-            && let Some(wait) = self.settled_at.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
-        {
-            // An append of another process, or of this one before it was killed.
+        if let Some(wait) = until(Some(self.settled_at)) {
             return Err(Stop::Known(Outcome::Later(wait)));
         }
         if key.kind == ObjectKind::Document {
@@ -164,22 +170,28 @@ impl Round {
             return Ok(document.map_or(There::Missing, |digest| There::Named(BTreeMap::from([(String::new(), digest)]))));
         }
         let (mut keyed, mut indexed, mut page) = (BTreeMap::new(), Vec::new(), None);
-        loop {
+        for _ in 0..MOST_PAGES {
             self.pay_read(key).await;
+            self.is_current()?;
             let shown = self.asked(self.remote.items(key.kind, &key.name, page.as_deref()).await)?;
             let Some(shown) = shown else { return Ok(There::Missing) };
             keyed.extend(shown.keyed);
             indexed.extend(shown.indexed);
             page = shown.next;
             if page.is_none() {
-                break;
+                return Ok(if key.kind == ObjectKind::List { There::list(indexed, here) } else { There::Named(keyed) });
             }
             if keyed.len() + indexed.len() > MOST_ITEMS {
-                refused("too_many_items");
-                return Err(Stop::Known(Outcome::Done));
+                break;
             }
         }
-        Ok(if key.kind == ObjectKind::List { There::list(indexed, here) } else { There::Named(keyed) })
+        refused("too_many_items");
+        Err(Stop::Known(Outcome::Done))
+    }
+
+    /// Whether this process still has the partitions that it had when the round began: else all is another's to ask for.
+    fn is_current(&self) -> Result<(), Stop> {
+        if self.current.load(Ordering::Relaxed) == self.epoch { Ok(()) } else { Err(Stop::Unknown(Outcome::Later(Duration::ZERO))) }
     }
 
     /// Asks for all that is missing there.
@@ -190,6 +202,7 @@ impl Round {
         let makes = matches!(steps.first(), Some(Step::Create(_)));
         for step in steps {
             self.pay(key, &step, until).await?;
+            self.is_current()?;
             match self.step(key, &step).await {
                 Ok(index) => {
                     *moved = true;
@@ -203,13 +216,15 @@ impl Round {
                     }
                     there.note(&step, key.kind, None);
                 }
-                Err(Some(Fault::Unknown(reason))) if matches!(step, Step::Append { .. }) => {
-                    // Never appended again unless it is seen not to be there, once it cannot be under way any longer.
+                Err(Some(fault @ Fault::Unknown(reason))) => {
                     failed("unknown", reason);
-                    return Err(Stop::Unknown(failing(Some(self.settle))));
+                    // An append is never repeated unless it is seen not to be there, and nothing is asked for while something else may come after it.
+                    let pending = fault.is_pending() || matches!(step, Step::Append { .. });
+                    let outcome = Outcome::Failed { pause: pending.then_some(self.settle), moved: false, pending };
+                    return Err(if there.doubt(&step) { Stop::Known(outcome) } else { Stop::Unknown(outcome) });
                 }
                 Err(Some(fault)) => return self.asked(Err(fault)),
-                Err(None) => return Err(Stop::Unknown(Outcome::Later(UNTIL_LOOKED))),
+                Err(None) => return Err(Stop::Unknown(failing(Some(UNTIL_LOOKED)))),
             }
         }
         // What was made is empty yet.
@@ -248,6 +263,9 @@ impl Round {
     async fn put(&self, key: &ObjectKey, item: &str, data: &str, known: bool) -> Result<Said, Fault> {
         let mut updates = known;
         for _ in 0..3 {
+            if self.is_current().is_err() {
+                return Err(Fault::Away("revoked"));
+            }
             let said = if updates {
                 self.remote.put_item(key.kind, &key.name, item, data).await?
             } else {
@@ -340,8 +358,13 @@ fn local(object: &Object, lives: bool, since: u64, now: Timestamp) -> Option<Opt
     Some(Some(Local { kind, items, is_whole: true }))
 }
 
+/// How long it is until then; None where that is past.
+fn until(at: Option<Instant>) -> Option<Duration> {
+    at?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+}
+
 const fn failing(pause: Option<Duration>) -> Outcome {
-    Outcome::Failed { pause, moved: false }
+    Outcome::Failed { pause, moved: false, pending: false }
 }
 
 fn asked(result: &'static str) {

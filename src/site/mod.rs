@@ -263,7 +263,7 @@ impl Sites {
     /// # Errors
     /// [`Error::Sealed`] where it is not the one that something was sealed with; the store's.
     pub async fn sealed(store: Arc<dyn Store>, regions: Regions, clock: Clock, seal: Seal) -> Result<Self, Error> {
-        let now = RwLock::new(Arc::new(Snapshot::of(&store.load().await?, &seal)?));
+        let now = RwLock::new(Arc::new(Snapshot::of(&store.load().await?, &seal, true)?));
         Ok(Self { store, now, turn: tokio::sync::Mutex::default(), watch: Mutex::default(), regions, clock, seal, admin: RwLock::default() })
     }
 
@@ -479,7 +479,7 @@ impl Sites {
 
     /// Makes a state what readers see. To be called in turn.
     fn show(&self, state: &State) -> Result<(), Error> {
-        let snapshot = Arc::new(Snapshot::of(state, &self.seal)?);
+        let snapshot = Arc::new(Snapshot::of(state, &self.seal, false)?);
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
         Ok(())
     }

@@ -43,7 +43,8 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn of(state: &State, seal: &Seal) -> Result<Self, Error> {
+    /// All of a state. What is sealed under another key is an error where that is `strict`; else it is told and left out, and all else is taken.
+    pub(super) fn of(state: &State, seal: &Seal, strict: bool) -> Result<Self, Error> {
         let mut snapshot = Self { version: state.version, ..Self::default() };
         let (mut further, own): (Vec<_>, Vec<_>) = state.rows.sites.iter().partition(|row| row.service.account.is_some());
         for row in own {
@@ -54,7 +55,10 @@ impl Snapshot {
             snapshot.add_further(row).ok_or(Error::Malformed("service's account"))?;
         }
         for row in &state.rows.sites {
-            snapshot.open(row, seal)?;
+            match snapshot.open(row, seal) {
+                Err(error @ Error::Sealed(_)) if !strict => tracing::error!(%error, "what is sealed of a site is left out"),
+                opened => opened?,
+            }
         }
         for row in &state.rows.keys {
             let site = Arc::clone(snapshot.sites.get(&row.site).ok_or(Error::Malformed("key's site"))?);

@@ -237,7 +237,14 @@ fn slow_a_mirror_over_a_failing_line_and_killed_holds_everything_once() {
         client.call("POST", &format!("/default/Maps/{name}/Items"), &[("Key", "a"), ("Data", "{}"), ("ItemTtl", "8")], 201);
     }
     set_mirror(&server, &elsewhere.url(), &["*"]);
-    elsewhere.line.mishaps(&[(Mishap::Lost, 0.04), (Mishap::Refused, 0.04), (Mishap::Failed, 0.04), (Mishap::Cut, 0.03), (Mishap::Late, 0.01)]);
+    elsewhere.line.mishaps(&[
+        (Mishap::Lost, 0.04),
+        (Mishap::Refused, 0.04),
+        (Mishap::Failed, 0.04),
+        (Mishap::Cut, 0.03),
+        (Mishap::Late, 0.01),
+        (Mishap::Delayed, 0.02),
+    ]);
     for round in 0..6 {
         for n in 0..30 {
             let list = n % 4;

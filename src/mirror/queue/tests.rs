@@ -11,7 +11,7 @@ const SETTINGS: Settings = Settings {
     denied_pause: Duration::from_secs(60),
 };
 
-const FAILED: Outcome = Outcome::Failed { pause: None, moved: false };
+const FAILED: Outcome = Outcome::Failed { pause: None, moved: false, pending: false };
 
 struct It {
     queue: Queue,
@@ -92,20 +92,32 @@ fn pauses_grow_and_one_is_tried_until_one_succeeds() {
     it.ended("b", "other", Outcome::Done);
     it.ended("a", "y", FAILED);
     assert_eq!(it.start(), [], "x is under way");
-    it.ended("a", "x", Outcome::Failed { pause: Some(Duration::from_secs(5)), moved: false });
-    assert_eq!(it.start(), [of("z", 3)]);
-    it.ended("a", "z", FAILED);
+    it.ended("a", "x", Outcome::Failed { pause: Some(Duration::from_secs(5)), moved: false, pending: false });
+    assert_eq!(it.start(), [], "two in a row: it is the service");
+    it.after(4.999);
+    assert_eq!(it.start(), []);
+    it.after(0.001);
+    assert_eq!(it.start().len(), 1);
+    it.queue.forget(|_| true);
+    for name in ["x", "y", "z"] {
+        it.ended("a", name, Outcome::Done);
+    }
+    it.changed("a", "y", 5);
+    assert_eq!(it.start(), [of("y", 5)]);
+    it.ended("a", "y", FAILED);
     for pause in [1.0, 2.0, 4.0, 8.0, 8.0] {
-        it.queue.forget(|key| key.name != "y");
         it.after(pause - 0.001);
         assert_eq!(it.start(), [], "{pause}");
         it.after(0.001);
-        assert_eq!(it.start(), [of("y", 2)], "{pause}");
+        assert_eq!(it.start(), [of("y", 5)], "{pause}");
+        it.changed("a", "z", 6);
         it.ended("a", "y", FAILED);
+        assert_eq!(it.start(), [], "z rests with it");
+        it.queue.forget(|key| key.name == "z");
     }
     it.after(8.0);
     it.start();
-    it.ended("a", "y", Outcome::Failed { pause: None, moved: true });
+    it.ended("a", "y", Outcome::Failed { pause: None, moved: true, pending: false });
     assert_eq!(it.queue.wake(), Some(it.now + Duration::from_secs(1)), "some of it was done");
     it.after(1.0);
     it.start();
@@ -113,6 +125,38 @@ fn pauses_grow_and_one_is_tried_until_one_succeeds() {
     it.changed("a", "v", 8);
     it.changed("a", "w", 9);
     assert_eq!(it.start().len(), 2, "all is well again");
+}
+
+/// However busy an object is: what its last round took waits no longer.
+#[test]
+fn a_busy_object_is_not_behind() {
+    let mut it = It::new();
+    let began = it.now;
+    it.changed("a", "x", 1);
+    for offset in 2..100 {
+        assert_eq!(it.start(), [of("x", offset - 1)]);
+        it.after(1.0);
+        it.changed("a", "x", offset);
+        assert_eq!(it.queue.lag(), (1, Some(at(offset - 1))), "the round's counts until it is done");
+        it.ended("a", "x", Outcome::Done);
+        assert_eq!(it.queue.lag(), (1, Some(at(offset))));
+    }
+    assert_eq!(it.queue.late(began + Duration::from_secs(97)), []);
+    it.start();
+    it.ended("a", "x", FAILED);
+    assert_eq!(it.queue.late(began + Duration::from_secs(99)), [SiteId::parse("a").unwrap()], "what failed waits on");
+}
+
+#[test]
+fn what_is_not_applied_is_looked_at_ever_more_seldom() {
+    let mut it = It::new();
+    it.changed("a", "x", 1);
+    for pause in [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 1.6] {
+        assert_eq!(it.start(), [of("x", 1)]);
+        it.ended("a", "x", Outcome::Unapplied);
+        assert_eq!(it.queue.wake(), Some(it.now + Duration::from_secs_f64(pause)));
+        it.after(pause);
+    }
 }
 
 #[test]
@@ -164,10 +208,12 @@ fn a_copy_ends_when_all_of_it_is_there() {
 #[test]
 fn the_full_and_the_late_are_named() {
     let mut it = It::new();
+    let began = it.now;
     it.changed("a", "x", 5);
-    it.changed("b", "x", 50);
-    assert_eq!((it.queue.full(), it.queue.late(at(5))), (vec![], vec![]));
-    assert_eq!(it.queue.late(at(6)), [SiteId::parse("a").unwrap()]);
+    it.after(1.0);
+    it.changed("b", "x", 4);
+    assert_eq!((it.queue.full(), it.queue.late(began)), (vec![], vec![]));
+    assert_eq!(it.queue.late(it.now), [SiteId::parse("a").unwrap()], "by how long it waits here, whenever it was received");
     it.changed("a", "y", 60);
     it.changed("a", "z", 61);
     assert_eq!(it.queue.full(), [SiteId::parse("a").unwrap()]);

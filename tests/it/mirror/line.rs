@@ -19,8 +19,10 @@ pub(super) enum Mishap {
     Failed,
     /// The connection is cut before it is done.
     Cut,
-    /// It is done and answered after whoever asked has given up.
+    /// It is done at once, and answered after whoever asked has given up.
     Late,
+    /// It is done after whoever asked has given up.
+    Delayed,
 }
 
 #[derive(Default)]
@@ -164,7 +166,10 @@ fn carry(client: TcpStream, server: &str, book: &Mutex<Book>, random: &Mutex<ran
             Some(Mishap::Cut) => return Ok(()),
             Some(Mishap::Refused) => from.get_mut().write_all(told("429 Too Many Requests").as_bytes())?,
             Some(Mishap::Failed) => from.get_mut().write_all(told("500 Internal Server Error").as_bytes())?,
-            Some(Mishap::Lost | Mishap::Late) | None => {
+            Some(Mishap::Lost | Mishap::Late | Mishap::Delayed) | None => {
+                if mishap == Some(Mishap::Delayed) {
+                    std::thread::sleep(Duration::from_secs(3));
+                }
                 let mut words = request.first.split(' ');
                 let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
                 if method != "GET" {
