@@ -130,7 +130,14 @@ impl ServiceChange {
 }
 
 fn is_webhook(given: &str) -> bool {
-    given.chars().count() <= LONGEST_URL && Url::parse(given).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    given.len() <= LONGEST_URL && is_uri(given) && Url::parse(given).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+/// Whether a text has no characters but those of URIs, and names an authority. What a parser would mend is refused: it is shown, and signed, as it was given.
+fn is_uri(given: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+    let escaped = given.split('%').skip(1).all(|rest| rest.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2);
+    given.bytes().all(legal) && escaped && given.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphabetic()))
 }
 
 /// What is kept of a service beside the rules of its site. What is missing has its default: rows of earlier builds have none of it.
@@ -298,6 +305,16 @@ mod tests {
             assert_eq!(url(legal), Ok(()), "{legal}");
         }
         for illegal in ["", "shop.example/hook", "/hook", "ftp://shop.example", "https://", "javascript:alert(1)", &long(513)] {
+            assert_eq!(url(illegal), Err(ServiceFault::WebhookUrl), "{illegal}");
+        }
+        for illegal in [
+            "https://\u{cf}",
+            "https:shop.example",
+            "https:\\\\shop.example",
+            " https://shop.example",
+            "https://shop.example/{a}",
+            "https://shop.example/%4",
+        ] {
             assert_eq!(url(illegal), Err(ServiceFault::WebhookUrl), "{illegal}");
         }
         assert_eq!(ServiceChange { webhook_url: Some(None), ..ServiceChange::default() }.check(), Ok(()));

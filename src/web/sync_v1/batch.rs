@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
+use serde_json::Number;
 use serde_json::value::RawValue;
 
 use super::condition::Condition;
@@ -29,6 +30,8 @@ const MOST: usize = 1_000;
 const CHANGE_BYTES: usize = 256 << 10;
 /// Documents that are written at once.
 const WRITTEN_AT_ONCE: usize = 32;
+/// 2^64.
+const TOO_LARGE: f64 = 18_446_744_073_709_551_616.0;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,7 +53,7 @@ struct Item<'a> {
     key: String,
     #[serde(borrow)]
     data: &'a RawValue,
-    ttl: Option<i64>,
+    ttl: Option<Number>,
     if_match: Option<Demand>,
 }
 
@@ -60,7 +63,7 @@ struct Document<'a> {
     unique_name: String,
     #[serde(borrow)]
     data: &'a RawValue,
-    ttl: Option<i64>,
+    ttl: Option<Number>,
 }
 
 /// Data as it is stored, and a lifetime.
@@ -71,7 +74,7 @@ type Content = (String, Option<u32>);
 #[serde(untagged)]
 enum Demand {
     Text(String),
-    Number(u64),
+    Number(Number),
 }
 
 /// What became of an entry. One that cannot be read has no name.
@@ -168,7 +171,7 @@ fn put_of(item: &RawValue) -> (Option<String>, Result<Call, Fault>) {
         let condition = match if_match {
             None => Condition::Any,
             Some(Demand::Text(text)) => Condition::parse(&text)?,
-            Some(Demand::Number(shown)) => Condition::parse(&shown.to_string())?,
+            Some(Demand::Number(shown)) => Condition::parse(&whole(&shown).ok_or(Fault::IfMatch)?.to_string())?,
         };
         let item = match condition {
             Condition::Exists => PutItem::Set(key.clone(), None),
@@ -188,8 +191,16 @@ fn document_of(document: &RawValue) -> (Option<String>, Result<Content, Fault>) 
     (Some(unique_name), read)
 }
 
-fn ttl_of(given: Option<i64>) -> Result<Option<u32>, Fault> {
-    given.map(|ttl| u32::try_from(ttl).ok().filter(|ttl| *ttl <= MAX_TTL).ok_or(Fault::Ttl)).transpose()
+fn ttl_of(given: Option<Number>) -> Result<Option<u32>, Fault> {
+    let ttl = |given: &Number| whole(given).and_then(|ttl| u32::try_from(ttl).ok()).filter(|ttl| *ttl <= MAX_TTL);
+    given.map(|given| ttl(&given).ok_or(Fault::Ttl)).transpose()
+}
+
+/// A number without a fraction, from 0 on. JSON has no integers: `5.0` and `5` are one number, and there are writers of either.
+fn whole(number: &Number) -> Option<u64> {
+    let is_whole = |number: &f64| (0.0..TOO_LARGE).contains(number) && number.fract() == 0.0;
+    // Nothing is cut off of such a one.
+    number.as_u64().or_else(|| number.as_f64().filter(is_whole).map(|number| number as u64))
 }
 
 fn unreadable() -> Fault {
@@ -228,14 +239,21 @@ mod tests {
             (r#"{"key":"a","data":null}"#, Err(Fault::NoData(ObjectKind::Map))),
             (r#"{"key":"a","data":"{}"}"#, Err(Fault::NotJson)),
             (r#"{"key":"a","data":{},"ttl":-1}"#, Err(Fault::Ttl)),
+            (r#"{"key":"a","data":{},"ttl":1.5}"#, Err(Fault::Ttl)),
+            (r#"{"key":"a","data":{},"if_match":-1}"#, Err(Fault::IfMatch)),
+            (r#"{"key":"a","data":{},"if_match":0.5}"#, Err(Fault::IfMatch)),
+            (r#"{"key":"a","data":{},"if_match":18446744073709551616}"#, Err(Fault::IfMatch)),
+            (r#"{"key":"a","data":{"n":1.0},"if_match":4.0}"#, Ok(upsert(Some(5)))),
+            (r#"{"key":"a","data":{"n":1.0},"ttl":null,"if_match":null}"#, Ok(upsert(None))),
         ] {
             assert_eq!(put_of(raw(text)), (Some("a".into()), wanted), "{text}");
         }
         assert_eq!(put_of(raw(r#"{"key":"","data":{}}"#)), (Some(String::new()), Err(Fault::ItemKey)));
-        for text in [r#"{"key":"a"}"#, r#"{"data":{}}"#, r#"{"key":"a","data":{},"ifMatch":"0"}"#, "1", r#"{"key":"a","data":{},"ttl":1.5}"#] {
+        for text in [r#"{"key":"a"}"#, r#"{"data":{}}"#, r#"{"key":"a","data":{},"ifMatch":"0"}"#, "1", r#"{"key":"a","data":{},"ttl":"5"}"#] {
             assert!(matches!(put_of(raw(text)), (None, Err(Fault::Parameter(_)))), "{text}");
         }
         assert_eq!(document_of(raw(r#"{"unique_name":"a","data":{},"ttl":5}"#)), (Some("a".into()), Ok(("{}".into(), Some(5)))));
+        assert_eq!(document_of(raw(r#"{"unique_name":"a","data":{},"ttl":5.0}"#)), (Some("a".into()), Ok(("{}".into(), Some(5)))));
         assert_eq!(document_of(raw(r#"{"unique_name":"a","data":{},"ttl":31536001}"#)), (Some("a".into()), Err(Fault::Ttl)));
     }
 }

@@ -1,6 +1,8 @@
 //! The face's own description, as OpenAPI 3.1: made from one table of its operations and one of what they show, served at `/v1/openapi.json`, kept in
 //! `schemas/openapi.json`. Called by the router and by tests, which hold the answers to it. Pure.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 /// An operation.
@@ -20,9 +22,9 @@ enum Takes {
     Demand,
     /// Which page of a listing.
     Page,
-    /// The same, and in which order and from where on.
-    Range,
-    /// Parameters in a form; required ones end in `*`. The flag says whether `If-Match` is heeded.
+    /// The same, and in which order and from where on; by what, as a parameter of that name.
+    Range(&'static str),
+    /// Parameters in a form; required ones end in `*`, and of those that end in `+` at least one is. The flag says whether `If-Match` is heeded.
     Form(&'static [&'static str], bool),
     /// JSON of this schema.
     Json(&'static str),
@@ -42,6 +44,15 @@ use Gives::{Nothing as Gone, One, Page as Pages};
 use Takes::{Demand, Form, Json, Nothing, Page, Range};
 
 const SERVICE: &[&str] = &[
+    "FriendlyName+",
+    "WebhookUrl+",
+    "WebhooksFromRestEnabled+",
+    "ReachabilityWebhooksEnabled+",
+    "AclEnabled+",
+    "ReachabilityDebouncingEnabled+",
+    "ReachabilityDebouncingWindow+",
+];
+const NEW_SERVICE: &[&str] = &[
     "FriendlyName",
     "WebhookUrl",
     "WebhooksFromRestEnabled",
@@ -50,9 +61,9 @@ const SERVICE: &[&str] = &[
     "ReachabilityDebouncingEnabled",
     "ReachabilityDebouncingWindow",
 ];
-const COLLECTION: &[&str] = &["Ttl", "CollectionTtl"];
+const COLLECTION: &[&str] = &["Ttl+", "CollectionTtl+"];
 const NEW_COLLECTION: &[&str] = &["UniqueName", "Ttl", "CollectionTtl"];
-const ITEM: &[&str] = &["Data", "Ttl", "ItemTtl", "CollectionTtl"];
+const ITEM: &[&str] = &["Data+", "Ttl+", "ItemTtl+", "CollectionTtl"];
 const NEW_ITEM: &[&str] = &["Data*", "Ttl", "ItemTtl", "CollectionTtl"];
 const NEW_MAP_ITEM: &[&str] = &["Key*", "Data*", "Ttl", "ItemTtl", "CollectionTtl"];
 const RIGHTS: &[&str] = &["Read*", "Write*", "Manage*"];
@@ -65,14 +76,14 @@ const fn of(method: &'static str, path: &'static str, id: &'static str, takes: T
 #[rustfmt::skip]
 pub(super) const OPERATIONS: &[Operation] = &[
     of("get", "", "ListService", Page, Pages("services", "service")),
-    of("post", "", "CreateService", Form(SERVICE, false), One(&[201], "service", false)),
+    of("post", "", "CreateService", Form(NEW_SERVICE, false), One(&[201], "service", false)),
     of("get", "/{Service}", "FetchService", Nothing, One(&[200], "service", false)),
     of("post", "/{Service}", "UpdateService", Form(SERVICE, false), One(&[200], "service", false)),
     of("delete", "/{Service}", "DeleteService", Nothing, Gone),
     of("get", "/{Service}/Documents", "ListDocument", Page, Pages("documents", "document")),
     of("post", "/{Service}/Documents", "CreateDocument", Form(&["UniqueName", "Data", "Ttl"], false), One(&[201], "document", true)),
     of("get", "/{Service}/Documents/{Document}", "FetchDocument", Nothing, One(&[200], "document", true)),
-    of("post", "/{Service}/Documents/{Document}", "UpdateDocument", Form(&["Data", "Ttl"], true), One(&[200], "document", true)),
+    of("post", "/{Service}/Documents/{Document}", "UpdateDocument", Form(&["Data+", "Ttl+"], true), One(&[200], "document", true)),
     of("delete", "/{Service}/Documents/{Document}", "DeleteDocument", Demand, Gone),
     of("get", "/{Service}/Documents/{Document}/Permissions", "ListDocumentPermission", Page, Pages("permissions", "document_permission")),
     of("get", "/{Service}/Documents/{Document}/Permissions/{Identity}", "FetchDocumentPermission", Nothing, One(&[200], "document_permission", false)),
@@ -83,7 +94,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     of("get", "/{Service}/Lists/{List}", "FetchSyncList", Nothing, One(&[200], "list", true)),
     of("post", "/{Service}/Lists/{List}", "UpdateSyncList", Form(COLLECTION, true), One(&[200], "list", true)),
     of("delete", "/{Service}/Lists/{List}", "DeleteSyncList", Demand, Gone),
-    of("get", "/{Service}/Lists/{List}/Items", "ListSyncListItem", Range, Pages("items", "list_item")),
+    of("get", "/{Service}/Lists/{List}/Items", "ListSyncListItem", Range("Index"), Pages("items", "list_item")),
     of("post", "/{Service}/Lists/{List}/Items", "CreateSyncListItem", Form(NEW_ITEM, false), One(&[201], "list_item", true)),
     of("get", "/{Service}/Lists/{List}/Items/{Index}", "FetchSyncListItem", Nothing, One(&[200], "list_item", true)),
     of("post", "/{Service}/Lists/{List}/Items/{Index}", "UpdateSyncListItem", Form(ITEM, true), One(&[200], "list_item", true)),
@@ -97,7 +108,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     of("get", "/{Service}/Maps/{Map}", "FetchSyncMap", Nothing, One(&[200], "map", true)),
     of("post", "/{Service}/Maps/{Map}", "UpdateSyncMap", Form(COLLECTION, true), One(&[200], "map", true)),
     of("delete", "/{Service}/Maps/{Map}", "DeleteSyncMap", Demand, Gone),
-    of("get", "/{Service}/Maps/{Map}/Items", "ListSyncMapItem", Range, Pages("items", "map_item")),
+    of("get", "/{Service}/Maps/{Map}/Items", "ListSyncMapItem", Range("From"), Pages("items", "map_item")),
     of("post", "/{Service}/Maps/{Map}/Items", "CreateSyncMapItem", Form(NEW_MAP_ITEM, false), One(&[201], "map_item", true)),
     of("get", "/{Service}/Maps/{Map}/Items/{Key}", "FetchSyncMapItem", Nothing, One(&[200], "map_item", true)),
     of("post", "/{Service}/Maps/{Map}/Items/{Key}", "UpdateSyncMapItem", Form(ITEM, true), One(&[200], "map_item", true)),
@@ -111,7 +122,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     of("get", "/{Service}/Streams", "ListSyncStream", Page, Pages("streams", "stream")),
     of("post", "/{Service}/Streams", "CreateSyncStream", Form(&["UniqueName", "Ttl"], false), One(&[201], "stream", false)),
     of("get", "/{Service}/Streams/{Stream}", "FetchSyncStream", Nothing, One(&[200], "stream", false)),
-    of("post", "/{Service}/Streams/{Stream}", "UpdateSyncStream", Form(&["Ttl"], false), One(&[200], "stream", false)),
+    of("post", "/{Service}/Streams/{Stream}", "UpdateSyncStream", Form(&["Ttl*"], false), One(&[200], "stream", false)),
     of("delete", "/{Service}/Streams/{Stream}", "DeleteSyncStream", Nothing, Gone),
     of("post", "/{Service}/Streams/{Stream}/Messages", "CreateStreamMessage", Form(&["Data*"], false), One(&[201], "message", false)),
     of("post", "/{Service}/Batch", "PutDocuments", Json("document_batch"), One(&[200], "document_verdicts", false)),
@@ -157,30 +168,65 @@ impl Operation {
             Nothing | Form(_, false) | Json(_) => &[],
             Demand | Form(_, true) => &["If-Match"],
             Page => &["PageSize", "Page", "PageToken"],
-            Range => &["Order", "From", "Bounds", "PageSize", "Page", "PageToken"],
+            Range(_) => &["Order", "From", "Bounds", "PageSize", "Page", "PageToken"],
         };
-        let beside = more.iter().map(
-            |name| json!({"name": name, "in": if *name == "If-Match" { "header" } else { "query" }, "required": false, "schema": parameter(name)}),
-        );
+        let beside = more.iter().map(|name| {
+            let schema = match (*name, &self.takes) {
+                ("From", Range(of)) => parameter(of),
+                _ => parameter(name),
+            };
+            json!({"name": name, "in": if *name == "If-Match" { "header" } else { "query" }, "required": false, "schema": schema})
+        });
         let parameters: Vec<Value> = in_path.chain(beside).collect();
-        let mut described = json!({"operationId": self.id, "parameters": parameters, "responses": self.gives.described()});
+        let mut described = json!({"operationId": self.id, "parameters": parameters, "responses": self.answers()});
         if let (Some(body), Some(described)) = (self.takes.body(), described.as_object_mut()) {
             described.insert("requestBody".to_owned(), body);
         }
         described
+    }
+
+    /// All that it answers, by status.
+    fn answers(&self) -> Map<String, Value> {
+        let mut answers = self.gives.described();
+        answers.extend(self.refusals().into_iter().map(|status| (status.to_string(), json!({"$ref": "#/components/responses/refused"}))));
+        answers
+    }
+
+    /// The statuses that it refuses with.
+    pub(super) fn refusals(&self) -> BTreeSet<u16> {
+        // It is asked wrongly, by nobody known, or cannot be answered at present.
+        let mut statuses = BTreeSet::from([400, 401, 503]);
+        // There is no such thing, it is of another region, or asked for too often.
+        let of_service = !self.path.is_empty();
+        statuses.extend([404, 421, 429].into_iter().filter(|_| of_service));
+        // What is stored cannot be read.
+        statuses.extend(of_service.then_some(500));
+        statuses.extend(matches!(self.takes, Form(..) | Json(_)).then_some(413));
+        statuses.extend(matches!(self.takes, Demand | Form(_, true)).then_some(412));
+        // It is another's to write.
+        statuses.extend((of_service && self.method != "get").then_some(403));
+        statuses.extend((of_service && matches!(self.gives, One(&[201], ..))).then_some(409));
+        statuses
     }
 }
 
 impl Takes {
     fn body(&self) -> Option<Value> {
         match self {
-            Nothing | Demand | Page | Range => None,
+            Nothing | Demand | Page | Range(_) => None,
             Form(names, _) => {
-                let name = |name: &&str| name.trim_end_matches('*').to_owned();
+                let name = |name: &&str| name.trim_end_matches(['*', '+']).to_owned();
                 let properties: Map<String, Value> = names.iter().map(|given| (name(given), parameter(&name(given)))).collect();
                 let required: Vec<String> = names.iter().filter(|name| name.ends_with('*')).map(name).collect();
-                let schema = json!({"type": "object", "properties": properties, "required": required});
-                Some(json!({"required": !required.is_empty(), "content": {"application/x-www-form-urlencoded": {"schema": schema}}}))
+                let one_of: Vec<Value> = names.iter().filter(|name| name.ends_with('+')).map(|given| json!({"required": [name(given)]})).collect();
+                let is_required = !required.is_empty() || !one_of.is_empty();
+                // Others are nobody's concern, but none is given twice.
+                let mut schema =
+                    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": {"type": "string"}});
+                if let (Some(schema), false) = (schema.as_object_mut(), one_of.is_empty()) {
+                    schema.insert("anyOf".to_owned(), one_of.into());
+                }
+                Some(json!({"required": is_required, "content": {"application/x-www-form-urlencoded": {"schema": schema}}}))
             }
             Json(schema) => Some(json!({"required": true, "content": {"application/json": {"schema": reference(schema)}}})),
         }
@@ -200,14 +246,18 @@ impl Gives {
         }
     }
 
-    fn described(&self) -> Value {
-        let statuses = match self {
+    /// The statuses that it answers with where it does not refuse.
+    pub(super) const fn statuses(&self) -> &'static [u16] {
+        match self {
             Gone => &[204],
-            One(statuses, ..) => *statuses,
+            One(statuses, ..) => statuses,
             Pages(..) => &[200],
-        };
+        }
+    }
+
+    fn described(&self) -> Map<String, Value> {
         let mut responses = Map::new();
-        for status in statuses {
+        for status in self.statuses() {
             let mut response = json!({"description": if *status == 201 { "Made." } else { "Done." }});
             if let Some(response) = response.as_object_mut() {
                 response.extend(self.schema().map(|schema| ("content".to_owned(), json!({"application/json": {"schema": schema}}))));
@@ -219,8 +269,7 @@ impl Gives {
             }
             responses.insert(status.to_string(), response);
         }
-        responses.insert("default".to_owned(), json!({"$ref": "#/components/responses/refused"}));
-        Value::Object(responses)
+        responses
     }
 }
 
@@ -229,20 +278,32 @@ fn parameter(name: &str) -> Value {
     let text = |most: u32| json!({"type": "string", "minLength": 1, "maxLength": most, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]+$"});
     match name {
         "Data" => {
-            json!({"type": "string", "contentMediaType": "application/json", "description": "A JSON object, at most 16 KiB; of a message 4 KiB."})
+            json!({
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"type": "object"},
+                "description": "A JSON object, at most 16 KiB; of a message 4 KiB.",
+            })
         }
         "Ttl" | "ItemTtl" | "CollectionTtl" => json!({"type": "integer", "minimum": 0, "maximum": 31_536_000}),
         "UniqueName" | "Key" => text(320),
-        "Index" => json!({"type": "integer", "minimum": 0}),
+        "Index" => json!({"type": "integer", "minimum": 0, "maximum": u64::MAX - 1}),
+        "From" => json!({"type": "string"}),
         "Identity" => json!({"type": "string", "minLength": 1, "maxLength": 256}),
         "FriendlyName" => json!({"type": "string", "minLength": 1, "maxLength": 255}),
-        "WebhookUrl" => json!({"type": "string", "format": "uri", "maxLength": 512}),
+        "WebhookUrl" => json!({
+            "type": "string",
+            "maxLength": 512,
+            "anyOf": [{"const": ""}, {"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"}],
+            "description": "An empty one is none.",
+        }),
         "ReachabilityDebouncingWindow" => json!({"type": "integer", "minimum": 1_000, "maximum": 30_000}),
         "If-Match" => json!({"type": "string", "pattern": "^([0-9]+|\"[0-9]+\"|W/\"[0-9]+\"|\\*)$"}),
         "Order" => json!({"enum": ["asc", "desc"]}),
         "Bounds" => json!({"enum": ["inclusive", "exclusive"]}),
         "PageSize" => json!({"type": "integer", "description": "Taken as 1 to 100."}),
         "Page" => json!({"type": "integer", "minimum": 0}),
+        "PageToken" => json!({"type": "string", "pattern": "^PT[A-Za-z0-9_-]+$", "description": "Of an address that a page shows."}),
         "Read" | "Write" | "Manage" => json!({"type": "boolean"}),
         _ if name.ends_with("Enabled") => json!({"type": "boolean"}),
         _ => json!({"type": "string", "minLength": 1}),
@@ -331,9 +392,10 @@ fn schemas() -> Value {
 fn batches(revision: &Value) -> Value {
     let (text, number) = (json!({"type": "string"}), json!({"type": "integer"}));
     let entries = |of: Value| json!({"type": "array", "minItems": 1, "maxItems": 1_000, "items": of});
-    let (data, ttl) = (("data", json!({"type": "object"})), ("ttl", parameter("Ttl")));
-    let item =
-        object(&[("key", parameter("Key")), data.clone(), ttl.clone(), ("if_match", json!({"type": ["string", "integer"]}))], &["ttl", "if_match"]);
+    let or_null = |schema: Value| json!({"anyOf": [schema, {"type": "null"}]});
+    let (data, ttl) = (("data", json!({"type": "object"})), ("ttl", or_null(parameter("Ttl"))));
+    let demand = json!({"anyOf": [parameter("If-Match"), {"type": "integer", "minimum": 0, "maximum": u64::MAX}, {"type": "null"}]});
+    let item = object(&[("key", parameter("Key")), data.clone(), ttl.clone(), ("if_match", demand)], &["ttl", "if_match"]);
     let document = object(&[("unique_name", parameter("UniqueName")), data, ttl], &["ttl"]);
     let verdict = |name: &'static str| {
         let fields = [

@@ -247,14 +247,11 @@ impl Answer {
     }
 }
 
-/// What the face's description says of an answer; None for answers without a body.
+/// What the face's description says of an answer; None for answers without a body. Asserts that it has the status.
 fn described(method: &str, path: &str, status: u16) -> Option<&'static Validator> {
     static SCHEMAS: LazyLock<Vec<Option<Validator>>> =
         LazyLock::new(|| OPERATIONS.iter().map(|operation| operation.gives.schema().map(|schema| validator(&schema))).collect());
     static REFUSED: LazyLock<Validator> = LazyLock::new(|| validator(&serde_json::json!({"$ref": "#/components/schemas/refused"})));
-    if status >= 400 {
-        return Some(&REFUSED);
-    }
     let path = path.split('?').next().unwrap().strip_prefix("/v1/Services")?;
     let segments = |path: &'static str| path.split('/');
     let is = |template: &'static str| {
@@ -263,6 +260,13 @@ fn described(method: &str, path: &str, status: u16) -> Option<&'static Validator
         given.len() == segments(template).count() && segments(template).zip(given).all(|(wanted, given)| wanted.starts_with('{') || wanted == given)
     };
     let at = OPERATIONS.iter().position(|operation| operation.method.eq_ignore_ascii_case(method) && is(operation.path));
+    let statuses = at.map(|at| (OPERATIONS[at].id, OPERATIONS[at].gives.statuses(), OPERATIONS[at].refusals()));
+    if let Some((id, done, refused)) = statuses {
+        assert!(done.contains(&status) || refused.contains(&status), "{id} is not described to answer {status}");
+    }
+    if status >= 400 {
+        return Some(&REFUSED);
+    }
     SCHEMAS[at.unwrap_or_else(|| panic!("{method} {path} is not described, and answered {status}"))].as_ref()
 }
 
