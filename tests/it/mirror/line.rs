@@ -6,8 +6,6 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rand::{Rng, SeedableRng};
-
 /// What may happen to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Mishap {
@@ -27,7 +25,9 @@ pub(super) enum Mishap {
 
 #[derive(Default)]
 struct Book {
-    likely: Vec<(Mishap, f64)>,
+    /// What happens to requests by their number, and after how many again.
+    turns: Vec<(Mishap, u64)>,
+    requests: u64,
     happened: BTreeMap<Mishap, u64>,
     /// Requests that write and came through: when, and of which object.
     writes: Vec<(Instant, String)>,
@@ -47,11 +47,10 @@ impl Line {
         let address = listener.local_addr().unwrap().to_string();
         let book = Arc::new(Mutex::new(Book::default()));
         let (server, kept) = (server.to_owned(), Arc::clone(&book));
-        let random = Arc::new(Mutex::new(rand::rngs::StdRng::seed_from_u64(7)));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (server, book, random) = (server.clone(), Arc::clone(&kept), Arc::clone(&random));
-                std::thread::spawn(move || carry(stream, &server, &book, &random).unwrap_or_default());
+                let (server, book) = (server.clone(), Arc::clone(&kept));
+                std::thread::spawn(move || carry(stream, &server, &book).unwrap_or_default());
             }
         });
         Self { address, book }
@@ -61,11 +60,11 @@ impl Line {
         &self.address
     }
 
-    /// What happens from now on, and how often of one.
-    pub(super) fn mishaps(&self, likely: &[(Mishap, f64)]) {
+    /// What happens from now on, each to one request of so many.
+    pub(super) fn mishaps(&self, turns: &[(Mishap, u64)]) {
         let mut book = self.book.lock().unwrap();
-        book.likely = likely.to_vec();
-        for (mishap, _) in likely {
+        book.turns = turns.to_vec();
+        for (mishap, _) in turns {
             book.happened.entry(*mishap).or_default();
         }
     }
@@ -90,7 +89,7 @@ impl Line {
         for (at, path) in &book.writes {
             of_object.entry(object(path)).or_default().push(*at);
         }
-        assert!(of_object.values().any(|times| times.len() > 40), "some object is written often");
+        assert!(of_object.values().any(|times| times.len() >= 30), "some object is written often");
         for (object, times) in of_object {
             for (first, began) in times.iter().enumerate() {
                 for (last, at) in times.iter().enumerate().skip(first) {
@@ -142,7 +141,7 @@ fn read(from: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
     Ok(Some(Request { head, first: first.unwrap_or_default(), body }))
 }
 
-fn carry(client: TcpStream, server: &str, book: &Mutex<Book>, random: &Mutex<rand::rngs::StdRng>) -> std::io::Result<()> {
+fn carry(client: TcpStream, server: &str, book: &Mutex<Book>) -> std::io::Result<()> {
     let server = TcpStream::connect(server)?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
@@ -151,11 +150,10 @@ fn carry(client: TcpStream, server: &str, book: &Mutex<Book>, random: &Mutex<ran
     while let Some(request) = read(&mut from)? {
         let mishap = {
             let mut book = book.lock().unwrap();
-            let mut at: f64 = random.lock().unwrap().random();
-            let found = book.likely.iter().find_map(|(mishap, part)| {
-                at -= part;
-                (at < 0.0).then_some(*mishap)
-            });
+            book.requests += 1;
+            // Of several whose turn it is the first.
+            let requests = book.requests;
+            let found = book.turns.iter().find(|(_, every)| requests % every == every / 2).map(|(mishap, _)| *mishap);
             if let Some(mishap) = found {
                 *book.happened.entry(mishap).or_default() += 1;
             }
