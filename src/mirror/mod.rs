@@ -174,7 +174,7 @@ struct Run {
     owned: Vec<u16>,
     /// The log forgetting the group; whether it did.
     leaving: JoinSet<bool>,
-    rounds: JoinSet<(ObjectKey, Outcome)>,
+    rounds: JoinSet<(ObjectKey, (Outcome, bool))>,
     consumer: Option<Box<dyn Consumer>>,
     group: Group,
     unsought: Vec<u16>,
@@ -188,7 +188,7 @@ struct Run {
 /// What happened.
 enum Event {
     Stop,
-    Ended(ObjectKey, Outcome),
+    Ended(ObjectKey, (Outcome, bool)),
     Copied(Page),
     Read(Result<Delivery, Error>),
     Tick,
@@ -199,7 +199,7 @@ impl Run {
         loop {
             match self.next(stop).await {
                 Event::Stop => return Ok(()),
-                Event::Ended(key, outcome) => self.ended(&key, outcome),
+                Event::Ended(key, ended) => self.ended(&key, ended),
                 Event::Copied(page) => self.copied(page),
                 Event::Read(Ok(delivery)) => self.take(delivery),
                 Event::Read(Err(error)) if error.is_retryable() => self.start_over(&error),
@@ -238,7 +238,7 @@ impl Run {
             biased;
             () = stop.cancelled() => Event::Stop,
             Some(ended) = rounds.join_next() => match ended {
-                Ok((key, outcome)) => Event::Ended(key, outcome),
+                Ok((key, ended)) => Event::Ended(key, ended),
                 // None is aborted while this goes on: it panicked, and its object would wait for ever.
                 Err(error) => Event::Read(Err(Error::Closed(format!("mirroring an object: {error}")))),
             },
@@ -476,7 +476,7 @@ impl Run {
     fn start(&mut self, now: Instant) {
         for job in self.queue.start(now) {
             let Some(target) = self.targets.get(&job.key.site) else {
-                self.ended(&job.key, Outcome::Done);
+                self.ended(&job.key, (Outcome::Done, false));
                 continue;
             };
             let round = Round {
@@ -493,20 +493,20 @@ impl Run {
                 settle: self.job.settings.settle,
             };
             self.rounds.spawn(async move {
-                let outcome = round.run(&job).await;
-                (job.key, outcome)
+                let ended = round.run(&job).await;
+                (job.key, ended)
             });
         }
     }
 
-    fn ended(&mut self, key: &ObjectKey, outcome: Outcome) {
+    fn ended(&mut self, key: &ObjectKey, (outcome, moved): (Outcome, bool)) {
         if matches!(outcome, Outcome::Failed { .. } | Outcome::Denied) {
             self.complain(key, outcome);
         }
         if matches!(outcome, Outcome::Failed { pending: true, .. }) {
             self.unsettled.insert(key.clone(), Instant::now() + self.job.settings.settle);
         }
-        for offset in self.queue.ended(key, outcome, Instant::now(), rand::random_range(0.0..1.0)) {
+        for offset in self.queue.ended(key, (outcome, moved), Instant::now(), rand::random_range(0.0..1.0)) {
             self.places.close((key.partition(), offset));
         }
     }
@@ -551,8 +551,8 @@ impl Run {
     async fn finish(&mut self) {
         let ending = async {
             while let Some(ended) = self.rounds.join_next().await {
-                if let Ok((key, outcome)) = ended {
-                    for offset in self.queue.ended(&key, outcome, Instant::now(), 1.0) {
+                if let Ok((key, ended)) = ended {
+                    for offset in self.queue.ended(&key, ended, Instant::now(), 1.0) {
                         self.places.close((key.partition(), offset));
                     }
                 }

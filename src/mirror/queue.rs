@@ -64,8 +64,6 @@ pub(super) enum Outcome {
     Failed {
         /// How long that is at least, where the service said so.
         pause: Option<Duration>,
-        /// Whether something was done before: then it is the first failure of a row.
-        moved: bool,
         /// Whether what was asked for may still be under way.
         pending: bool,
     },
@@ -207,14 +205,17 @@ impl Queue {
         jobs
     }
 
-    /// Notes what a round came to; gives offsets of changes that are done. `jitter`, from 0 to 1: how much of the longest pause is waited.
-    pub(super) fn ended(&mut self, key: &ObjectKey, outcome: Outcome, now: Instant, jitter: f64) -> Vec<Offset> {
+    /// Notes what a round came to, and whether anything was done in it, which ends a row of failures; gives offsets of changes that are done. `jitter`, from 0 to 1: how much of the longest pause is waited.
+    pub(super) fn ended(&mut self, key: &ObjectKey, (outcome, moved): (Outcome, bool), now: Instant, jitter: f64) -> Vec<Offset> {
         let Settings { first_pause, longest_pause, denied_pause, .. } = self.settings;
         let Some(site) = self.sites.get_mut(&key.site) else { return Vec::new() };
         let Some(waiting) = site.waiting.get_mut(key) else { return Vec::new() };
         site.under_way -= 1;
         let (flying, flying_since) = (waiting.flying.take(), waiting.flying_since.take());
         let again = std::mem::take(&mut waiting.again);
+        if moved {
+            (waiting.tries, site.failures) = (0, 0);
+        }
         let mut done = Vec::new();
         let pause = match outcome {
             Outcome::Done => {
@@ -232,10 +233,7 @@ impl Queue {
                 waiting.unapplied += 1;
                 pause
             }
-            Outcome::Failed { pause, moved, .. } => {
-                if moved {
-                    (waiting.tries, site.failures) = (0, 0);
-                }
+            Outcome::Failed { pause, .. } => {
                 let longest = |tries: u32| first_pause.saturating_mul(1 << tries.min(16)).min(longest_pause).mul_f64(jitter);
                 let own = pause.unwrap_or_default().max(longest(waiting.tries));
                 // One object that fails holds nobody; a second failure in a row says that it is the service.
@@ -257,6 +255,8 @@ impl Queue {
             if flying.is_some() {
                 done.extend(std::mem::replace(&mut waiting.first, flying));
             }
+            // What is being done is not late, however long it takes.
+            let flying_since = flying_since.map(|since| Since { here: if moved { now } else { since.here }, ..since });
             waiting.since = earlier(waiting.since, flying_since);
         } else if waiting.copied && !again {
             waiting.copied = false;

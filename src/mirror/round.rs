@@ -83,8 +83,8 @@ enum Stop {
 }
 
 impl Round {
-    /// One round.
-    pub(super) async fn run(&self, job: &Job) -> Outcome {
+    /// One round: what it came to, and whether anything was done there.
+    pub(super) async fn run(&self, job: &Job) -> (Outcome, bool) {
         let place = (self.epoch, job.key.clone());
         let mut seen = self.known.remove(&place).filter(|seen| seen.learned_at.elapsed() < KNOWN_FOR);
         let mut moved = false;
@@ -96,11 +96,10 @@ impl Round {
                 outcome
             }
         };
-        let outcome = if let Outcome::Failed { pause, pending, .. } = outcome { Outcome::Failed { pause, moved, pending } } else { outcome };
         if let Some(seen) = seen {
             self.known.insert(place, seen);
         }
-        outcome
+        (outcome, moved)
     }
 
     async fn through(&self, job: &Job, known: &mut Option<Arc<Seen>>, moved: &mut bool) -> Result<(), Stop> {
@@ -220,7 +219,7 @@ impl Round {
                     failed("unknown", reason);
                     // An append is never repeated unless it is seen not to be there, and nothing is asked for while something else may come after it.
                     let pending = fault.is_pending() || matches!(step, Step::Append { .. });
-                    let outcome = Outcome::Failed { pause: pending.then_some(self.settle), moved: false, pending };
+                    let outcome = Outcome::Failed { pause: pending.then_some(self.settle), pending };
                     return Err(if there.doubt(&step) { Stop::Known(outcome) } else { Stop::Unknown(outcome) });
                 }
                 Err(Some(fault)) => return self.asked(Err(fault)),
@@ -364,7 +363,7 @@ fn until(at: Option<Instant>) -> Option<Duration> {
 }
 
 const fn failing(pause: Option<Duration>) -> Outcome {
-    Outcome::Failed { pause, moved: false, pending: false }
+    Outcome::Failed { pause, pending: false }
 }
 
 fn asked(result: &'static str) {

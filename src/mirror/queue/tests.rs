@@ -11,7 +11,7 @@ const SETTINGS: Settings = Settings {
     denied_pause: Duration::from_secs(60),
 };
 
-const FAILED: Outcome = Outcome::Failed { pause: None, moved: false, pending: false };
+const FAILED: Outcome = Outcome::Failed { pause: None, pending: false };
 
 struct It {
     queue: Queue,
@@ -36,7 +36,12 @@ impl It {
     }
 
     fn ended(&mut self, site: &str, name: &str, outcome: Outcome) -> Vec<Offset> {
-        self.queue.ended(&key(site, name), outcome, self.now, 1.0)
+        self.queue.ended(&key(site, name), (outcome, false), self.now, 1.0)
+    }
+
+    /// After some of it was done.
+    fn moved(&mut self, site: &str, name: &str, outcome: Outcome) {
+        self.queue.ended(&key(site, name), (outcome, true), self.now, 1.0);
     }
 }
 
@@ -92,7 +97,7 @@ fn pauses_grow_and_one_is_tried_until_one_succeeds() {
     it.ended("b", "other", Outcome::Done);
     it.ended("a", "y", FAILED);
     assert_eq!(it.start(), [], "x is under way");
-    it.ended("a", "x", Outcome::Failed { pause: Some(Duration::from_secs(5)), moved: false, pending: false });
+    it.ended("a", "x", Outcome::Failed { pause: Some(Duration::from_secs(5)), pending: false });
     assert_eq!(it.start(), [], "two in a row: it is the service");
     it.after(4.999);
     assert_eq!(it.start(), []);
@@ -117,7 +122,7 @@ fn pauses_grow_and_one_is_tried_until_one_succeeds() {
     }
     it.after(8.0);
     it.start();
-    it.ended("a", "y", Outcome::Failed { pause: None, moved: true, pending: false });
+    it.moved("a", "y", FAILED);
     assert_eq!(it.queue.wake(), Some(it.now + Duration::from_secs(1)), "some of it was done");
     it.after(1.0);
     it.start();
@@ -217,4 +222,20 @@ fn the_full_and_the_late_are_named() {
     it.changed("a", "y", 60);
     it.changed("a", "z", 61);
     assert_eq!(it.queue.full(), [SiteId::parse("a").unwrap()]);
+}
+
+#[test]
+fn what_is_being_done_is_not_late_however_long_it_takes() {
+    let mut it = It::new();
+    it.changed("a", "x", 5);
+    for _ in 0..9 {
+        it.start();
+        it.after(1.0);
+        it.moved("a", "x", Outcome::Later(Duration::ZERO));
+        assert_eq!((it.queue.late(it.now), it.queue.lag()), (vec![], (1, Some(at(5)))));
+    }
+    it.start();
+    it.after(1.0);
+    it.ended("a", "x", Outcome::Later(Duration::ZERO));
+    assert_eq!(it.queue.late(it.now), [SiteId::parse("a").unwrap()]);
 }
