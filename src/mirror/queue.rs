@@ -47,8 +47,6 @@ pub(super) struct Job {
     pub(super) key: ObjectKey,
     /// What is here must include this offset of `changes`, if that changed anything; None where whatever is here will do.
     pub(super) upto: Option<Offset>,
-    /// How often that was tried.
-    pub(super) tries: u32,
 }
 
 /// What a round came to.
@@ -199,13 +197,14 @@ impl Queue {
                 waiting.flying = waiting.first.take();
                 waiting.flying_since = waiting.since.take();
                 site.under_way += 1;
-                jobs.push(Job { key, upto: waiting.upto, tries: waiting.tries });
+                jobs.push(Job { key, upto: waiting.upto });
             }
         }
         jobs
     }
 
-    /// Notes what a round came to, and whether anything was done in it, which ends a row of failures; gives offsets of changes that are done. `jitter`, from 0 to 1: how much of the longest pause is waited.
+    /// Notes what a round came to, and whether anything was done in it, which ends a row of failures; gives offsets of changes that are done. `jitter`, from 0
+    /// to 1: how much of the longest pause is waited.
     pub(super) fn ended(&mut self, key: &ObjectKey, (outcome, moved): (Outcome, bool), now: Instant, jitter: f64) -> Vec<Offset> {
         let Settings { first_pause, longest_pause, denied_pause, .. } = self.settings;
         let Some(site) = self.sites.get_mut(&key.site) else { return Vec::new() };

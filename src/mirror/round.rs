@@ -111,7 +111,7 @@ impl Round {
             Ok(Some(object)) => object,
             Ok(None) => return Err(Stop::Known(Outcome::Unapplied)),
             Err(Error::Corrupt { .. }) => {
-                refused("unreadable");
+                count_refusal("unreadable");
                 return Ok(());
             }
             Err(error) => {
@@ -124,7 +124,7 @@ impl Round {
         let lives = object.is_living() && !is_over;
         let since = known.as_ref().map_or(0, |seen| seen.event_id);
         let Some(here) = local(&object, lives, since, now) else {
-            refused("too_many_items");
+            count_refusal("too_many_items");
             return Ok(());
         };
         drop(object);
@@ -184,7 +184,7 @@ impl Round {
                 break;
             }
         }
-        refused("too_many_items");
+        count_refusal("too_many_items");
         Err(Stop::Known(Outcome::Done))
     }
 
@@ -208,7 +208,7 @@ impl Round {
                     there.note(&step, key.kind, index);
                 }
                 Err(Some(Fault::Refused(reason))) => {
-                    refused(reason);
+                    count_refusal(reason);
                     if step.is_of_service() {
                         // Without it there is nothing to put anything into; a change of the object tries it again.
                         return Err(Stop::Unknown(Outcome::Done));
@@ -216,7 +216,7 @@ impl Round {
                     there.note(&step, key.kind, None);
                 }
                 Err(Some(fault @ Fault::Unknown(reason))) => {
-                    failed("unknown", reason);
+                    count_failure("unknown", reason);
                     // An append is never repeated unless it is seen not to be there, and nothing is asked for while something else may come after it.
                     let pending = fault.is_pending() || matches!(step, Step::Append { .. });
                     let outcome = Outcome::Failed { pause: pending.then_some(self.settle), pending };
@@ -247,11 +247,11 @@ impl Round {
         match (step, said.map_err(Some)?) {
             (Step::Append { .. }, Said::Done(item)) => {
                 let index = item.get("index").and_then(serde_json::Value::as_u64);
-                asked("done");
+                count("done");
                 index.map(Some).ok_or(Some(Fault::Unknown("malformed")))
             }
             (_, Said::Done(_)) | (Step::Remove | Step::RemoveItem { .. } | Step::RemoveIndex { .. }, Said::Missing) => {
-                asked("done");
+                count("done");
                 Ok(None)
             }
             (_, Said::Missing | Said::Exists) => Err(None),
@@ -305,23 +305,23 @@ impl Round {
     fn asked<T>(&self, said: Result<T, Fault>) -> Result<T, Stop> {
         said.map_err(|fault| match fault {
             Fault::Busy(wait) => {
-                failed("busy", "busy");
+                count_failure("busy", "busy");
                 Stop::Known(failing(wait))
             }
             Fault::Unknown(reason) => {
-                failed("unknown", reason);
+                count_failure("unknown", reason);
                 Stop::Known(failing(None))
             }
             Fault::Away(reason) => {
-                failed("away", reason);
+                count_failure("away", reason);
                 Stop::Known(failing(None))
             }
             Fault::Refused(reason) => {
-                refused(reason);
+                count_refusal(reason);
                 Stop::Known(Outcome::Done)
             }
             Fault::Denied => {
-                failed("denied", "denied");
+                count_failure("denied", "denied");
                 Stop::Known(Outcome::Denied)
             }
         })
@@ -366,17 +366,17 @@ const fn failing(pause: Option<Duration>) -> Outcome {
     Outcome::Failed { pause, pending: false }
 }
 
-fn asked(result: &'static str) {
+fn count(result: &'static str) {
     metrics::counter!("contrail_mirror_requests_total", "result" => result).increment(1);
 }
 
-fn failed(result: &'static str, reason: &'static str) {
-    asked(result);
+fn count_failure(result: &'static str, reason: &'static str) {
+    count(result);
     metrics::counter!("contrail_mirror_failures_total", "reason" => reason).increment(1);
 }
 
 /// Counts what will not be there.
-fn refused(reason: &'static str) {
-    asked("refused");
+fn count_refusal(reason: &'static str) {
+    count("refused");
     metrics::counter!("contrail_mirror_refused_total", "reason" => reason).increment(1);
 }

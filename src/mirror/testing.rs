@@ -10,11 +10,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
+use tokio::task::JoinSet;
+
 use super::*;
+use crate::event::Change;
 use crate::event::change::{Op, Origin, Stamp};
-use crate::event::{ObjectKind, PARTITIONS};
-use crate::eventlog::Append;
+use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId};
 use crate::eventlog::embedded::EmbeddedLog;
+use crate::eventlog::{Append, Topic};
 use crate::site::{NewSite, Regions};
 use crate::sync::embedded::EmbeddedStore;
 use crate::sync::feed::LocalFeed;
