@@ -61,7 +61,7 @@ const NO_INSTANCE: &str = "none";
 
 /// What could not be started or stopped, and where.
 #[derive(Debug, thiserror::Error)]
-#[error("{stage}: {source}")]
+#[error("{stage}")]
 pub struct Error {
     stage: &'static str,
     source: Failure,

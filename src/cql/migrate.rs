@@ -176,8 +176,14 @@ impl Cluster {
         let mut statement = Statement::new(cql);
         statement.set_request_timeout(Some(CHANGE));
         statement.set_consistency(Consistency::Quorum);
-        let attempt = || -> Attempt<'_, _> { Box::pin(self.session.query_unpaged(statement.clone(), ())) };
-        self.try_until(Class::Lasting, CHANGE, cql, attempt).await.map(drop)
+        let attempt = || -> Attempt<'_, _> {
+            Box::pin(async {
+                self.session.query_unpaged(statement.clone(), ()).await?;
+                // Asked of every attempt: one that is made again finds its change done, and would not be waited for.
+                Ok(self.session.await_schema_agreement().await?)
+            })
+        };
+        self.try_until(Class::Lasting, CHANGE + AGREEMENT, cql, attempt).await.map(drop)
     }
 
     async fn use_keyspace(&self, keyspace: &str) -> Result<(), Error> {
@@ -186,8 +192,10 @@ impl Cluster {
     }
 }
 
-/// Time for one change of the schema.
+/// Time for one change of the schema where it is asked for.
 const CHANGE: Duration = Duration::from_secs(60);
+/// Time for the other nodes to know of it. One of Cassandra's that missed being told asks only a minute later (`cassandra.migration_delay_ms`).
+pub(super) const AGREEMENT: Duration = Duration::from_secs(150);
 
 fn later(keyspace: &str, version: i32) -> Result<(), Error> {
     if version > VERSION {

@@ -139,6 +139,7 @@ impl Cluster {
             .known_nodes(&address.nodes)
             .default_execution_profile_handle(profile.into_handle())
             .connection_timeout(ATTEMPT)
+            .schema_agreement_timeout(migrate::AGREEMENT)
             .keepalive_interval(KEEPALIVE)
             .keepalive_timeout(KEEPALIVE);
         if !settings.username.is_empty() {
