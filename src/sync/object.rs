@@ -1,19 +1,19 @@
 //! One sync object in memory: folds changes in, says what to write, publish and show. Called by the keeper, its only writer, and by readers of
-//! stored objects. What API clients ask of it is in `calls`. Pure.
+//! stored objects. What API clients ask of it is in `calls`, what is written and published in `write`, what readers see in `view`. Pure.
 
 mod calls;
+mod view;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::batch::Bucket;
+pub use self::view::{Snapshot, SnapshotItem};
 use super::expiry::expired;
 use super::item::{ItemState, compare};
 use super::tombstones::{Tombstone, Tombstones};
-use super::{Answer, Applied, AppliedRow, Error, Head, Life, ObjectWrite, Row, StoredObject};
+use super::{Answer, AppliedRow, Error, Head, Life, Row, StoredObject};
 use crate::event::change::{Call, Op, Origin, Rights};
 use crate::event::{Change, ObjectKey, ObjectKind, Timestamp};
 
@@ -106,48 +106,6 @@ pub struct Done {
     pub item: Option<SnapshotItem>,
     /// JSON text of a document's data, or of a message.
     pub data: Option<Arc<str>>,
-}
-
-/// An object as readers see it at one moment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// Which.
-    pub key: ObjectKey,
-    /// Its revision.
-    pub revision: u64,
-    /// Its event id: what is published at or below it is included.
-    pub event_id: u64,
-    /// When this incarnation began.
-    pub created_at: Timestamp,
-    /// When it last changed.
-    pub updated_at: Timestamp,
-    /// Which life of the name it is ([`Head::incarnation`]).
-    pub incarnation: u64,
-    /// Who created it; empty where no API client did.
-    pub created_by: String,
-    /// When its own lifetime ends.
-    pub expires_at: Option<Timestamp>,
-    /// A document's data (JSON text of an object); None for other kinds.
-    pub data: Option<Arc<str>>,
-    /// Items of a map by key, of a list by index; empty for other kinds.
-    pub items: Vec<SnapshotItem>,
-}
-
-/// One item of a [`Snapshot`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SnapshotItem {
-    /// Key of a map's item; a list's index as 16 hexadecimal digits.
-    pub item: String,
-    /// The item's revision.
-    pub revision: u64,
-    /// The object's event id after the item's last change.
-    pub event_id: u64,
-    /// When that was.
-    pub updated_at: Timestamp,
-    /// How it came, and how long it stays.
-    pub life: Life,
-    /// JSON text.
-    pub data: Arc<str>,
 }
 
 impl Object {
@@ -268,160 +226,6 @@ impl Object {
     /// Whether something is to be published: what needs writing, and what repeats touched.
     pub const fn needs_publish(&self) -> bool {
         self.needs_publish
-    }
-
-    /// Bytes of the rows that the next write carries. Encodes them; the write reuses that.
-    pub fn weigh(&mut self) -> usize {
-        self.changed.sort_unstable();
-        self.changed.dedup();
-        let mut bytes = 0;
-        for item in &self.changed {
-            bytes += item.len();
-            if let Some(row) = self.rows.get_mut(item) {
-                bytes += row.encoded.get_or_insert_with(|| row.state.encode()).len();
-            }
-        }
-        bytes
-    }
-
-    /// Takes a token for writing what changed, by its size; Err says when there will be one. The next [`Object::take_write`] carries the bucket.
-    pub fn try_take_token(&mut self, now: Timestamp) -> Result<(), Timestamp> {
-        let size = self.weigh();
-        let mut bucket = Bucket::of(&self.head);
-        let taken = bucket.try_take(now, size);
-        bucket.store(&mut self.head);
-        taken
-    }
-
-    /// All that changed since the last call, to be written, and the same as subscribers see it; the latter without rows unless `render`, and then not
-    /// to be published. After repeats alone ([`Object::needs_write`] says no) the write need not be made.
-    pub fn take_write(&mut self, render: bool) -> (ObjectWrite, Applied) {
-        let (mut purge, purged) = self.tombstones.purge(self.head.updated_at);
-        self.head.purged = self.head.purged.max(purged);
-        let repeats = std::mem::take(&mut self.repeats);
-        let mut after = self.told.saturating_sub(repeats);
-        let again = if repeats > 0 { self.since(after) } else { Some(Vec::new()) };
-        if again.is_none() {
-            // What went since then is not known row by row: who has not seen all of it begins with a snapshot.
-            after = self.head.event_id;
-        }
-        let rows = if render { self.published(after, again.unwrap_or_default()) } else { Vec::new() };
-        let applied = Applied {
-            key: self.key.clone(),
-            after,
-            event_id: self.head.event_id,
-            revision: self.head.revision,
-            rows,
-            removed: self.head.removed_at.is_some(),
-            incarnation: self.head.incarnation,
-            updated_at: self.head.updated_at,
-            expires_at: self.head.expires_at,
-            rights: std::mem::take(&mut self.repeated_rights) || !self.changed_rights.is_empty(),
-        };
-        self.told = self.head.event_id;
-        let mut changed = std::mem::take(&mut self.changed);
-        changed.sort_unstable();
-        changed.dedup();
-        let mut rows: Vec<Row> = changed.into_iter().filter_map(|item| self.written(item)).collect();
-        self.written_rights(&mut rows, &mut purge);
-        self.before.clear();
-        self.messages.clear();
-        self.gone.clear();
-        self.needs_write = false;
-        self.needs_publish = false;
-        let (clear, ended) = (std::mem::take(&mut self.clear), std::mem::take(&mut self.ended));
-        let list = !std::mem::replace(&mut self.head.listed, true);
-        (ObjectWrite { key: self.key.clone(), head: self.head.clone(), rows, purge, clear, list, ended }, applied)
-    }
-
-    /// The answers to API clients that what was taken, and what was before it, allows to be given.
-    pub fn take_answers(&mut self) -> Vec<Answer> {
-        std::mem::take(&mut self.answers)
-    }
-
-    /// What API clients did since this was last asked.
-    pub fn take_done(&mut self) -> Vec<Done> {
-        std::mem::take(&mut self.done)
-    }
-
-    /// What an identity may do; None where nothing was ever said of it.
-    pub fn rights_of(&self, identity: &str) -> Option<Rights> {
-        self.rights.get(identity).copied()
-    }
-
-    /// By identity, what it may do.
-    pub const fn rights(&self) -> &BTreeMap<String, Rights> {
-        &self.rights
-    }
-
-    /// Whether its own lifetime is over at `now`, or that of its name.
-    pub fn is_over(&self, now: Timestamp, ttl: Option<Duration>) -> bool {
-        self.head.expires_at.is_some_and(|at| at <= now) || ttl.is_some_and(|ttl| expired(self.head.updated_at, ttl, now))
-    }
-
-    /// What readers see; None where the object does not exist or was removed. Expiry is the caller's to judge ([`super::expiry::Expiry::expired`]).
-    pub fn snapshot(&self) -> Option<Snapshot> {
-        if !self.is_living() {
-            return None;
-        }
-        let document = self.key.kind == ObjectKind::Document;
-        let items = self.rows.iter().filter(|_| !document).filter_map(|(item, row)| row.snapshot(item)).collect();
-        self.bare_snapshot().map(|bare| Snapshot { items, ..bare })
-    }
-
-    /// The same without its items.
-    pub fn bare_snapshot(&self) -> Option<Snapshot> {
-        if !self.is_living() {
-            return None;
-        }
-        let document = self.key.kind == ObjectKind::Document;
-        let data = document.then(|| self.rows.get("").and_then(|row| row.state.render()).unwrap_or_else(|| "{}".into()).into());
-        Some(Snapshot {
-            key: self.key.clone(),
-            revision: self.head.revision,
-            event_id: self.head.event_id,
-            created_at: self.head.created_at,
-            updated_at: self.head.updated_at,
-            incarnation: self.head.incarnation,
-            created_by: self.head.created_by.clone(),
-            expires_at: self.head.expires_at,
-            data,
-            items: Vec::new(),
-        })
-    }
-
-    /// One item of a living object; None where it is not there or past its lifetime.
-    pub fn item(&self, item: &str, now: Timestamp) -> Option<SnapshotItem> {
-        let row = self.rows.get(item).filter(|row| self.is_living() && !row.is_over(now))?;
-        row.snapshot(item)
-    }
-
-    /// The items from `from` on (past it unless `inclusive`), in their order or backwards, without those past their lifetime, at most `limit`.
-    pub fn items(&self, from: Option<&str>, inclusive: bool, descending: bool, limit: usize, now: Timestamp) -> Vec<SnapshotItem> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        if !self.is_living() || self.key.kind == ObjectKind::Document {
-            return Vec::new();
-        }
-        let bound = from.map_or(Unbounded, |from| if inclusive { Included(from) } else { Excluded(from) });
-        let shown = |(item, row): (&String, &Living)| if row.is_over(now) { None } else { row.snapshot(item) };
-        if descending {
-            self.rows.range::<str, _>((Unbounded, bound)).rev().filter_map(shown).take(limit).collect()
-        } else {
-            self.rows.range::<str, _>((bound, Unbounded)).filter_map(shown).take(limit).collect()
-        }
-    }
-
-    /// What a reader that has seen `event_id` missed: rows (removed ones without data) with their event ids, in order. None where only a fresh
-    /// snapshot will do: removals since then are forgotten, the object is gone, or the id is not one of this object's.
-    pub fn since(&self, event_id: u64) -> Option<Vec<(u64, AppliedRow)>> {
-        if !self.is_living() || event_id < self.head.purged || event_id > self.head.event_id {
-            return None;
-        }
-        let living = self.rows.iter().filter(|(_, row)| row.event_id > event_id).map(|(item, row)| (row.event_id, row.shown(item)));
-        let removed = self.tombstones.since(event_id).map(|(item, stone)| (stone.event_id, stone.shown(item)));
-        let mut out: Vec<(u64, AppliedRow)> = living.chain(removed).collect();
-        out.sort_by(|a, b| (a.0, &a.1.item).cmp(&(b.0, &b.1.item)));
-        Some(out)
     }
 
     /// Whether a change's guard lets it in.
@@ -547,86 +351,6 @@ impl Object {
         }
         self.tombstones.insert(item.clone(), Tombstone { revision: row.revision + 1, event_id: self.head.event_id, removed_at: at });
         self.changed.push(item);
-    }
-
-    /// Rows that changed after that event id or vanished, and messages, as subscribers see them; `again` are those of changes that were read again.
-    fn published(&self, after: u64, again: Vec<(u64, AppliedRow)>) -> Vec<AppliedRow> {
-        let again: BTreeMap<String, AppliedRow> = again.into_iter().map(|(_, row)| (row.item.clone(), row)).collect();
-        let names: BTreeSet<&String> = self.changed.iter().chain(&self.gone).filter(|item| !again.contains_key(*item)).collect();
-        let shown = names.into_iter().filter_map(|item| match (self.rows.get(item), self.tombstones.get(item)) {
-            // A new lifetime alone is written and not told.
-            (Some(row), _) => (row.event_id > after).then(|| row.shown(item)),
-            (None, Some(stone)) => Some(AppliedRow { before: self.before.get(item).cloned(), ..stone.shown(item) }),
-            (None, None) => {
-                let event_id = self.head.event_id;
-                self.gone.contains(item).then(|| AppliedRow { item: item.clone(), event_id, ..AppliedRow::default() })
-            }
-        });
-        let shown: Vec<AppliedRow> = shown.chain(self.messages.iter().cloned()).collect();
-        again.into_values().chain(shown).collect()
-    }
-
-    /// Changed rights as rows to put, and to delete where an identity has none any more.
-    fn written_rights(&mut self, rows: &mut Vec<Row>, purge: &mut Vec<String>) {
-        for identity in std::mem::take(&mut self.changed_rights) {
-            let item = format!("{RIGHTS}{identity}");
-            let Some(rights) = self.rights.get(&identity) else {
-                purge.push(item);
-                continue;
-            };
-            let (event_id, updated_at) = (self.head.event_id, self.head.updated_at);
-            let state = Some(postcard::to_extend(rights, Vec::new()).unwrap_or_default());
-            rows.push(Row { item, revision: 0, event_id, updated_at, life: Life::default(), state });
-        }
-    }
-
-    /// A changed row as it is stored; None where neither the row nor its tombstone is left.
-    fn written(&mut self, item: String) -> Option<Row> {
-        if let Some(row) = self.rows.get_mut(&item) {
-            row.changed = false;
-            let state = row.encoded.take().unwrap_or_else(|| row.state.encode());
-            let bytes = (item.len() + state.len()) as u64;
-            self.head.bytes = self.head.bytes.saturating_sub(row.counted) + bytes;
-            row.counted = bytes;
-            let Living { revision, event_id, updated_at, ref life, .. } = *row;
-            return Some(Row { item, revision, event_id, updated_at, life: life.clone(), state: Some(state) });
-        }
-        let stone = self.tombstones.get(&item)?;
-        let Tombstone { revision, event_id, removed_at } = *stone;
-        Some(Row { item, revision, event_id, updated_at: removed_at, life: Life::default(), state: None })
-    }
-}
-
-impl Living {
-    fn shown(&self, item: &str) -> AppliedRow {
-        AppliedRow {
-            item: item.to_owned(),
-            revision: self.revision,
-            event_id: self.event_id,
-            began: self.life.began,
-            updated_at: self.updated_at,
-            expires_at: self.life.expires_at,
-            data: self.state.render().map(Into::into),
-            before: None,
-        }
-    }
-
-    /// None where its data is null.
-    fn snapshot(&self, item: &str) -> Option<SnapshotItem> {
-        let data = self.state.render()?.into();
-        let (revision, event_id, updated_at, life) = (self.revision, self.event_id, self.updated_at, self.life.clone());
-        Some(SnapshotItem { item: item.to_owned(), revision, event_id, updated_at, life, data })
-    }
-
-    fn is_over(&self, now: Timestamp) -> bool {
-        self.life.expires_at.is_some_and(|at| at <= now)
-    }
-}
-
-impl Tombstone {
-    fn shown(&self, item: &str) -> AppliedRow {
-        let (revision, event_id, updated_at) = (self.revision, self.event_id, self.removed_at);
-        AppliedRow { item: item.to_owned(), revision, event_id, updated_at, ..AppliedRow::default() }
     }
 }
 

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::SiteId;
 use crate::event::change::{Merge, Stamp};
+use crate::sync::{Applied, ObjectWrite};
 
 const DAY: i64 = 86_400;
 
