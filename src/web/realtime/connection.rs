@@ -15,12 +15,13 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFuture;
 
 use super::calls::{self, Answer};
+use super::crowd::Place;
 use super::request::{self, Ask};
-use super::session::{Session, Step};
+use super::session::{Gate, Session, Step};
 use super::shown::Urls;
 use super::socket::{Arrived, Socket};
 use super::subscriptions::{Outcome, Subscriptions};
-use super::{Presence, Shared};
+use super::{Presence, Shared, Token, TokenFault};
 use crate::event::SiteId;
 
 /// Requests that run at once; further ones wait in the socket.
@@ -57,6 +58,20 @@ struct Present {
 impl Drop for Present {
     fn drop(&mut self) {
         self.told.disconnected(&self.site, &self.identity, &self.endpoint);
+    }
+}
+
+impl Gate for Shared {
+    fn open(&self, raw: &str) -> Result<Token, TokenFault> {
+        (self.tokens)(raw)
+    }
+
+    fn enter(&self, token: &Token) -> Option<Place> {
+        self.crowd.enter(token)
+    }
+
+    fn admits_request(&self, token: &Token) -> bool {
+        self.crowd.admits_request(token)
     }
 }
 
@@ -156,12 +171,12 @@ impl Connection {
     /// Takes what came; says why the connection ends, if it does.
     fn take(&mut self, event: Event) -> Option<&'static str> {
         let (now, shared) = (self.shared.desk.now(), Arc::clone(&self.shared));
-        let open = |token: &str| (shared.tokens)(token);
+        let gate = &*shared;
         let steps = match event {
             Event::Arrived(Arrived::Gone) => return Some("gone"),
             Event::Arrived(Arrived::Room) => Vec::new(),
             Event::Arrived(Arrived::Other) => self.session.garbled(now),
-            Event::Arrived(Arrived::Frame(frame)) => self.session.take(&frame, now, &open),
+            Event::Arrived(Arrived::Frame(frame)) => self.session.take(&frame, now, gate),
             Event::Answered(id, answer) => {
                 self.session.has_sent(now);
                 self.socket.put(answer.reply(&id));
@@ -177,7 +192,7 @@ impl Connection {
                 self.stop();
                 Vec::new()
             }
-            Event::Tick => self.session.tick(now, &open),
+            Event::Tick => self.session.tick(now, gate),
         };
         let why = self.step(steps);
         if why.is_some() {

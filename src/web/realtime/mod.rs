@@ -9,6 +9,7 @@
 
 mod calls;
 mod connection;
+mod crowd;
 mod events;
 mod follow;
 mod frame;
@@ -19,6 +20,8 @@ mod shown;
 mod socket;
 mod subscriptions;
 mod tail;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
+use self::crowd::Crowd;
+pub use self::crowd::Limits;
 use crate::event::{SiteId, Timestamp};
 use crate::problem::Problem;
 use crate::web::sync::{Caller, Desk};
@@ -53,11 +58,13 @@ pub struct Settings {
     pub max_message: usize,
     /// How long a client may read nothing of what is sent to it. It can come back, and go on.
     pub stalled: Duration,
+    /// What an account may have whose service is limited as Twilio limits it.
+    pub account: Limits,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_connections: 20_000, max_message: 256 << 10, stalled: Duration::from_secs(30) }
+        Self { max_connections: 20_000, max_message: 256 << 10, stalled: Duration::from_secs(30), account: Limits::TWILIO }
     }
 }
 
@@ -129,6 +136,7 @@ struct Shared {
     stop: CancellationToken,
     connections: TaskTracker,
     places: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
     settings: Settings,
 }
 
@@ -136,7 +144,8 @@ struct Shared {
 pub fn router(deps: Deps) -> Router {
     let Deps { desk, tokens, public_url, presence, stop, connections, settings } = deps;
     let places = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
-    let shared = Arc::new(Shared { desk, tokens, public_url, presence, stop, connections, places, settings });
+    let crowd = Arc::new(Crowd::new(settings.account));
+    let shared = Arc::new(Shared { desk, tokens, public_url, presence, stop, connections, places, crowd, settings });
     Router::new().route("/v3/wsconnect", get(connect)).with_state(shared)
 }
 

@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::crowd::Place;
 use super::frame::{self, Header, Outgoing, Registration, Status, encode, fresh_id};
 use super::{Token, TokenFault};
 use crate::event::Timestamp;
@@ -28,8 +29,17 @@ const REQUESTS_PER_SECOND: i64 = 500;
 /// Most bytes of a continuation token that is taken.
 const LONGEST_CONTINUATION: usize = 128;
 
-/// Looks at a token.
-pub(super) type Open<'a> = &'a dyn Fn(&str) -> Result<Token, TokenFault>;
+/// What a session asks of the outside, to be answered at once.
+pub(super) trait Gate {
+    /// Opens an access token.
+    fn open(&self, raw: &str) -> Result<Token, TokenFault>;
+
+    /// A place for one more connection of the token's account, until it is dropped; None where there is none now.
+    fn enter(&self, token: &Token) -> Option<Place>;
+
+    /// Whether the token's account may ask one thing more now.
+    fn admits_request(&self, token: &Token) -> bool;
+}
 
 /// What a session wants done.
 #[derive(Debug)]
@@ -63,6 +73,8 @@ pub(super) struct Session {
     continued: bool,
     /// Names the client over its connections; empty before the session is open.
     continuation: Box<str>,
+    /// Among its account's connections, once the session is open.
+    place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -95,9 +107,9 @@ impl Held {
 
 impl Held {
     /// Opens the token again: its service may have changed. Gives what follows for what is subscribed to.
-    fn look(&mut self, now: Timestamp, open: Open<'_>) -> Result<Option<Step>, TokenFault> {
+    fn look(&mut self, now: Timestamp, gate: &dyn Gate) -> Result<Option<Step>, TokenFault> {
         self.look_at = now.plus_seconds(LOOK_EVERY);
-        let token = open(&self.raw)?;
+        let token = gate.open(&self.raw)?;
         let other = token.caller.acl && !self.token.caller.acl;
         self.token = token;
         Ok(other.then_some(Step::CheckRights))
@@ -108,7 +120,16 @@ impl Session {
     /// A client that has connected.
     pub(super) fn new(now: Timestamp) -> Self {
         let (allowed, until) = (REQUESTS_PER_SECOND * 1_000_000, now.plus_seconds(INIT_WITHIN));
-        Self { stage: Stage::New { until }, sent: now, heard: now, allowed, allowed_at: now, continued: false, continuation: Box::default() }
+        Self {
+            stage: Stage::New { until },
+            sent: now,
+            heard: now,
+            allowed,
+            allowed_at: now,
+            continued: false,
+            continuation: Box::default(),
+            place: None,
+        }
     }
 
     /// Who asks; None before the session is open, and once it ends.
@@ -144,17 +165,17 @@ impl Session {
     }
 
     /// Takes what came.
-    pub(super) fn take(&mut self, bytes: &Bytes, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+    pub(super) fn take(&mut self, bytes: &Bytes, now: Timestamp, gate: &dyn Gate) -> Vec<Step> {
         self.heard = now;
         let Ok(frame) = frame::decode(bytes) else { return self.garbled(now) };
         let steps = match (frame.header.method.as_str(), &self.stage) {
             ("close", _) => vec![reply(&frame.header.id, Status::OK), Step::End("client")],
             ("reply", Stage::Leaving { close, why, .. }) if *close == frame.header.id => vec![Step::End(why)],
             ("reply", _) | (_, Stage::Leaving { .. }) => Vec::new(),
-            ("init", Stage::New { .. }) => self.init(frame.header, now, open),
+            ("init", Stage::New { .. }) => self.init(frame.header, now, gate),
             (_, Stage::New { .. }) => vec![reply(&frame.header.id, unauthorized(20101, "Invalid Access Token")), Step::End("uninitialised")],
-            ("update", Stage::Open(_)) => self.update(&frame.header, now, open),
-            ("message", Stage::Open(_)) => self.ask(frame, now, open),
+            ("update", Stage::Open(_)) => self.update(&frame.header, now, gate),
+            ("message", Stage::Open(_)) => self.ask(frame, now, gate),
             ("put_notification_ctx" | "delete_notification_ctx" | "ping" | "telemetry.v1", Stage::Open(_)) => {
                 vec![reply(&frame.header.id, Status::OK)]
             }
@@ -174,7 +195,7 @@ impl Session {
     }
 
     /// What is due by now.
-    pub(super) fn tick(&mut self, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+    pub(super) fn tick(&mut self, now: Timestamp, gate: &dyn Gate) -> Vec<Step> {
         if self.heard.plus_seconds(GONE_AFTER) <= now {
             return vec![Step::End("silent")];
         }
@@ -188,7 +209,7 @@ impl Session {
                     return self.expire(now);
                 }
                 if held.look_at <= now {
-                    match held.look(now, open) {
+                    match held.look(now, gate) {
                         Ok(checks) => steps.extend(checks),
                         Err(fault) => return self.lose(fault, now),
                     }
@@ -223,10 +244,7 @@ impl Session {
     /// Sends the client to another node.
     pub(super) fn offload(&mut self, now: Timestamp) -> Vec<Step> {
         let status = Status { code: 308, status: "PERMANENT_REDIRECT", error: None, description: Some("Offload") };
-        // Not all at once.
-        let least: u32 = rand::random_range(250..3_000);
-        let policy = json!({"backoff_policy": {"reconnect_min_ms": least, "reconnect_max_ms": least + 7_000}}).to_string();
-        self.leave(now, status, &policy, "308")
+        self.leave(now, status, &backoff(250), "308")
     }
 
     fn expire(&mut self, now: Timestamp) -> Vec<Step> {
@@ -248,13 +266,17 @@ impl Session {
         }
     }
 
-    fn init(&mut self, header: Header, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+    fn init(&mut self, header: Header, now: Timestamp, gate: &dyn Gate) -> Vec<Step> {
         let raw = header.token.unwrap_or_default();
-        let token = match open(&raw) {
+        let token = match gate.open(&raw) {
             Ok(token) if token.expires_at > now => token,
             Ok(_) | Err(TokenFault::Expired) => return refuse_init(&header.id, EXPIRED),
             Err(TokenFault::Invalid) => return refuse_init(&header.id, INVALID),
         };
+        self.place = gate.enter(&token);
+        if self.place.is_none() {
+            return vec![Step::Send(too_many_connections(&header.id)), Step::End("429")];
+        }
         let legal = |given: &String| (1..=LONGEST_CONTINUATION).contains(&given.len()) && given.bytes().all(|b| b.is_ascii_graphic());
         let continuation = header.continuation_token.filter(legal);
         self.continued = continuation.is_some();
@@ -266,10 +288,10 @@ impl Session {
         vec![Step::Send(encode(header, ""))]
     }
 
-    fn update(&mut self, header: &Header, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+    fn update(&mut self, header: &Header, now: Timestamp, gate: &dyn Gate) -> Vec<Step> {
         let Stage::Open(held) = &mut self.stage else { return Vec::new() };
         let raw = header.token.as_deref().unwrap_or_default();
-        let token = match open(raw) {
+        let token = match gate.open(raw) {
             Ok(token) if token.expires_at > now => token,
             Ok(_) | Err(TokenFault::Expired) => return vec![reply(&header.id, unauthorized(EXPIRED.0, EXPIRED.1))],
             Err(TokenFault::Invalid) => return vec![reply(&header.id, unauthorized(INVALID.0, INVALID.1))],
@@ -286,10 +308,10 @@ impl Session {
         steps
     }
 
-    fn ask(&mut self, frame: frame::Frame, now: Timestamp, open: Open<'_>) -> Vec<Step> {
+    fn ask(&mut self, frame: frame::Frame, now: Timestamp, gate: &dyn Gate) -> Vec<Step> {
         let Stage::Open(held) = &mut self.stage else { return Vec::new() };
         // What is asked is judged by the service as it is now.
-        let mut steps = match held.look(now, open) {
+        let mut steps = match held.look(now, gate) {
             Ok(checks) => Vec::from_iter(checks),
             Err(fault) => return self.lose(fault, now),
         };
@@ -301,7 +323,7 @@ impl Session {
         let passed = now.micros().saturating_sub(self.allowed_at.micros()).clamp(0, 1_000_000);
         self.allowed = (self.allowed + passed * REQUESTS_PER_SECOND).min(REQUESTS_PER_SECOND * 1_000_000);
         self.allowed_at = now;
-        if self.allowed < 1_000_000 {
+        if self.allowed < 1_000_000 || !gate.admits_request(&held.token) {
             return vec![Step::Send(too_many(&id))];
         }
         self.allowed -= 1_000_000;
@@ -349,6 +371,18 @@ const fn unauthorized(code: u32, told: &str) -> Status<'_> {
 
 fn reply(id: &str, status: Status<'_>) -> Step {
     Step::Send(encode(Outgoing { method: "reply", id, status: Some(status), ..Outgoing::default() }, ""))
+}
+
+/// What an account's connections beyond its limits are told at `init`; they try again by themselves.
+fn too_many_connections(id: &str) -> Bytes {
+    let status = Status { code: 429, status: "TOO_MANY_REQUESTS", error: Some(51202), description: Some("Too many requests") };
+    encode(Outgoing { method: "reply", id, status: Some(status), ..Outgoing::default() }, &backoff(1_000))
+}
+
+/// When a client comes back, so many milliseconds from now at the earliest: not all at once.
+fn backoff(earliest: u32) -> String {
+    let least: u32 = rand::random_range(earliest..3_000);
+    json!({"backoff_policy": {"reconnect_min_ms": least, "reconnect_max_ms": least + 7_000}}).to_string()
 }
 
 /// Told as the Sync API tells it, not as the transport does: clients try again what the Sync API refuses so.

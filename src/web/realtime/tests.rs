@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use super::testing::token;
 use super::*;
 use crate::event::change::{Call, Rights};
 use crate::event::{Clock, ObjectKey, ObjectKind, SiteId};
@@ -31,25 +32,17 @@ struct Server {
     _tasks: JoinSet<()>,
 }
 
-/// Tokens are `identity:lifetime`; an identity that ends in `+` is of a service that asks for rights.
+/// Tokens are `identity:lifetime`; an identity that ends in `+` is of a service that asks for rights, in `!` of a limited one.
 fn open(raw: &str) -> Result<Token, TokenFault> {
     let (identity, lifetime) = raw.split_once(':').ok_or(TokenFault::Invalid)?;
     let lifetime: u64 = lifetime.parse().map_err(|_| TokenFault::Expired)?;
-    let caller = Caller {
-        site: SiteId::parse("demo").unwrap(),
-        identity: Some(identity.trim_end_matches('+').into()),
-        acl: identity.ends_with('+'),
-        limited: false,
-        mapped: true,
-    };
+    let plain = token("AC1", identity.ends_with('!'));
     Ok(Token {
-        endpoint: None,
-        caller,
-        account_sid: "AC1".into(),
-        service_sid: "IS1".into(),
+        caller: Caller { identity: Some(identity.trim_end_matches(['+', '!']).into()), acl: identity.ends_with('+'), ..plain.caller },
         identity: identity.into(),
         expires_at: Clock::system().now().plus_seconds(lifetime as i64),
         lifetime: Duration::from_secs(lifetime),
+        ..plain
     })
 }
 
@@ -426,6 +419,26 @@ async fn lost_rights_end_a_subscription() {
     let (status, own) = bob.ask("POST", "/v3/Documents", None, &json!({"unique_name": "own"})).await;
     assert_eq!(status, 201);
     assert_eq!(bob.subscribe("document", &own["sid"], Some(1)).await[0]["event_type"], "subscription_established");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limited_account_has_so_many_connections() {
+    let server = Server::start_with(Settings { account: Limits { connections: 2, ..Limits::TWILIO }, ..Settings::default() }).await;
+    let (alice, mut bob) = (server.client("alice!:3600").await, server.client("bob!:3600").await);
+    let mut carol = Client::connect(server.addr).await;
+    let refused = carol.init("carol!:3600", None).await;
+    assert_eq!((&refused["status"]["code"], &refused["status"]["errorCode"]), (&json!(429), &json!(51202)));
+    assert_eq!(carol.frame().await, None, "the connection ends");
+    assert_eq!(bob.ask("POST", "/v3/Documents", None, &json!({"unique_name": "still"})).await.0, 201);
+    drop(alice);
+    for left in (0..500).rev() {
+        let mut carol = Client::connect(server.addr).await;
+        if carol.init("carol!:3600", None).await["status"]["code"] == 200 {
+            return;
+        }
+        assert!(left > 0, "the place of one who left comes free");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

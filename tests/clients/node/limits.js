@@ -1,10 +1,11 @@
 "use strict";
 // Twilio's own limits, where a service has them: bursts, then so many a second, of each object.
 
-const { assert, realtime, rest, sync, token, until } = require("./harness");
+const { assert, event, realtime, rest, sync, token, until } = require("./harness");
 const { Server } = require("./server");
 const { test } = require("./suite");
 const library = require("twilio-sync");
+const WebSocket = require("ws");
 
 /** So many calls, a few at a time: how many were answered, how long it took; of the others, all were told 429 and 54009. */
 async function many(count, call) {
@@ -67,3 +68,36 @@ test("a realtime client is told the same of its writes", async t => {
   let n = 0;
   held(await many(400, () => document.mutate(() => ({ n: n++ }))), 20, 400);
 }, 60);
+
+/** Opens a connection by hand, asks for a session and goes; the status that it was told. */
+function knock(url, held) {
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket(realtime(url).twilsock.uri);
+    const header = JSON.stringify({ method: "init", id: "TM1", token: held, registrations: [], payload_size: 0 });
+    socket.on("open", () => socket.send(`TWILSOCK V3.0 ${header.length}\r\n${header}\r\n`));
+    socket.on("message", frame => {
+      resolve(JSON.parse(String(frame).split("\r\n")[1]).status.code);
+      socket.terminate();
+    });
+    socket.on("error", reject);
+  });
+}
+
+test("connections: 110 a second of an account; who is one too many comes back by itself", async t => {
+  const { url, credentials } = await limited(t);
+  const held = token("alice", "default", { credentials });
+  const begun = Date.now(), told = { 200: 0, 429: 0 };
+  let crowded = true;
+  const line = async () => { while (crowded) told[await knock(url, held)]++; };
+  const lines = Promise.all([...Array(16)].map(line));
+  await until(() => told[429] > 100, 30, "a refusal");
+  const client = sync(t, library, held, realtime(url));
+  const error = await event(client, "connectionError");
+  crowded = false;
+  await lines;
+  const seconds = (Date.now() - begun) / 1000;
+  assert.deepEqual([error.terminal, error.httpStatusCode, error.errorCode], [false, 429, 51202]);
+  assert.ok(told[200] >= 110 && told[200] <= 110 + 110 * seconds + 1, `${told[200]} in ${seconds} s`);
+  await until(() => client.connectionState === "connected", 30, "a connection");
+  assert.equal((await client.document("after")).uniqueName, "after");
+}, 90);
