@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::event::{ObjectKey, ObjectKind, SiteId};
 use crate::eventlog::Offset;
 use crate::site::{Mirror, Pattern, Sites};
-use crate::sync::{Error, ObjectStore};
+use crate::sync::{Error, ObjectStore, Seek};
 
 /// Objects of a page, and how many may wait before the next is read.
 const PAGE: usize = 500;
@@ -89,7 +89,7 @@ impl Step {
                 store.offsets().await.map(|(_, kept)| Found::Passed(passed(&kept)))
             }
             Work::List { kind, prefix, after } => {
-                let listed = store.list(&site, kind, &prefix, after.as_deref(), PAGE).await;
+                let listed = store.list(&site, kind, &prefix, after.as_deref().map_or(Seek::First, Seek::After), PAGE).await;
                 listed.map(|listed| Found::Objects(listed.into_iter().map(|(key, _)| key).collect()))
             }
             Work::Note(partitions) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use super::{Checkpoint, Error, Head, Life, ObjectStore, ObjectWrite, RouterCommit, Row, naming};
+use super::{Checkpoint, Error, Head, Life, ObjectStore, ObjectWrite, RouterCommit, Row, Seek, naming};
 use crate::event::identity::{Entry, EventEntry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
@@ -152,16 +152,23 @@ pub(crate) async fn listing_is_in_name_order(open: Open<'_>) {
     put(&*store, writes).await;
     put(&*store, vec![removed(write(&map("p.c"), 2, Vec::new()))]).await;
     let site = SiteId::parse("demo").unwrap();
-    let list = |prefix: &'static str, after: Option<&'static str>, limit| {
+    let list = |prefix: &'static str, seek: Seek<&'static str>, limit| {
         let (store, site) = (&store, &site);
-        async move { names(store.list(site, ObjectKind::Map, prefix, after, limit).await).await }
+        async move { names(store.list(site, ObjectKind::Map, prefix, seek, limit).await).await }
     };
-    assert_eq!(list("p.", None, 10).await, ["p.a", "p.b", "p.é"]);
-    assert_eq!(list("p.", None, 2).await, ["p.a", "p.b"]);
-    assert_eq!(list("p.", Some("p.b"), 2).await, ["p.é"]);
-    assert_eq!(list("", None, 10).await, ["p", "p.a", "p.b", "p.é", "q.a"]);
-    assert_eq!(list("", Some("p.zz"), 10).await, ["p.é", "q.a"]);
-    assert_eq!(list("r", None, 10).await, Vec::<String>::new());
+    assert_eq!(list("p.", Seek::First, 10).await, ["p.a", "p.b", "p.é"]);
+    assert_eq!(list("p.", Seek::First, 2).await, ["p.a", "p.b"]);
+    assert_eq!(list("p.", Seek::After("p.b"), 2).await, ["p.é"]);
+    assert_eq!(list("p.", Seek::After("a"), 2).await, ["p.a", "p.b"]);
+    assert_eq!(list("", Seek::First, 10).await, ["p", "p.a", "p.b", "p.é", "q.a"]);
+    assert_eq!(list("", Seek::After("p.zz"), 10).await, ["p.é", "q.a"]);
+    assert_eq!(list("r", Seek::First, 10).await, Vec::<String>::new());
+    assert_eq!(list("", Seek::Before("q.a"), 2).await, ["p.é", "p.b"]);
+    assert_eq!(list("", Seek::Before("p.zz"), 10).await, ["p.b", "p.a", "p"]);
+    assert_eq!(list("p.", Seek::Before("z"), 10).await, ["p.é", "p.b", "p.a"]);
+    assert_eq!(list("p.", Seek::Before("p.b"), 10).await, ["p.a"]);
+    assert_eq!(list("p.", Seek::Before("p."), 10).await, Vec::<String>::new());
+    assert_eq!(list("p.", Seek::Before("a"), 10).await, Vec::<String>::new());
     store.close().await.unwrap();
 }
 
@@ -196,7 +203,7 @@ pub(crate) async fn stale_objects_and_tombstones(open: Open<'_>) {
     put(&*store, vec![at(write(&map("customer.b"), 3, vec![row("x", 3, Some("3"))]), day(7))]).await;
     assert_eq!(items(&*store, &map("customer.b")).await.unwrap().0, 3);
     assert_eq!(names(store.stale(&ALL, "customer.", day(8), 10).await).await, ["customer.a", "customer.b"]);
-    assert!(names(store.list(&map("x").site, ObjectKind::Map, "customer.", None, 10).await).await.contains(&"customer.b".to_owned()));
+    assert!(names(store.list(&map("x").site, ObjectKind::Map, "customer.", Seek::First, 10).await).await.contains(&"customer.b".to_owned()));
     store.close().await.unwrap();
 }
 

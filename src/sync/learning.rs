@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, StoredObject};
+use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, Seek, StoredObject};
 use crate::event::identity::{Entry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
 
@@ -206,8 +206,8 @@ impl ObjectStore for LearningStore {
         self.scratch.commit_objects(writes, checkpoints).await
     }
 
-    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        self.live.list(site, kind, prefix, after, limit).await
+    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, seek: Seek<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        self.live.list(site, kind, prefix, seek, limit).await
     }
 
     async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error> {

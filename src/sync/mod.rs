@@ -158,6 +158,39 @@ pub struct StoredObject {
     pub rows: Vec<Row>,
 }
 
+/// Where a listing goes on, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek<N> {
+    /// From the least name on.
+    First,
+    /// With names greater than this, in name order.
+    After(N),
+    /// With names less than this, the greatest first.
+    Before(N),
+}
+
+impl Seek<&str> {
+    /// The same, for who keeps it.
+    pub fn to_owned(self) -> Seek<String> {
+        match self {
+            Self::First => Seek::First,
+            Self::After(name) => Seek::After(name.into()),
+            Self::Before(name) => Seek::Before(name.into()),
+        }
+    }
+}
+
+impl Seek<String> {
+    /// The same, for who is asked.
+    pub fn as_deref(&self) -> Seek<&str> {
+        match self {
+            Self::First => Seek::First,
+            Self::After(name) => Seek::After(name),
+            Self::Before(name) => Seek::Before(name),
+        }
+    }
+}
+
 /// Objects, with the state of router and keeper beside them. Whatever is written is a function of the log, so that commits may be lost to power loss as
 /// long as they are lost in order; [`ObjectStore::durable`] says what can no longer be. Calls may wait for one another: whoever begins one polls it to its end.
 #[async_trait]
@@ -193,8 +226,8 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// as later changes would be folded into what lacks this one. All else is written.
     async fn commit_objects(&self, objects: Vec<ObjectWrite>, checkpoints: Vec<(u16, Checkpoint)>) -> Result<Vec<(ObjectKey, Error)>, Error>;
 
-    /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, heads only.
-    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
+    /// Living objects of a site and kind whose name starts with `prefix`, from where `seek` says and in its order, heads only.
+    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, seek: Seek<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error>;
 
     /// The object, living or not, that was last listed under this SID's number (its 32 hexadecimal digits) among those of its kind and site. Its head tells
     /// whether it is still of that incarnation.

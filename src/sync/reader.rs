@@ -8,7 +8,7 @@ use self::cache::Copies;
 
 use super::expiry::Expiry;
 use super::object::{Object, Snapshot, SnapshotItem};
-use super::{AppliedRow, Error, Feed, Head, ObjectStore, naming};
+use super::{AppliedRow, Error, Feed, Head, ObjectStore, Seek, naming};
 use crate::event::{ObjectKey, ObjectKind, SiteId, Timestamp};
 
 /// Most objects of one listing.
@@ -93,8 +93,8 @@ impl Reader {
         Ok(Some(object.since(since).map_or(Resumed::Snapshot(snapshot), |rows| Resumed::Rows { event_id, rows })))
     }
 
-    /// Living objects of a site and kind whose name starts with `prefix` and is greater than `after`, in name order, at most [`MAX_LISTED`]. A full
-    /// page may be followed by more; an emptied one (all expired) too: go on after the last name, which is returned beside them.
+    /// Living objects of a site and kind whose name starts with `prefix`, from where `seek` says and in its order, at most [`MAX_LISTED`]. A full
+    /// page may be followed by more; an emptied one (all expired) too: go on from the last name, which is returned beside them.
     ///
     /// # Errors
     /// Those of the store.
@@ -102,12 +102,12 @@ impl Reader {
         &self,
         (site, kind): (&SiteId, ObjectKind),
         prefix: &str,
-        after: Option<&str>,
+        seek: Seek<&str>,
         limit: usize,
         now: Timestamp,
     ) -> Result<(Vec<(ObjectKey, Head)>, Option<String>), Error> {
         let limit = limit.min(MAX_LISTED);
-        let mut found = self.store.list(site, kind, prefix, after, limit).await?;
+        let mut found = self.store.list(site, kind, prefix, seek, limit).await?;
         let more = (found.len() == limit).then(|| found.last().map(|(key, _)| key.name.clone())).flatten();
         let ends = |head: &Head| head.expires_at.is_some_and(|at| at <= now);
         found.retain(|(key, head)| !ends(head) && !self.expiry.expired(&key.name, head.updated_at, now));

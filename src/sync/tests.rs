@@ -19,7 +19,7 @@ use super::object::Snapshot;
 use super::reader::Reader;
 use super::router::{Router, RouterSettings};
 use super::status::Status;
-use super::{Error, Feed, ObjectStore, Update};
+use super::{Error, Feed, ObjectStore, Seek, Update};
 use crate::event::ids::{events_partition, fingerprint};
 use crate::event::{Channel, Clock, Flags, ObjectKey, ObjectKind, Record, RecordKind, RulesOf, SiteId, Timestamp};
 use crate::eventlog::embedded::{EmbeddedLog, Settings};
@@ -261,7 +261,7 @@ async fn events_become_objects_once() {
 async fn all(side: &SyncSide) -> Vec<String> {
     let mut out = Vec::new();
     for kind in [ObjectKind::Document, ObjectKind::List, ObjectKind::Map] {
-        let (found, _) = side.reader.list((&site(), kind), "", None, 1_000, start_time()).await.unwrap();
+        let (found, _) = side.reader.list((&site(), kind), "", Seek::First, 1_000, start_time()).await.unwrap();
         for (key, head) in found {
             let snapshot = side.get(kind, &key.name).await.unwrap();
             let items: Vec<_> = snapshot.items.iter().map(|item| (&item.item, item.revision, &item.data)).collect();

@@ -10,10 +10,10 @@ use contrail::archive::{Archive, Books};
 use contrail::event::change::Origin;
 use contrail::event::{Change, Clock, ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
 use contrail::eventlog::{self, EventLog, Topic};
-use contrail::sync::ObjectStore;
 use contrail::sync::embedded::EmbeddedStore;
 use contrail::sync::object::Object;
 use contrail::sync::scylla::Scylla;
+use contrail::sync::{ObjectStore, Seek};
 use serde_json::{Map, Value};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -33,12 +33,12 @@ async fn objects(data: &Path, url: &str) -> Vec<Object> {
     let site = SiteId::parse("demo").unwrap();
     let mut found = Vec::new();
     for kind in [ObjectKind::Document, ObjectKind::List, ObjectKind::Map] {
-        let mut after = None;
+        let mut seek = Seek::First;
         loop {
-            let page = store.list(&site, kind, "", after.as_deref(), 1000).await.unwrap();
+            let page = store.list(&site, kind, "", seek.as_deref(), 1000).await.unwrap();
             let keys: Vec<ObjectKey> = page.into_iter().map(|(key, _)| key).collect();
             let Some(last) = keys.last() else { break };
-            after = Some(last.name.clone());
+            seek = Seek::After(last.name.clone());
             let stored = store.load(&keys).await.unwrap();
             found.extend(stored.into_iter().map(|object| Object::from_stored(object.unwrap()).unwrap()));
         }

@@ -27,7 +27,7 @@ use self::checkpointer::Checkpointer;
 use self::queries::failed;
 use self::writer::{Job, LONG_WAL, What, Writer};
 use super::recent::Recent;
-use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, StoredObject};
+use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, Seek, StoredObject};
 use crate::event::identity::{Entry, IdentityKey};
 use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
 use crate::sqlite::{self, Durability, IdentityTables};
@@ -189,9 +189,9 @@ impl ObjectStore for EmbeddedStore {
         self.ask(|answer| What::Objects(objects, checkpoints, answer)).await.map(|()| Vec::new())
     }
 
-    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        let (site, prefix, after) = (site.clone(), prefix.to_owned(), after.map(str::to_owned));
-        self.readers.read(move |conn| queries::list(conn, &site, kind, &prefix, after.as_deref(), limit)).await
+    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, seek: Seek<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+        let (site, prefix, seek) = (site.clone(), prefix.to_owned(), seek.to_owned());
+        self.readers.read(move |conn| queries::list(conn, &site, kind, &prefix, seek.as_deref(), limit)).await
     }
 
     async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error> {

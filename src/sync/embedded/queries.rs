@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::rows;
 use crate::event::{ObjectKey, ObjectKind, PARTITIONS, SiteId, Timestamp};
 use crate::sync::stored::{Shelf, corrupt, head_from_bytes, hour_of, is_asked_for, row_from_bytes};
-use crate::sync::{Checkpoint, Error, Head, StoredObject};
+use crate::sync::{Checkpoint, Error, Head, Seek, StoredObject};
 
 /// What a listing gives: heads by key.
 pub(super) type Heads = Vec<(ObjectKey, Head)>;
@@ -104,14 +104,20 @@ pub(super) fn load(conn: &Connection, keys: &[ObjectKey]) -> Result<Vec<Option<S
     Ok(out)
 }
 
-/// Living objects of a site and kind in name order.
-pub(super) fn list(conn: &Connection, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Heads, Error> {
+/// Living objects of a site and kind in the order of `seek`.
+pub(super) fn list(conn: &Connection, site: &SiteId, kind: ObjectKind, prefix: &str, seek: Seek<&str>, limit: usize) -> Result<Heads, Error> {
+    const UP: &str = "SELECT object, value FROM rows WHERE object >= ?1 AND item = x'' ORDER BY object";
+    const DOWN: &str = "SELECT object, value FROM rows WHERE object < ?1 AND item = x'' ORDER BY object DESC";
     let start = rows::prefix_bytes(site, kind, prefix);
-    let from = match after {
-        Some(after) if after >= prefix => rows::prefix_bytes(site, kind, after),
-        _ => start.clone(),
+    let (statement, from) = match seek {
+        Seek::After(after) if after >= prefix => (UP, rows::prefix_bytes(site, kind, after)),
+        Seek::First | Seek::After(_) => (UP, start.clone()),
+        Seek::Before(before) if before.starts_with(prefix) => (DOWN, rows::prefix_bytes(site, kind, before)),
+        Seek::Before(before) if before < prefix => return Ok(Vec::new()),
+        // Behind the last with this prefix: text holds no byte as great.
+        Seek::Before(_) => (DOWN, [&start[..], &[0xff]].concat()),
     };
-    let mut statement = conn.prepare_cached("SELECT object, value FROM rows WHERE object >= ?1 AND item = x'' ORDER BY object").map_err(failed)?;
+    let mut statement = conn.prepare_cached(statement).map_err(failed)?;
     let mut cursor = statement.query([&from]).map_err(failed)?;
     let mut out = Vec::new();
     while out.len() < limit
@@ -122,7 +128,7 @@ pub(super) fn list(conn: &Connection, site: &SiteId, kind: ObjectKind, prefix: &
             break;
         }
         let Some(key) = rows::key_of(object) else { continue };
-        if after.is_some_and(|after| key.name.as_str() <= after) {
+        if matches!(seek, Seek::After(after) if key.name.as_str() <= after) {
             continue;
         }
         let head = head_from_bytes(&key, row.get_ref(1).map_err(failed)?.as_blob().unwrap_or_default())?;

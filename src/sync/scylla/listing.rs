@@ -1,14 +1,19 @@
 //! Which names there are of a site and kind, spread over a fixed number of partitions by a hash. A name stands here from before its object is first written until
 //! the object is purged; so does its SID. Used by the ObjectStore of this folder alone.
 
+use std::cmp::Ordering;
+
 use super::Scylla;
 use crate::cql::{Cluster, Write};
 use crate::event::{ObjectKey, ObjectKind, SiteId};
-use crate::sync::{Error, Head, naming};
+use crate::sync::{Error, Head, Seek, naming};
 
 const PUT: &str = "INSERT INTO object_name (site, kind, bucket, name) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
 const TAKE: &str = "DELETE FROM object_name USING TIMESTAMP ? WHERE site = ? AND kind = ? AND bucket = ? AND name = ?";
 const GET: &str = "SELECT name FROM object_name WHERE site = ? AND kind = ? AND bucket = ? AND name >= ? LIMIT ?";
+
+const GET_DOWN: &str =
+    "SELECT name FROM object_name WHERE site = ? AND kind = ? AND bucket = ? AND name >= ? AND name < ? ORDER BY name DESC LIMIT ?";
 
 const PUT_SID: &str = "INSERT INTO object_sid (site, kind, number, name) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
 const TAKE_SID: &str = "DELETE FROM object_sid USING TIMESTAMP ? WHERE site = ? AND kind = ? AND number = ?";
@@ -57,19 +62,30 @@ impl Scylla {
         Ok(rows.into_iter().next().map(|(name,)| name))
     }
 
-    /// Living objects in name order.
+    /// Living objects in the order of `seek`.
     pub(super) async fn listed(
         &self,
         site: &SiteId,
         kind: ObjectKind,
         prefix: &str,
-        after: Option<&str>,
+        seek: Seek<&str>,
         limit: usize,
     ) -> Result<Vec<(ObjectKey, Head)>, Error> {
-        let mut from = after.map(next_after).unwrap_or_default().max(prefix.to_owned());
+        let mut range = match seek {
+            Seek::First => Range::Up(prefix.to_owned()),
+            Seek::After(after) => Range::Up(next_after(after).max(prefix.to_owned())),
+            Seek::Before(before) => Range::Down(prefix.to_owned(), before.to_owned()),
+        };
+        if let Range::Down(_, before) = &mut range
+            && before.as_str() > prefix
+            && !before.starts_with(prefix)
+        {
+            // Behind the last with this prefix.
+            *before = format!("{prefix}{}", char::MAX);
+        }
         let mut out = Vec::new();
         while out.len() < limit {
-            let (names, whole_to) = self.names_from(site, kind, &from, limit - out.len()).await?;
+            let (names, whole_to) = self.names_of(site, kind, &range, limit - out.len()).await?;
             let mut keys: Vec<ObjectKey> = names.into_iter().map(|name| ObjectKey { site: site.clone(), kind, name }).collect();
             let end = keys.partition_point(|key| key.name.starts_with(prefix));
             let ended = end < keys.len() || whole_to.is_none();
@@ -83,7 +99,7 @@ impl Scylla {
                 }
             }
             match whole_to {
-                Some(last) if !ended => from = next_after(&last),
+                Some(last) if !ended => range.go_on(last),
                 _ => break,
             }
         }
@@ -91,17 +107,49 @@ impl Scylla {
         Ok(out)
     }
 
-    /// About `wanted` names from `from` on, all that there are up to the last of them; that one, where there may be more.
-    async fn names_from(&self, site: &SiteId, kind: ObjectKind, from: &str, wanted: usize) -> Result<(Vec<String>, Option<String>), Error> {
+    /// About `wanted` names of a range, in its order, all that there are up to the last of them; that one, where there may be more.
+    async fn names_of(&self, site: &SiteId, kind: ObjectKind, range: &Range, wanted: usize) -> Result<(Vec<String>, Option<String>), Error> {
         // Twice what comes to one bucket.
         let each = (wanted / (BUCKETS as usize / 2) + 8).min(10_000);
-        let ask = |bucket: u32| self.cluster.rows::<(String,)>(GET, (site.as_str(), kind as i8, bucket as i8, from, each as i32));
+        let ask = async |bucket: u32| {
+            let (kind, bucket, each) = (kind as i8, bucket as i8, each as i32);
+            match range {
+                Range::Up(from) => self.cluster.rows::<(String,)>(GET, (site.as_str(), kind, bucket, from, each)).await,
+                Range::Down(least, before) => self.cluster.rows(GET_DOWN, (site.as_str(), kind, bucket, least, before, each)).await,
+            }
+        };
         let buckets = Cluster::gather((0..BUCKETS).map(ask).collect()).await?;
         // A bucket that gave all that was asked for may have more after its last.
-        let whole_to = buckets.iter().filter(|names| names.len() >= each).filter_map(|names| names.last()).map(|(name,)| name.clone()).min();
+        let full = buckets.iter().filter(|names| names.len() >= each).filter_map(|names| names.last()).map(|(name,)| name.clone());
+        let whole_to = full.min_by(|a, b| range.order(a, b));
         let mut names: Vec<String> = buckets.into_iter().flatten().map(|(name,)| name).collect();
-        names.retain(|name| whole_to.as_ref().is_none_or(|last| name <= last));
-        names.sort_unstable();
+        names.retain(|name| whole_to.as_ref().is_none_or(|last| range.order(name, last).is_le()));
+        names.sort_unstable_by(|a, b| range.order(a, b));
         Ok((names, whole_to))
+    }
+}
+
+/// Names that are asked for, in the order they are to come in.
+enum Range {
+    /// From this one on.
+    Up(String),
+    /// From the first before the second down to the first.
+    Down(String, String),
+}
+
+impl Range {
+    fn order(&self, a: &str, b: &str) -> Ordering {
+        match self {
+            Self::Up(_) => a.cmp(b),
+            Self::Down(..) => b.cmp(a),
+        }
+    }
+
+    /// What comes after this name.
+    fn go_on(&mut self, last: String) {
+        match self {
+            Self::Up(from) => *from = next_after(&last),
+            Self::Down(_, before) => *before = last,
+        }
     }
 }

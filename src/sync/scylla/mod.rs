@@ -34,7 +34,7 @@ use self::filing::Hour;
 use self::place::{Place, Places, Reader};
 use super::recent::Recent;
 use super::stored::{Filing, Shelf, filing_of, hour_of};
-use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, StoredObject};
+use super::{Checkpoint, Error, Head, ObjectStore, ObjectWrite, RouterCommit, Seek, StoredObject};
 use crate::cql::{self, Address, Cluster, Settings, Write};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{Clock, ObjectKey, ObjectKind, SiteId, Timestamp};
@@ -345,9 +345,9 @@ impl ObjectStore for Scylla {
         Ok(refused)
     }
 
-    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
+    async fn list(&self, site: &SiteId, kind: ObjectKind, prefix: &str, seek: Seek<&str>, limit: usize) -> Result<Vec<(ObjectKey, Head)>, Error> {
         self.check_open()?;
-        self.listed(site, kind, prefix, after, limit).await
+        self.listed(site, kind, prefix, seek, limit).await
     }
 
     async fn by_sid(&self, site: &SiteId, kind: ObjectKind, number: &[u8; 16]) -> Result<Option<ObjectKey>, Error> {

@@ -249,7 +249,7 @@ async fn after_a_node_began_anew_readers_go_back_beyond_the_window() {
         let truncate: &'static str = format!("TRUNCATE {table}").leak();
         again.cluster.write(vec![Write::new(truncate, ())]).await.unwrap();
     }
-    let listed = async || again.list(&map("").site, ObjectKind::Map, "", None, 9).await.unwrap().len();
+    let listed = async || again.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len();
     let stale = async || again.stale(&[map("product.a").partition()], "product.", Timestamp::MAX, 9).await.unwrap().len();
     assert_eq!((listed().await, stale().await), (0, 0));
     again.load(&[map("product.a")]).await.unwrap();
@@ -280,7 +280,7 @@ async fn an_object_that_another_process_removed_is_listed_anew_when_it_comes_bac
     put(&one, vec![living(3)]).await;
     let stale = one.stale(&[map("visitor.v").partition()], "visitor.", Timestamp::MAX, 9).await.unwrap();
     assert_eq!(stale.len(), 1, "else it would never expire");
-    assert_eq!(one.list(&map("").site, ObjectKind::Map, "", None, 9).await.unwrap().len(), 1);
+    assert_eq!(one.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

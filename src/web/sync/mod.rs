@@ -13,7 +13,7 @@ use crate::event::{Clock, ObjectKey, ObjectKind, SiteId, Timestamp};
 use crate::sync::api::Api;
 use crate::sync::object::{Object, Snapshot, SnapshotItem};
 use crate::sync::reader::{MAX_LISTED, Reader};
-use crate::sync::{Feed, Head, Verdict, naming};
+use crate::sync::{Feed, Head, Seek, Verdict, naming};
 
 /// Who acts for an account itself.
 pub const SYSTEM: &str = "system";
@@ -136,7 +136,7 @@ impl Desk {
         self.reader.object(&key, now).await?.ok_or(Fault::NoName)
     }
 
-    /// Objects of a kind in the order of their names, after one, at most [`MAX_LISTED`]; and the name to go on after, where there may be more.
+    /// Objects of a kind from where `seek` says and in its order, at most [`MAX_LISTED`]; and the name to go on from, where there may be more.
     ///
     /// # Errors
     /// What the store says.
@@ -144,10 +144,10 @@ impl Desk {
         &self,
         caller: &Caller,
         kind: ObjectKind,
-        after: Option<&str>,
+        seek: Seek<&str>,
         limit: usize,
     ) -> Result<(Vec<(ObjectKey, Head)>, Option<String>), Fault> {
-        Ok(self.reader.list((&caller.site, kind), "", after, limit.min(MAX_LISTED), self.now()).await?)
+        Ok(self.reader.list((&caller.site, kind), "", seek, limit.min(MAX_LISTED), self.now()).await?)
     }
 
     /// Creates an object, with a unique name or without. A document without data gets `{}`.

@@ -17,32 +17,40 @@ use crate::web::sync::{Fault, MAX_DATA};
 const READ_AT_ONCE: usize = 8;
 
 impl Asked<'_> {
-    /// Objects in the order of their names, those without a name first. A page is read forwards only: of the one before it the first page alone is known.
+    /// Objects in the order of their names, those without a name first.
     pub(super) async fn list_objects(&self, kind: ObjectKind) -> Outcome {
         let query = self.query()?;
         let page = Page::of(&query)?;
-        if page.is_backwards() {
-            return Err(Fault::PageToken);
-        }
         let wanted = (page.size + 1).min(MAX_LISTED);
-        let (mut found, rest) = self.desk().list(&self.caller, kind, page.edge.name(), wanted).await?;
+        let (mut found, rest) = self.desk().list(&self.caller, kind, page.edge.seek(), wanted).await?;
         let full = found.len() > page.size;
         found.truncate(page.size);
         let name = |(key, _): &(ObjectKey, Head)| key.name.clone();
-        let mut next = if full { found.last().map(name) } else { rest };
-        let entries = if kind == ObjectKind::Document {
-            let (entries, last) = self.documents(&found).await?;
-            next = last.or(next);
+        let mut more = if full { found.last().map(name) } else { rest };
+        let mut entries = if kind == ObjectKind::Document {
+            let (entries, read) = self.documents(&found).await?;
+            if read < found.len() {
+                found.truncate(read);
+                more = found.last().map(name);
+            }
             entries
         } else {
             found.iter().map(|found| self.shown().object(&found.into())).collect()
         };
-        let previous = (page.number == 1 && page.edge != Edge::Start).then_some(Edge::Start);
-        self.page(&page, "", plural(kind), &entries, (previous.as_ref(), next.map(Edge::After).as_ref()))
+        let begun = found.first().map(name);
+        let (previous, next) = match page.edge {
+            Edge::Start => (None, more.map(Edge::After)),
+            Edge::After(_) => (begun.map(Edge::Before), more.map(Edge::After)),
+            Edge::Before(_) => (more.map(Edge::Before), begun.map(Edge::After)),
+        };
+        if page.is_backwards() {
+            entries.reverse();
+        }
+        self.page(&page, "", plural(kind), &entries, (previous.as_ref(), next.as_ref()))
     }
 
-    /// Documents with their data, as many as fit onto a page; and the last one's name where there were more.
-    async fn documents(&self, found: &[(ObjectKey, Head)]) -> Result<(Vec<String>, Option<String>), Fault> {
+    /// Documents with their data, as many as fit onto a page; and of how many they are.
+    async fn documents(&self, found: &[(ObjectKey, Head)]) -> Result<(Vec<String>, usize), Fault> {
         let (now, reader) = (self.desk().now(), &self.desk().reader);
         let keys: Vec<ObjectKey> = found.iter().map(|(key, _)| key.clone()).collect();
         let mut read = futures::stream::iter(keys).map(|key| async move { reader.object(&key, now).await }).buffered(READ_AT_ONCE);
@@ -58,8 +66,7 @@ impl Asked<'_> {
                 break;
             }
         }
-        let last = found.get(done.max(1) - 1).filter(|_| done < found.len()).map(|(key, _)| key.name.clone());
-        Ok((entries, last))
+        Ok((entries, done))
     }
 
     pub(super) async fn create_object(&self, kind: ObjectKind) -> Outcome {

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::form::{Params, number};
+use crate::sync::Seek;
 use crate::web::sync::Fault;
 
 /// Entries of a page where nothing else is asked for.
@@ -130,11 +131,12 @@ impl Page {
 }
 
 impl Edge {
-    /// The entry that it names.
-    pub(super) fn name(&self) -> Option<&str> {
+    /// Where a listing of the store goes on.
+    pub(super) fn seek(&self) -> Seek<&str> {
         match self {
-            Self::Start => None,
-            Self::After(name) | Self::Before(name) => Some(name),
+            Self::Start => Seek::First,
+            Self::After(name) => Seek::After(name),
+            Self::Before(name) => Seek::Before(name),
         }
     }
 
@@ -206,11 +208,11 @@ mod tests {
     /// Pages over the numbers below `count`, as a listing finds them.
     fn walk(count: u32, page: &Page) -> Window<u32> {
         let all = 0..count;
-        let number = page.edge.name().map(|name| name.parse::<u32>().unwrap()).unwrap_or_default();
+        let is = |name: &str| name.parse::<u32>().unwrap();
         let found: Vec<u32> = match &page.edge {
             Edge::Start => all.take(page.size + 1).collect(),
-            Edge::After(_) => all.filter(|n| *n > number).take(page.size + 1).collect(),
-            Edge::Before(_) => all.rev().filter(|n| *n < number).take(page.size + 1).collect(),
+            Edge::After(name) => all.filter(|n| *n > is(name)).take(page.size + 1).collect(),
+            Edge::Before(name) => all.rev().filter(|n| *n < is(name)).take(page.size + 1).collect(),
         };
         page.window(found, u32::to_string, |_| 1)
     }

@@ -15,9 +15,8 @@ use super::{Asked, Deps, Outcome, page_of, query_of};
 use crate::event::ObjectKind;
 use crate::event::change::Call;
 use crate::site::{self, Account, ServiceChange, ServiceFault, Site};
-use crate::sync::Refusal;
-use crate::sync::Verdict;
 use crate::sync::reader::MAX_LISTED;
+use crate::sync::{Refusal, Seek, Verdict};
 use crate::web::sync::{Caller, Desk, Fault, SYSTEM};
 
 /// Objects of a deleted service that are removed at once.
@@ -61,19 +60,23 @@ impl Asked<'_> {
     }
 
     /// Removes the service's objects, then the service. Where that fails, or takes too long for one request, the service is there still, with fewer objects:
-    /// the request is to be repeated. What others create meanwhile stays, and is nobody's.
+    /// the request is to be repeated. What others create meanwhile is removed after it; by one who asks at that very moment, or another process that has
+    /// not heard yet (it does within a second), something may be left that is nobody's.
     pub(super) async fn remove_service(&self) -> Outcome {
         if self.service.account.is_none() {
             return Err(Fault::OwnService);
         }
-        let removing = async {
+        let emptying = async || {
             for kind in [ObjectKind::Document, ObjectKind::List, ObjectKind::Map, ObjectKind::Stream] {
                 remove_objects(self.desk(), &self.caller, kind).await?;
             }
             Ok::<(), Fault>(())
         };
-        tokio::time::timeout(REMOVING, removing).await.map_err(|_| Fault::Unavailable)??;
+        tokio::time::timeout(REMOVING, emptying()).await.map_err(|_| Fault::Unavailable)??;
         self.deps.sites.remove_service(&self.service.id).await.map_err(refused)?;
+        if !matches!(tokio::time::timeout(REMOVING, emptying()).await, Ok(Ok(()))) {
+            tracing::warn!(site.id = %self.service.id, "objects that were created while their service was deleted may be left");
+        }
         tracing::info!(site.id = %self.service.id, "a service was deleted, with all its objects");
         Ok(Reply::done())
     }
@@ -83,7 +86,8 @@ impl Asked<'_> {
 async fn remove_objects(desk: &Desk, caller: &Caller, kind: ObjectKind) -> Result<(), Fault> {
     let mut after: Option<String> = None;
     loop {
-        let (found, rest) = desk.list(caller, kind, after.as_deref(), MAX_LISTED).await?;
+        let seek = after.as_deref().map_or(Seek::First, Seek::After);
+        let (found, rest) = desk.list(caller, kind, seek, MAX_LISTED).await?;
         let removals = found.into_iter().map(|(key, _)| async move {
             let answer = desk.api.call(&key, SYSTEM, vec![Call::Remove { if_revision: None }]).await?;
             match answer.verdicts.first() {

@@ -209,10 +209,12 @@ class Paging(Suite):
         self.assertIsNone(third.next_page())
 
     def test_going_back(self):
-        second = self.service.documents.page(page_size=20).next_page()
-        again = second.previous_page()
-        if again is not None:
-            self.assertFalse({one.sid for one in again} & {one.sid for one in second.next_page()})
+        first = self.service.documents.page(page_size=20)
+        listed = [one.sid for one in first]
+        third = first.next_page().next_page()
+        back = third.previous_page().previous_page()
+        self.assertEqual([one.sid for one in back], listed)
+        self.assertIsNone(back.previous_page())
 
 
 class Lists(Suite):

@@ -51,7 +51,7 @@ async fn errors_that_pass_are_tried_again_and_change_nothing() {
         assert_eq!(store.router_next(3).await.unwrap(), 20);
         let keys: Vec<IdentityKey> = (1..=20).map(known).collect();
         assert_eq!(store.identities(3, &keys).await.unwrap(), (1..=20).map(|n| (known(n), entry(n))).collect::<Vec<_>>());
-        assert_eq!(store.list(&map("").site, ObjectKind::Map, "", None, 9).await.unwrap().len(), 2);
+        assert_eq!(store.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 2);
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::super::testing::{PUBLIC, Server};
+use crate::sync::Seek;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_lives() {
@@ -106,7 +107,7 @@ async fn a_deleted_service_takes_its_objects_with_it() {
     server.delete(&at).await.refused(404, 20404);
     for kind in [crate::event::ObjectKind::Document, crate::event::ObjectKind::List, crate::event::ObjectKind::Map, crate::event::ObjectKind::Stream]
     {
-        let left = server.desk.reader.list((&site, kind), "", None, 10, server.clock.now()).await.unwrap().0;
+        let left = server.desk.reader.list((&site, kind), "", Seek::First, 10, server.clock.now()).await.unwrap().0;
         assert!(left.is_empty(), "{left:?}");
     }
     server.get("/Maps/o").await.of(200);
