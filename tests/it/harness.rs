@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::http::{Answer, Connection};
+use crate::http::{Answer, Connection, again};
 
 pub(crate) const KEY: &str = "ck_demo_00000000000000000000000000000000test";
 pub(crate) const READ: &str = "cr_demo_00000000000000000000000000000000test";
@@ -74,7 +74,7 @@ impl Server {
             {
                 return Ok(Self { child, address: address.to_owned(), data: data.to_owned(), log, _dir: None });
             }
-            assert!(asked.elapsed() < Duration::from_secs(60), "not ready after 60 s");
+            assert!(asked.elapsed() < Duration::from_secs(180), "not ready after 180 s");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -116,7 +116,7 @@ impl Server {
     /// Events that must all be accepted.
     pub(crate) fn accept(&self, events: &[Value]) {
         for chunk in events.chunks(1000) {
-            let answer = self.post(&serde_json::to_vec(chunk).unwrap());
+            let answer = again(|| self.post(&serde_json::to_vec(chunk).unwrap()));
             assert_eq!(answer.status, 200, "{}", answer.text());
             assert_eq!(answer.json()["rejected"], Value::Array(vec![]), "{}", answer.text());
         }
@@ -128,7 +128,7 @@ impl Server {
 
     /// GET that must succeed.
     pub(crate) fn read(&self, path: &str) -> Value {
-        let answer = self.get(path);
+        let answer = again(|| self.get(path));
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         answer.json()
     }
@@ -142,13 +142,12 @@ impl Server {
     pub(crate) fn settle(&self) {
         let asked = Instant::now();
         loop {
-            let progress = self.admin("GET", "/admin/progress", b"");
-            // A partition may be without a leader for a moment yet.
-            assert!(progress.status == 200 || progress.status == 503 && progress.header("retry-after").is_some(), "{}", progress.text());
+            let progress = again(|| self.admin("GET", "/admin/progress", b""));
+            assert_eq!(progress.status, 200, "{}", progress.text());
             if progress.json()["caught_up"] == Value::Bool(true) {
                 return;
             }
-            assert!(asked.elapsed() < Duration::from_secs(120), "not settled after 120 s: {} {}", progress.text(), self.get("/readyz").text());
+            assert!(asked.elapsed() < Duration::from_secs(300), "not settled after 300 s: {} {}", progress.text(), self.get("/readyz").text());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -187,7 +186,7 @@ impl Server {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(asked.elapsed() < Duration::from_secs(60), "not stopped after 60 s");
+            assert!(asked.elapsed() < Duration::from_secs(120), "not stopped after 120 s");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -28,6 +28,18 @@ impl Answer {
     }
 }
 
+/// Asks again while the answer is 503 with `Retry-After`, as whoever is answered so does: a log or store may be away for a moment.
+pub(crate) fn again(mut ask: impl FnMut() -> Answer) -> Answer {
+    let asked = Instant::now();
+    loop {
+        let answer = ask();
+        if answer.status != 503 || answer.header("retry-after").is_none() || asked.elapsed() > Duration::from_secs(120) {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// A kept connection.
 pub(crate) struct Connection(BufReader<TcpStream>);
 
@@ -35,7 +47,7 @@ impl Connection {
     pub(crate) fn open(address: &str) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(150)))?;
         Ok(Self(BufReader::new(stream)))
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::foreign::{Foreign, program, serve};
 use crate::harness::Server;
+use crate::http::again;
 use crate::{inspect, shop};
 
 /// Every file but the log's events, which are not a stage's to write, and what names the running process.
@@ -53,13 +54,13 @@ fn noted_cells(data: &Path) -> u64 {
 fn learned(server: &Server) -> Value {
     let asked = Instant::now();
     loop {
-        let told = server.admin("GET", "/admin/learning", b"");
+        let told = again(|| server.admin("GET", "/admin/learning", b""));
         assert_eq!(told.status, 200, "{}", told.text());
         let told = told.json();
         if told["behind"] == 0 {
             return told["learned"].clone();
         }
-        assert!(asked.elapsed() < Duration::from_secs(120), "not learned after 120 s: {told}");
+        assert!(asked.elapsed() < Duration::from_secs(300), "not learned after 300 s: {told}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -76,10 +76,10 @@ fn unordered(mut objects: BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     objects
 }
 
-/// A server that waits for others for no longer than 2 s.
-fn mirroring(data: &Path) -> Server {
+/// A server that waits for others for so long at most.
+fn mirroring(data: &Path, timeout: &str) -> Server {
     let mut command = binary();
-    command.env("CONTRAIL_SYNC_MIRROR_TIMEOUT", "2s");
+    command.env("CONTRAIL_SYNC_MIRROR_TIMEOUT", timeout);
     Server::start(command, data, &[]).unwrap()
 }
 
@@ -140,7 +140,7 @@ fn viewed(customer: usize, product: usize, round: usize) -> Value {
 fn chosen_objects_are_elsewhere_as_they_are_here() {
     let elsewhere = Elsewhere::new();
     let dir = tempfile::tempdir().unwrap();
-    let server = mirroring(&dir.path().join("data"));
+    let server = mirroring(&dir.path().join("data"), "20s");
     let client = Client::of_demo(&server);
     // Before there is a mirror, of all kinds.
     server.accept(&(0..40).map(|n| viewed(n % 4, n % 5, n)).collect::<Vec<_>>());
@@ -226,7 +226,7 @@ fn slow_a_mirror_over_a_failing_line_and_killed_holds_everything_once() {
     let elsewhere = Elsewhere::new();
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut server = mirroring(&data);
+    let mut server = mirroring(&data, "2s");
     let mut client = Client::of_demo(&server);
     for list in 0..4 {
         client.call("POST", "/default/Lists", &[("UniqueName", &format!("list-{list}"))], 201);
@@ -255,7 +255,7 @@ fn slow_a_mirror_over_a_failing_line_and_killed_holds_everything_once() {
         }
         std::thread::sleep(Duration::from_secs(1));
         server.kill();
-        server = mirroring(&data);
+        server = mirroring(&data, "2s");
         client = Client::of_demo(&server);
     }
     server.settle();

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use crate::data::real_file;
 use crate::foreign::{Foreign, carry_sites, program};
 use crate::harness::{KEY, READ, Server, binary};
-use crate::http::{Answer, Connection};
+use crate::http::{Answer, Connection, again};
 use crate::same::{assert_same, copy};
 use crate::{inspect, shop};
 
@@ -76,7 +76,7 @@ impl Held {
 
     fn accept(&self, events: &[Value]) {
         for chunk in events.chunks(1000) {
-            let answer = self.call("POST", "/v1/events", KEY, &serde_json::to_vec(chunk).unwrap());
+            let answer = again(|| self.call("POST", "/v1/events", KEY, &serde_json::to_vec(chunk).unwrap()));
             assert_eq!((answer.status, &answer.json()["rejected"]), (200, &Value::Array(vec![])), "{}", answer.text());
         }
     }
@@ -93,7 +93,7 @@ impl Held {
         let (from, asked) = (self.clock.now(), Instant::now());
         loop {
             self.clock.set(from.plus_micros(asked.elapsed().as_micros() as i64));
-            let progress = self.call("GET", "/admin/progress", self.running.admin_token(), b"");
+            let progress = again(|| self.call("GET", "/admin/progress", self.running.admin_token(), b""));
             assert_eq!(progress.status, 200, "{}", progress.text());
             if progress.json()["caught_up"] == Value::Bool(true) {
                 return;
@@ -111,7 +111,7 @@ impl Held {
                 let judged = matches!(report, "checkout-funnel" | "unfinished-purchases");
                 let more = if judged { format!("&as_of={as_of}") } else { String::new() };
                 let path = format!("/v1/reports/{report}?from=2000-01-01&to=2100-01-01&bots={bots}&limit=10000{more}");
-                let answer = self.call("GET", &path, READ, b"");
+                let answer = again(|| self.call("GET", &path, READ, b""));
                 assert_eq!(answer.status, 200, "{path}: {}", answer.text());
                 all.insert(format!("{report} {bots}"), answer.json()["rows"].clone());
             }

@@ -7,6 +7,7 @@ use contrail::simulate::{Settings, Simulation, Tally};
 use serde_json::{Value, json};
 
 use crate::harness::Server;
+use crate::http::again;
 
 /// A day and what must come of it.
 pub(crate) struct Day {
@@ -35,7 +36,7 @@ pub(crate) fn day(seed: u64, events: u64) -> Day {
 /// How often the archive has each event of the day.
 pub(crate) fn archived(server: &Server, day: &Day) -> BTreeMap<String, usize> {
     let mut rows = BTreeMap::new();
-    for line in server.get(&format!("/v1/export?format=ndjson&from={}&to={}", day.from, day.to)).text().lines() {
+    for line in again(|| server.get(&format!("/v1/export?format=ndjson&from={}&to={}", day.from, day.to))).text().lines() {
         let row: Value = serde_json::from_str(line).unwrap();
         *rows.entry(row["event_id"].as_str().unwrap().to_owned()).or_default() += 1;
     }

@@ -11,7 +11,7 @@ ONE = 1
 class Connection:
     """A connection that has been through its handshake. An answer that is none raises OSError."""
 
-    def __init__(self, address, login=None, ca=None, timeout=10):
+    def __init__(self, address, login=None, ca=None, timeout=60):
         host, port = address.split(":")
         self.socket = socket.create_connection((host, int(port)), timeout)
         try:

@@ -181,10 +181,12 @@ async fn what_a_killed_node_lost_is_made_good_or_told() {
 async fn durable_stays_behind_by_the_safety_window() {
     let keyspace = Keyspace::fresh().await;
     let open = async |window| Scylla::open(&keyspace.0, &cql::Settings { safety_window: window, ..settings() }, Clock::system()).await.unwrap();
-    let archive = open(Duration::from_millis(800)).await;
+    // Long enough for some reads and writes on a busy machine.
+    let window = Duration::from_secs(4);
+    let archive = open(window).await;
     archive.write(counted(10, 10)).await.unwrap();
     assert_eq!(archive.durable().await.unwrap()[3], 0);
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(window).await;
     archive.write(counted(20, 20)).await.unwrap();
     assert_eq!(archive.durable().await.unwrap()[3], 10);
     // A process that begins does not know how long what it finds has stood.

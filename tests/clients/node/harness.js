@@ -45,7 +45,7 @@ function sync(t, library, made, options = realtime()) {
 }
 
 /** The first of these events that `wanted` says yes to. */
-function event(emitter, name, wanted = () => true, seconds = 20) {
+function event(emitter, name, wanted = () => true, seconds = 60) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => { emitter.removeListener(name, listener); reject(new Error(`no ${name} within ${seconds} s`)); }, seconds * 1000);
     const listener = told => {
@@ -59,7 +59,7 @@ function event(emitter, name, wanted = () => true, seconds = 20) {
 }
 
 /** Asks again until `look` does not throw and gives something true; gives that. */
-async function until(look, seconds = 20, what = "what was waited for") {
+async function until(look, seconds = 60, what = "what was waited for") {
   const end = Date.now() + seconds * 1000;
   for (;;) {
     let last;

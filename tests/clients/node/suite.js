@@ -6,7 +6,7 @@ const tests = [];
 let loose = [];
 
 /** Adds a test. `run(t)` gets `t.after(undo)`, whose functions run last in first out whatever happens. */
-function test(name, run, seconds = 60) {
+function test(name, run, seconds = 180) {
   tests.push({ name, run, seconds });
 }
 
@@ -22,7 +22,7 @@ async function one({ name, run, seconds }) {
   const undo = [], wrong = [];
   loose = [];
   await limited((async () => run({ after: step => undo.push(step) }))(), seconds).catch(error => wrong.push(error));
-  for (const step of undo.reverse()) await limited((async () => step())(), 20).catch(error => wrong.push(error));
+  for (const step of undo.reverse()) await limited((async () => step())(), 60).catch(error => wrong.push(error));
   wrong.push(...loose);
   console.log(`${wrong.length ? "FAILED" : "ok"} ${name}`);
   for (const error of wrong) console.log(`  ${(error && error.stack) || error}`.replaceAll("\n", "\n  "));

@@ -73,13 +73,13 @@ test("no other token opens anything", async t => {
 
 test("a token that is about to end is renewed, and nothing is cut", async t => {
   const ours = await service(t);
-  const client = sync(t, library, token("alice", ours.sid, { ttl: 6 }));
+  const client = sync(t, library, token("alice", ours.sid, { ttl: 20 }));
   const warned = event(client, "tokenAboutToExpire");
   const document = await client.document("watched");
   const seen = told(document, "updated"), states = told(client, "connectionStateChanged", "tokenExpired");
   await warned;
   await client.updateToken(token("alice", ours.sid));
-  const ended = Date.now() + 6500;
+  const ended = Date.now() + 20_500;
   let n = 0;
   while (Date.now() < ended) {
     await ours.documents("watched").update({ data: { n: ++n } });
@@ -94,7 +94,7 @@ test("a token that is about to end is renewed, and nothing is cut", async t => {
 for (const [version, each] of Object.entries(libraries)) {
   test(`a token that ends cuts ${version} off; a new one brings it back, with what it missed`, async t => {
     const ours = await service(t);
-    const client = sync(t, each, token("alice", ours.sid, { ttl: 4 }));
+    const client = sync(t, each, token("alice", ours.sid, { ttl: 12 }));
     const expired = event(client, "tokenExpired");
     const list = await client.list("watched");
     const seen = told(list, "itemAdded");

@@ -71,7 +71,7 @@ test("clients that come and go are told, where that is on", async t => {
 
 test("who is back within the window never went, where that is on", async t => {
   const { told, url } = await receiver(t, "/debounced");
-  const ours = await service(t, { webhookUrl: url, reachabilityWebhooksEnabled: true, reachabilityDebouncingEnabled: true, reachabilityDebouncingWindow: 3000 });
+  const ours = await service(t, { webhookUrl: url, reachabilityWebhooksEnabled: true, reachabilityDebouncingEnabled: true, reachabilityDebouncingWindow: 15_000 });
   const { AccessToken } = twilio.jwt;
   const made = new AccessToken(CREDENTIALS.account_sid, CREDENTIALS.key.sid, CREDENTIALS.key.secret, { identity: "alice", ttl: 3600 });
   made.addGrant(new AccessToken.SyncGrant({ serviceSid: ours.sid, endpointId: "desk-1" }));
@@ -81,6 +81,6 @@ test("who is back within the window never went, where that is on", async t => {
   const second = sync(t, library, made.toJwt());
   await until(() => second.connectionState === "connected");
   await second.shutdown();
-  await until(() => told.length === 2);
+  await until(() => told.length === 2, 60);
   assert.deepEqual(types(told), ["endpoint_connected", "endpoint_disconnected"]);
 });
