@@ -21,8 +21,9 @@ const SCHEMA: [&str; 2] = [include_str!("../../schemas/archive.cql"), include_st
 /// Versions by part of the keyspace; the part `lock` is the lock.
 const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_version (part text PRIMARY KEY, version int, retention_days int)";
 
-/// How long a migration that died holds the others up, in seconds.
-const LOCK: i32 = 120;
+/// How long a migration that died holds the others up, in seconds. Longer than one statement may take: the lock is renewed before each.
+const LOCK: i32 = 240;
+const _: () = assert!(LOCK as u64 > CHANGE.as_secs() + AGREEMENT.as_secs());
 
 /// What insert-only rows live longer than the retention, in days: a day's rows go together, and one of them may have come so much later than the
 /// others.
@@ -41,8 +42,15 @@ const DAY: u64 = 86_400;
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, Error> {
-    let (cluster, owner) = Cluster::begin_migration(address, settings).await?;
-    let migrated = cluster.bring_up(&address.keyspace, settings).await;
+    let cluster = Cluster::reach_migrated(address, settings).await?;
+    // Where nothing is to be done, nothing is waited for.
+    if cluster.has_versions(&address.keyspace).await?
+        && let Some(done) = cluster.as_it_must_be(&address.keyspace, settings).await?
+    {
+        return Ok(done);
+    }
+    let owner = cluster.begin_migration(&address.keyspace, settings).await?;
+    let migrated = cluster.bring_up(&address.keyspace, settings, owner).await;
     let ended = cluster.end_migration(owner).await;
     let done = migrated?;
     ended?;
@@ -50,15 +58,18 @@ pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, E
 }
 
 impl Cluster {
-    /// Connects, makes the keyspace where it is missing, and takes its lock. Gives whose it is.
-    pub(super) async fn begin_migration(address: &Address, settings: &Settings) -> Result<(Self, i32), Error> {
+    /// Connects for a migration.
+    pub(super) async fn reach_migrated(address: &Address, settings: &Settings) -> Result<Self, Error> {
         check_replication(&settings.replication)?;
-        let cluster = Self::reach(address, settings).await?;
-        cluster.make_keyspace(&address.keyspace, &settings.replication).await?;
-        cluster.use_keyspace(&address.keyspace).await?;
-        cluster.change(VERSIONS).await?;
-        let owner = cluster.lock().await?;
-        Ok((cluster, owner))
+        Self::reach(address, settings).await
+    }
+
+    /// Makes the keyspace where it is missing, and takes its lock. Gives whose it is.
+    pub(super) async fn begin_migration(&self, keyspace: &str, settings: &Settings) -> Result<i32, Error> {
+        self.make_keyspace(keyspace, &settings.replication).await?;
+        self.use_keyspace(keyspace).await?;
+        self.change(VERSIONS).await?;
+        self.lock().await
     }
 
     /// Makes the keyspace where it is missing. On ScyllaDB without tablets, which before 2025.4 have no light-weight transactions.
@@ -111,27 +122,31 @@ impl Cluster {
         Ok(self.rows("SELECT version, retention_days FROM schema_version WHERE part = 'archive'", ()).await?.pop())
     }
 
+    /// Says that the tables are as this build and these settings need them, where they are.
+    async fn as_it_must_be(&self, keyspace: &str, settings: &Settings) -> Result<Option<String>, Error> {
+        let Some((version, days)) = self.version().await? else { return Ok(None) };
+        later(keyspace, version)?;
+        let is_done = (version, days) == (VERSION, retention_days(settings));
+        Ok(is_done.then(|| format!("the tables of keyspace {keyspace} are of version {VERSION} already")))
+    }
+
     /// Applies what is missing. The lock is held.
-    async fn bring_up(&self, keyspace: &str, settings: &Settings) -> Result<String, Error> {
-        let known = self.version().await?;
-        let days = retention_days(settings);
-        if let Some((version, known_days)) = known {
-            later(keyspace, version)?;
-            if (version, known_days) == (VERSION, days) {
-                return Ok(format!("the tables of keyspace {keyspace} are of version {VERSION} already"));
-            }
+    async fn bring_up(&self, keyspace: &str, settings: &Settings, owner: i32) -> Result<String, Error> {
+        if let Some(done) = self.as_it_must_be(keyspace, settings).await? {
+            return Ok(done);
         }
+        let (known, days) = (self.version().await?, retention_days(settings));
         let statements = statements(settings);
         for statement in &statements {
-            self.change(statement).await?;
+            self.change_as(owner, statement).await?;
         }
         if known.is_some_and(|(_, known_days)| known_days != days) {
             for statement in statements.iter().filter_map(|statement| altered(statement)) {
-                self.change(&statement).await?;
+                self.change_as(owner, &statement).await?;
             }
         }
         let put = format!("INSERT INTO schema_version (part, version, retention_days) VALUES ('archive', {VERSION}, {days})");
-        self.change(&put).await?;
+        self.change_as(owner, &put).await?;
         Ok(format!("the tables of keyspace {keyspace} are of version {VERSION} now"))
     }
 
@@ -171,7 +186,16 @@ impl Cluster {
         Ok(applied.and_then(|at| row.columns.get(at)?.as_ref()?.as_boolean()).unwrap_or_default())
     }
 
-    /// A statement that changes the schema, or its version; all nodes agree on it when this returns.
+    /// The same, by the migration that has the lock, for as long as it takes.
+    pub(super) async fn change_as(&self, owner: i32, cql: &str) -> Result<(), Error> {
+        let renew = format!("UPDATE schema_version USING TTL {LOCK} SET version = {owner} WHERE part = 'lock' IF version = {owner}");
+        if !self.transact(&renew).await? {
+            return Err(Error::Unavailable("this migration took too long, and another one may be under way".into()));
+        }
+        self.change(cql).await
+    }
+
+    /// A statement that changes the schema, or its version; all nodes that can be reached agree on it when this returns.
     pub(super) async fn change(&self, cql: &str) -> Result<(), Error> {
         let mut statement = Statement::new(cql);
         statement.set_request_timeout(Some(CHANGE));

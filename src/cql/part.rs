@@ -22,8 +22,15 @@ pub struct Part {
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate_part(address: &Address, settings: &Settings, part: &Part) -> Result<String, Error> {
-    let (cluster, owner) = Cluster::begin_migration(address, settings).await?;
-    let migrated = cluster.bring_up_part(&address.keyspace, part).await;
+    let cluster = Cluster::reach_migrated(address, settings).await?;
+    // Where nothing is to be done, nothing is waited for.
+    if cluster.has_versions(&address.keyspace).await?
+        && let Some(done) = cluster.has_part(&address.keyspace, part).await?
+    {
+        return Ok(done);
+    }
+    let owner = cluster.begin_migration(&address.keyspace, settings).await?;
+    let migrated = cluster.bring_up_part(&address.keyspace, part, owner).await;
     let ended = cluster.end_migration(owner).await;
     let done = migrated?;
     ended?;
@@ -49,21 +56,26 @@ impl Cluster {
         }
     }
 
-    async fn bring_up_part(&self, keyspace: &str, part: &Part) -> Result<String, Error> {
-        if let Some(version) = self.part_version(part).await? {
-            part.not_later(keyspace, version)?;
-            if version == part.version {
-                return Ok(format!("the {} of keyspace {keyspace} are of version {version} already", part.name));
-            }
+    /// Says that the part is as this build needs it, where it is.
+    async fn has_part(&self, keyspace: &str, part: &Part) -> Result<Option<String>, Error> {
+        let Some(version) = self.part_version(part).await? else { return Ok(None) };
+        part.not_later(keyspace, version)?;
+        Ok((version == part.version).then(|| format!("the {} of keyspace {keyspace} are of version {version} already", part.name)))
+    }
+
+    async fn bring_up_part(&self, keyspace: &str, part: &Part, owner: i32) -> Result<String, Error> {
+        if let Some(done) = self.has_part(keyspace, part).await? {
+            return Ok(done);
         }
         for statement in statements_of(part.schema) {
             if statement.starts_with("INSERT") {
                 self.transact(&statement).await?;
             } else {
-                self.change(&statement).await?;
+                self.change_as(owner, &statement).await?;
             }
         }
-        self.change(&format!("INSERT INTO schema_version (part, version) VALUES ('{}', {})", part.name, part.version)).await?;
+        let put = format!("INSERT INTO schema_version (part, version) VALUES ('{}', {})", part.name, part.version);
+        self.change_as(owner, &put).await?;
         Ok(format!("the {} of keyspace {keyspace} are of version {} now", part.name, part.version))
     }
 

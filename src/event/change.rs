@@ -95,7 +95,7 @@ pub type RequestId = [u8; 16];
 pub enum Call {
     /// Begins an object that does not exist.
     Create {
-        /// A document's data, JSON text.
+        /// A document's data, or a list's context, JSON text.
         data: Option<String>,
         /// The object's lifetime.
         ttl: Option<u32>,

@@ -170,7 +170,7 @@ pub enum Seek<N> {
 }
 
 impl Seek<&str> {
-    /// The same, for who keeps it.
+    /// The same, owned.
     pub fn to_owned(self) -> Seek<String> {
         match self {
             Self::First => Seek::First,
@@ -181,7 +181,7 @@ impl Seek<&str> {
 }
 
 impl Seek<String> {
-    /// The same, for who is asked.
+    /// The same, borrowed.
     pub fn as_deref(&self) -> Seek<&str> {
         match self {
             Self::First => Seek::First,

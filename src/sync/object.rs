@@ -49,6 +49,10 @@ pub struct Object {
     rights: BTreeMap<String, Rights>,
     /// Identities whose rights are to be written.
     changed_rights: BTreeSet<String>,
+    /// A list's context, JSON text: what it was created with beside its items. As a row it has a name of its own ([`CONTEXT`]), too.
+    context: Option<Arc<str>>,
+    /// Whether that is to be written.
+    changed_context: bool,
     /// Items by the ends of their lifetimes.
     lifetimes: BTreeSet<(Timestamp, String)>,
     /// What removed items last were, until that is published.
@@ -87,6 +91,9 @@ struct Living {
 /// What the names of rows begin with that hold an identity's rights. No item's name begins so.
 const RIGHTS: char = '\u{2}';
 
+/// The name of the row that holds a list's context. No item is called so.
+const CONTEXT: &str = "\u{3}";
+
 /// What an API client did to an object, for the archive.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Done {
@@ -123,6 +130,8 @@ impl Object {
             needs_publish: false,
             rights: BTreeMap::new(),
             changed_rights: BTreeSet::new(),
+            context: None,
+            changed_context: false,
             lifetimes: BTreeSet::new(),
             before: BTreeMap::new(),
             messages: Vec::new(),
@@ -149,6 +158,11 @@ impl Object {
             if let Some(identity) = row.item.strip_prefix(RIGHTS) {
                 let rights = postcard::from_bytes(&bytes).map_err(|_| corrupt("an identity's rights are malformed".into()))?;
                 object.rights.insert(identity.to_owned(), rights);
+                continue;
+            }
+            if row.item == CONTEXT {
+                let context = String::from_utf8(bytes).map_err(|_| corrupt("a list's context is no text".into()))?;
+                object.context = Some(context.into());
                 continue;
             }
             let state = ItemState::decode(&bytes).map_err(corrupt)?;
@@ -269,7 +283,9 @@ impl Object {
         self.tombstones.clear();
         // Those among them that were removed before this are told nowhere else.
         self.gone.extend(std::mem::take(&mut self.changed));
-        self.clear |= !self.rights.is_empty();
+        self.clear |= !self.rights.is_empty() || self.context.is_some();
+        self.context = None;
+        self.changed_context = false;
         self.changed_rights.extend(std::mem::take(&mut self.rights).into_keys());
         self.lifetimes.clear();
         self.head.expires_at = None;

@@ -70,15 +70,17 @@ struct Names {
     sid: &'static str,
     name: &'static str,
     revision: Option<&'static str>,
-    data: &'static str,
+    data: Option<&'static str>,
 }
 
 const fn names(kind: ObjectKind) -> Names {
     match kind {
-        ObjectKind::Document => Names { sid: "DocumentSid", name: "DocumentUniqueName", revision: Some("DocumentRevision"), data: "DocumentData" },
-        ObjectKind::List => Names { sid: "ListSid", name: "ListUniqueName", revision: Some("ListRevision"), data: "ListData" },
-        ObjectKind::Map => Names { sid: "MapSid", name: "MapUniqueName", revision: Some("MapRevision"), data: "MapData" },
-        ObjectKind::Stream => Names { sid: "StreamSid", name: "StreamUniqueName", revision: None, data: "MessageData" },
+        ObjectKind::Document => {
+            Names { sid: "DocumentSid", name: "DocumentUniqueName", revision: Some("DocumentRevision"), data: Some("DocumentData") }
+        }
+        ObjectKind::List => Names { sid: "ListSid", name: "ListUniqueName", revision: Some("ListRevision"), data: None },
+        ObjectKind::Map => Names { sid: "MapSid", name: "MapUniqueName", revision: Some("MapRevision"), data: None },
+        ObjectKind::Stream => Names { sid: "StreamSid", name: "StreamUniqueName", revision: None, data: Some("MessageData") },
     }
 }
 
@@ -96,7 +98,7 @@ impl Message {
         let mut params = vec![("EventType", action), ("Identity", identity.clone()), (names.sid, object.sid)];
         params.extend(object.name.map(|name| (names.name, name)));
         params.extend(names.revision.map(|name| (name, object.revision.to_string())));
-        params.extend(data.map(|data| (names.data, data)));
+        params.extend(names.data.zip(data));
         if let Some(item) = item {
             params.push(("EventId", object.event_id.to_string()));
             params.extend(item.key.map(|key| ("ItemKey", key)));

@@ -106,8 +106,10 @@ impl Object {
         self.head.revision = 1;
         place.identity.clone_into(&mut self.head.created_by);
         self.live_for(ttl, place.at);
-        if let Some(data) = data {
-            self.touch("", place.at, |state| *state = ItemState::whole(data.to_owned()));
+        match data {
+            Some(data) if self.key.kind == ObjectKind::Document => self.touch("", place.at, |state| *state = ItemState::whole(data.to_owned())),
+            Some(data) if self.key.kind == ObjectKind::List => (self.context, self.changed_context) = (Some(data.into()), true),
+            _ => {}
         }
         let what = match self.key.kind {
             ObjectKind::Document => "document_created",

@@ -25,7 +25,7 @@ pub struct Snapshot {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
-    /// Which life of the name it is ([`Head::incarnation`]).
+    /// Which life of the name it is ([`crate::sync::Head::incarnation`]).
     pub incarnation: u64,
     /// Who created it; empty where no API client did.
     pub created_by: String,
@@ -99,6 +99,11 @@ impl Object {
             data,
             items: Vec::new(),
         })
+    }
+
+    /// A living list's context, JSON text; None where it was created without.
+    pub fn context(&self) -> Option<&str> {
+        self.context.as_deref().filter(|_| self.is_living())
     }
 
     /// One item of a living object; None where it is not there or past its lifetime.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Done, Living, Object, RIGHTS, Tombstone};
+use super::{CONTEXT, Done, Living, Object, RIGHTS, Tombstone};
 use crate::event::Timestamp;
 use crate::sync::batch::Bucket;
 use crate::sync::{Answer, Applied, AppliedRow, Life, ObjectWrite, Row};
@@ -62,6 +62,7 @@ impl Object {
         changed.dedup();
         let mut rows: Vec<Row> = changed.into_iter().filter_map(|item| self.written(item)).collect();
         self.written_rights(&mut rows, &mut purge);
+        rows.extend(self.written_context());
         self.before.clear();
         self.messages.clear();
         self.gone.clear();
@@ -111,6 +112,14 @@ impl Object {
             let state = Some(postcard::to_extend(rights, Vec::new()).unwrap_or_default());
             rows.push(Row { item, revision: 0, event_id, updated_at, life: Life::default(), state });
         }
+    }
+
+    /// A new list's context as a row.
+    fn written_context(&mut self) -> Option<Row> {
+        let changed = std::mem::take(&mut self.changed_context);
+        let context = self.context.as_ref().filter(|_| changed)?;
+        let (event_id, updated_at) = (self.head.event_id, self.head.updated_at);
+        Some(Row { item: CONTEXT.into(), revision: 0, event_id, updated_at, life: Life::default(), state: Some(context.as_bytes().to_vec()) })
     }
 
     /// A changed row as it is stored; None where neither the row nor its tombstone is left.

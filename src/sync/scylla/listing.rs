@@ -80,7 +80,7 @@ impl Scylla {
             && before.as_str() > prefix
             && !before.starts_with(prefix)
         {
-            // Behind the last with this prefix.
+            // Behind the last with this prefix: no name goes on with the last of all code points, which is no character.
             *before = format!("{prefix}{}", char::MAX);
         }
         let mut out = Vec::new();

@@ -89,11 +89,9 @@ async fn of_object(desk: &Desk, caller: &Caller, urls: &Urls, kind: ObjectKind, 
             let item = object.item(&item, desk.now()).ok_or(Fault::NoItem(kind))?;
             Ok(Answer::new(200, shown::json(&shown::item(urls, kind, &sid(&object), &item, true))))
         }
-        // A list's own context is not kept: it is empty.
         OfObject::Context { id } => {
             let object = desk.read(caller, kind, &id).await?;
-            let body = serde_json::json!({"list_sid": sid(&object), "data": {}, "last_event_id": object.head().event_id});
-            Ok(Answer::new(200, shown::json(&body)))
+            Ok(Answer::new(200, shown::context(&sid(&object), object.context(), object.head().event_id)))
         }
         OfObject::Update { id, .. } | OfObject::Remove { id, .. } | OfObject::Publish { id, .. } if tail::key_of(caller, kind, &id)?.is_some() => {
             Err(Fault::Reserved)

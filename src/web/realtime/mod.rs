@@ -38,8 +38,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::Connection;
+pub use self::crowd::AccountLimits;
 use self::crowd::Crowd;
-pub use self::crowd::Limits;
 use crate::event::{SiteId, Timestamp};
 use crate::problem::Problem;
 use crate::web::sync::{Caller, Desk};
@@ -59,12 +59,12 @@ pub struct Settings {
     /// How long a client may read nothing of what is sent to it. It can come back, and go on.
     pub stalled: Duration,
     /// What an account may have whose service is limited as Twilio limits it.
-    pub account: Limits,
+    pub account: AccountLimits,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_connections: 20_000, max_message: 256 << 10, stalled: Duration::from_secs(30), account: Limits::TWILIO }
+        Self { max_connections: 20_000, max_message: 256 << 10, stalled: Duration::from_secs(30), account: AccountLimits::TWILIO }
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) enum OfObject {
 pub(super) struct New {
     /// Its unique name.
     pub(super) name: Option<String>,
-    /// A document's data.
+    /// A document's data, or a list's context.
     pub(super) data: Option<String>,
     /// Its lifetime.
     pub(super) ttl: Option<u32>,
@@ -185,6 +185,7 @@ struct Body {
     unique_name: Option<String>,
     key: Option<String>,
     data: Option<Box<RawValue>>,
+    context: Option<Box<RawValue>>,
     ttl: Option<serde_json::Value>,
     collection_ttl: Option<serde_json::Value>,
 }
@@ -298,7 +299,12 @@ impl Asking<'_> {
 
     fn new_object(&self, kind: ObjectKind) -> Result<New, Fault> {
         let body = self.body()?;
-        let data = body.data.filter(|_| kind == ObjectKind::Document).map(|data| check_data(data.get(), MAX_DATA)).transpose()?;
+        let data = match kind {
+            ObjectKind::Document => body.data,
+            ObjectKind::List => body.context,
+            ObjectKind::Map | ObjectKind::Stream => None,
+        };
+        let data = data.map(|data| check_data(data.get(), MAX_DATA)).transpose()?;
         // An empty name is none.
         Ok(New { name: body.unique_name.filter(|name| !name.is_empty()), data, ttl: ttl_of(body.ttl.or(body.collection_ttl))? })
     }

@@ -1,5 +1,5 @@
 //! One client's session as a state machine: what comes and what time it is in, what is to be sent and done out. Stepped by a connection, which alone
-//! knows sockets; pure but for the look at tokens that it is given.
+//! knows sockets; pure but for the gate that it is given, which looks at tokens and counts who comes.
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -318,13 +318,15 @@ impl Session {
         let id = frame.header.id;
         let Some(request) = frame.header.http_request else {
             let status = Status { code: 400, status: "BAD_REQUEST", error: None, description: Some("No http_request") };
-            return vec![reply(&id, status)];
+            steps.push(reply(&id, status));
+            return steps;
         };
         let passed = now.micros().saturating_sub(self.allowed_at.micros()).clamp(0, 1_000_000);
         self.allowed = (self.allowed + passed * REQUESTS_PER_SECOND).min(REQUESTS_PER_SECOND * 1_000_000);
         self.allowed_at = now;
         if self.allowed < 1_000_000 || !gate.admits_request(&held.token) {
-            return vec![Step::Send(too_many(&id))];
+            steps.push(Step::Send(too_many(&id)));
+            return steps;
         }
         self.allowed -= 1_000_000;
         steps.push(Step::Ask { id, request, payload: frame.payload });

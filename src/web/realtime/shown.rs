@@ -203,6 +203,17 @@ pub(super) fn item<'a>(urls: &Urls, kind: ObjectKind, sid: &'a str, shown: &'a S
     }
 }
 
+/// A list's context.
+pub(super) fn context(sid: &str, context: Option<&str>, event_id: u64) -> String {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        list_sid: &'a str,
+        data: &'a RawValue,
+        last_event_id: u64,
+    }
+    json(&Body { list_sid: sid, data: raw(context.unwrap_or("{}")), last_event_id: event_id })
+}
+
 /// A page of items.
 pub(super) fn page(urls: &Urls, kind: ObjectKind, sid: &str, page: &Page) -> String {
     #[derive(Serialize)]

@@ -423,7 +423,7 @@ async fn lost_rights_end_a_subscription() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limited_account_has_so_many_connections() {
-    let server = Server::start_with(Settings { account: Limits { connections: 2, ..Limits::TWILIO }, ..Settings::default() }).await;
+    let server = Server::start_with(Settings { account: AccountLimits { connections: 2, ..AccountLimits::TWILIO }, ..Settings::default() }).await;
     let (alice, mut bob) = (server.client("alice!:3600").await, server.client("bob!:3600").await);
     let mut carol = Client::connect(server.addr).await;
     let refused = carol.init("carol!:3600", None).await;

@@ -150,7 +150,7 @@ impl Desk {
         Ok(self.reader.list((&caller.site, kind), "", seek, limit.min(MAX_LISTED), self.now()).await?)
     }
 
-    /// Creates an object, with a unique name or without. A document without data gets `{}`.
+    /// Creates an object, with a unique name or without. `data` is a document's, which without it gets `{}`, or a list's context.
     ///
     /// # Errors
     /// [`Fault::UniqueName`], [`Fault::Reserved`], [`Fault::NameExists`], [`Fault::RateLimited`], and those of calls.
@@ -174,7 +174,11 @@ impl Desk {
         }
         self.admit_creation(caller)?;
         let key = ObjectKey { site: caller.site.clone(), kind, name };
-        let data = (kind == ObjectKind::Document).then(|| data.unwrap_or_else(|| "{}".to_owned()));
+        let data = match kind {
+            ObjectKind::Document => Some(data.unwrap_or_else(|| "{}".to_owned())),
+            ObjectKind::List => data,
+            ObjectKind::Map | ObjectKind::Stream => None,
+        };
         let made = self.call(caller, &key, Call::Create { data, ttl }).await?;
         made.object.ok_or(Fault::NoObject(kind))
     }

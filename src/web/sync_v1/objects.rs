@@ -37,11 +37,12 @@ impl Asked<'_> {
         } else {
             found.iter().map(|found| self.shown().object(&found.into())).collect()
         };
-        let begun = found.first().map(name);
+        // Back from a page that emptied meanwhile one gets to where it would have begun.
+        let begun = found.first().map(name).or_else(|| more.clone());
         let (previous, next) = match page.edge {
             Edge::Start => (None, more.map(Edge::After)),
             Edge::After(_) => (begun.map(Edge::Before), more.map(Edge::After)),
-            Edge::Before(_) => (more.map(Edge::Before), begun.map(Edge::After)),
+            Edge::Before(_) => (more.map(Edge::Before), Some(begun.map_or(Edge::Start, Edge::After))),
         };
         if page.is_backwards() {
             entries.reverse();

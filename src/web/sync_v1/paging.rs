@@ -109,7 +109,12 @@ impl Page {
             Edge::Before(_) => (more, true),
         };
         let previous = first.filter(|_| previous).map(Edge::Before);
-        Window { previous, next: last.filter(|_| next).map(Edge::After), entries: found }
+        let next = match (last, &self.edge) {
+            // All that was before it is gone: the listing begins behind it.
+            (None, Edge::Before(_)) => Some(Edge::Start),
+            (last, _) => last.filter(|_| next).map(Edge::After),
+        };
+        Window { previous, next, entries: found }
     }
 
     /// Its account of itself: `address` is the listing's without a query, `filters` what else the query says, in pairs that end in `&`.

@@ -23,6 +23,8 @@ use crate::web::sync::{Caller, Desk, Fault, SYSTEM};
 const REMOVED_AT_ONCE: usize = 32;
 /// How long a request removes objects at most; repeated, it goes on.
 const REMOVING: Duration = Duration::from_secs(20);
+/// The same of what was created meanwhile: the service is gone already, and the client waits.
+const REMOVING_LATE: Duration = Duration::from_secs(2);
 
 /// All services of an account, or a new one.
 pub(super) async fn of_account(deps: &Deps, account: &Account, parts: &Parts, form: &Params, method: &Method) -> Outcome {
@@ -60,8 +62,8 @@ impl Asked<'_> {
     }
 
     /// Removes the service's objects, then the service. Where that fails, or takes too long for one request, the service is there still, with fewer objects:
-    /// the request is to be repeated. What others create meanwhile is removed after it; by one who asks at that very moment, or another process that has
-    /// not heard yet (it does within a second), something may be left that is nobody's.
+    /// the request is to be repeated. Objects that others create meanwhile are removed after the service. One that is created in the last moment, or by
+    /// another process before it knows (within a second), may be left; nobody can reach it.
     pub(super) async fn remove_service(&self) -> Outcome {
         if self.service.account.is_none() {
             return Err(Fault::OwnService);
@@ -74,10 +76,8 @@ impl Asked<'_> {
         };
         tokio::time::timeout(REMOVING, emptying()).await.map_err(|_| Fault::Unavailable)??;
         self.deps.sites.remove_service(&self.service.id).await.map_err(refused)?;
-        if !matches!(tokio::time::timeout(REMOVING, emptying()).await, Ok(Ok(()))) {
-            tracing::warn!(site.id = %self.service.id, "objects that were created while their service was deleted may be left");
-        }
-        tracing::info!(site.id = %self.service.id, "a service was deleted, with all its objects");
+        let emptied = tokio::time::timeout(REMOVING_LATE, emptying()).await.is_ok_and(|emptied| emptied.is_ok());
+        tracing::info!(site.id = %self.service.id, emptied, "a service was deleted");
         Ok(Reply::done())
     }
 }

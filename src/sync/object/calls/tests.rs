@@ -238,6 +238,23 @@ fn rights_are_kept_beside_the_items_and_go_with_the_object() {
 }
 
 #[test]
+fn a_lists_context_is_kept_beside_the_items_and_goes_with_the_list() {
+    let mut it = Driven::new(ObjectKind::List, "l");
+    it.call(Call::Create { data: Some("{\"of\":1}".into()), ttl: None }).unwrap();
+    it.call(put(PutItem::Append, "{}")).unwrap();
+    it.move_house();
+    assert_eq!(it.object.context(), Some("{\"of\":1}"));
+    let items = it.object.snapshot().unwrap().items;
+    assert_eq!((items.len(), it.object.since(0).unwrap().len()), (1, 1), "it is no item");
+    it.call(Call::Remove { if_revision: None }).unwrap();
+    assert_eq!(it.object.context(), None);
+    it.call(create()).unwrap();
+    let (write, _) = it.object.take_write(false);
+    assert!(write.clear && write.rows.is_empty());
+    assert_eq!(it.object.context(), None);
+}
+
+#[test]
 fn a_streams_messages_are_told_and_not_kept() {
     let mut it = Driven::new(ObjectKind::Stream, "s");
     it.call(create()).unwrap();

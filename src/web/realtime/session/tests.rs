@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::web::realtime::crowd::{Crowd, Limits};
+use crate::web::realtime::crowd::{AccountLimits, Crowd};
 use crate::web::realtime::testing::token;
 
 const NOW: Timestamp = Timestamp::from_micros(1_790_000_000_000_000);
@@ -44,7 +44,7 @@ impl Gate for Door {
     }
 
     fn enter(&self, token: &Token) -> Option<Place> {
-        self.has_room.then(|| Arc::new(Crowd::new(Limits::TWILIO)).enter(token))?
+        self.has_room.then(|| Arc::new(Crowd::new(AccountLimits::TWILIO)).enter(token))?
     }
 
     fn admits_request(&self, _: &Token) -> bool {
