@@ -25,8 +25,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::crash::{Shared, start_senders};
-use crate::foreign::{Foreign, carry_sites, program};
-use crate::harness::Server;
+use crate::foreign::{Foreign, carry_sites};
+use crate::harness::{Server, binary, binary_at};
 use crate::same::copy;
 use crate::{inspect, shop};
 
@@ -84,7 +84,13 @@ impl Cluster {
 
     /// The program with the settings that all nodes share.
     fn program(&self, membership: Membership) -> Command {
-        program(&[
+        let mut program = binary();
+        self.set(&mut program, membership);
+        program
+    }
+
+    fn set(&self, program: &mut Command, membership: Membership) {
+        program.envs([
             ("CONTRAIL_LOG", &*self.log_url()),
             ("CONTRAIL_STORE", &*self.store_url()),
             ("CONTRAIL_ARCHIVE", &*self.store_url()),
@@ -93,15 +99,26 @@ impl Cluster {
             ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true"),
             ("CONTRAIL_KAFKA_SESSION_TIMEOUT", &*format!("{}s", SESSION.as_secs())),
             ("CONTRAIL_KAFKA_INSTANCE", if membership == Membership::Dynamic { "none" } else { "" }),
-        ])
+        ]);
     }
 
     /// A node of a directory of its own, which it finds again after a restart.
     fn node(&self, name: &str, roles: &str, membership: Membership) -> Server {
+        self.node_of(self.program(membership), name, roles)
+    }
+
+    fn node_of(&self, program: Command, name: &str, roles: &str) -> Server {
         let data = self.dir.path().join(name);
         std::fs::create_dir_all(&data).unwrap();
-        Server::start(self.program(membership), &data, &["--roles", roles])
-            .unwrap_or_else(|status| panic!("node {name} ended at its start: {status}"))
+        Server::start(program, &data, &["--roles", roles]).unwrap_or_else(|status| panic!("node {name} ended at its start: {status}"))
+    }
+
+    /// A node with a lasting name, of the build that `CONTRAIL_TEST_BEFORE` names the program of; of this one where it names none.
+    fn before(&self, name: &str, roles: &str) -> Server {
+        let Some(earlier) = std::env::var_os("CONTRAIL_TEST_BEFORE") else { return self.lasting(name, roles) };
+        let mut program = binary_at(&earlier);
+        self.set(&mut program, Membership::Static);
+        self.node_of(program, name, roles)
     }
 
     /// The same with a lasting name.

@@ -1,5 +1,6 @@
 //! Starts, asks, stops and kills the shipped binary.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,12 @@ pub(crate) struct Server {
 }
 
 pub(crate) fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_contrail"));
+    binary_at(env!("CARGO_BIN_EXE_contrail").as_ref())
+}
+
+/// The same of another build.
+pub(crate) fn binary_at(program: &OsStr) -> Command {
+    let mut command = Command::new(program);
     command.env("CONTRAIL_BOOTSTRAP_INGEST_KEY", KEY).env("CONTRAIL_BOOTSTRAP_READ_TOKEN", READ);
     command
 }

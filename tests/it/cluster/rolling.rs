@@ -1,4 +1,5 @@
-//! Two nodes of each role, restarted one after the other while events are sent and reports are asked for.
+//! Two nodes of each role, restarted one after the other while events are sent and reports are asked for: by the same build, or, where `CONTRAIL_TEST_BEFORE`
+//! names the program of an earlier one, from that to this, as an upgrade goes.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -101,7 +102,7 @@ fn slow_cluster_rolling_restart_of_all_roles_fails_no_request() {
     let mut rng = seeded();
     let names = ["ingest", "sync", "archive", "web"].map(|role| [format!("{role}-a"), format!("{role}-b")]);
     let mut nodes: Vec<[Option<Server>; 2]> =
-        names.iter().map(|pair| pair.each_ref().map(|name| Some(cluster.lasting(name, name.split_once('-').unwrap().0)))).collect();
+        names.iter().map(|pair| pair.each_ref().map(|name| Some(cluster.before(name, name.split_once('-').unwrap().0)))).collect();
     let day = shop::day(rng.random(), 6_000);
     let batches: VecDeque<Vec<Value>> = day.events.chunks(10).map(<[Value]>::to_vec).collect();
     let restarts = names.len() * 2;
