@@ -91,7 +91,7 @@ struct Living {
 /// What the names of rows begin with that hold an identity's rights. No item's name begins so.
 const RIGHTS: char = '\u{2}';
 
-/// The name of the row that holds a list's context. No item is called so.
+/// The name of the row that holds a list's context. A list's items are called by their index.
 const CONTEXT: &str = "\u{3}";
 
 /// What an API client did to an object, for the archive.
@@ -160,7 +160,7 @@ impl Object {
                 object.rights.insert(identity.to_owned(), rights);
                 continue;
             }
-            if row.item == CONTEXT {
+            if row.item == CONTEXT && object.key.kind == ObjectKind::List {
                 let context = String::from_utf8(bytes).map_err(|_| corrupt("a list's context is no text".into()))?;
                 object.context = Some(context.into());
                 continue;
