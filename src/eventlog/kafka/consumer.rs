@@ -276,21 +276,33 @@ fn join(config: &ClientConfig, shared: &Arc<Shared>) -> Result<BaseConsumer<Grou
 
 /// The thread: until the member is stopped, and has left its group.
 ///
+/// A client that gives no records although they are there, whatever it is told, is replaced: after a pause of the brokers librdkafka may fetch nothing ever again.
+///
 /// A member that is fenced joins anew: the brokers may take its own second try at joining, after an answer that came too late, for another process of its
 /// name. Where there is one, both go on fencing each other, less and less often, and say so.
 fn stay(mut consumer: BaseConsumer<Group>, config: &ClientConfig, shared: &Arc<Shared>) {
     let mut pause = REJOIN;
     loop {
         let joined = Instant::now();
-        if let Kept::Stopped = run(&consumer, shared) {
+        let why = run(&consumer, shared);
+        if why == Kept::Stopped {
             return;
         }
+        shared.lose();
         drop(consumer);
         if joined.elapsed() > LONGEST_REJOIN {
             pause = REJOIN;
         }
-        tracing::error!(topic = shared.name, "fenced: another process may have the same kafka.instance (a copy of the data directory); joining anew");
-        metrics::counter!("contrail_kafka_fenced_total").increment(1);
+        if why == Kept::Fenced {
+            tracing::error!(
+                topic = shared.name,
+                "fenced: another process may have the same kafka.instance (a copy of the data directory); joining anew"
+            );
+            metrics::counter!("contrail_kafka_fenced_total").increment(1);
+        } else {
+            tracing::error!(topic = shared.name, "records are there and none comes, however often they are asked for; joining anew");
+            metrics::counter!("contrail_kafka_consumers_replaced_total").increment(1);
+        }
         drop(shared.reader.wait_timeout_while(shared.member(), pause, |member| member.stopped.is_none()));
         pause = (pause * 2).min(LONGEST_REJOIN);
         consumer = match join(config, shared) {
@@ -307,6 +319,8 @@ enum Kept {
     Stopped,
     /// Another one of its name took its place; its partitions are given up.
     Fenced,
+    /// It gets no records that are there.
+    Wedged,
 }
 
 fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
@@ -321,6 +335,9 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
                 break;
             }
             shared.member().done(task);
+        }
+        if std::mem::take(&mut shared.member().wedged) {
+            return Kept::Wedged;
         }
         if committed.elapsed() >= COMMIT_EVERY {
             committed = Instant::now();
@@ -337,7 +354,6 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
         }
         if let Some((code, reason)) = consumer.client().fatal_error() {
             if code == RDKafkaErrorCode::FencedInstanceId {
-                shared.lose();
                 return Kept::Fenced;
             }
             shared.stop(Error::Closed(format!("kafka: {code}: {reason}")));
@@ -404,12 +420,17 @@ fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
     Ok(())
 }
 
-/// Reads on where a partition that seemed to be at its end is not.
+/// Reads on where a partition that nothing came of is not at its end.
 fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     let end = shared.bounds(partition)?.next;
     if end > offset {
         tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
-        shared.member().heard_end(partition, end);
+        let mut member = shared.member();
+        member.heard_end(partition, end);
+        member.wedged |= member.stalled(partition);
+        drop(member);
+        // The client may know of no leader, and ask for none by itself.
+        drop(consumer.fetch_metadata(Some(&shared.name), super::LOOK));
         read_from(consumer, shared, partition, offset)?;
     }
     Ok(())

@@ -9,8 +9,10 @@ use crate::eventlog::{Delivery, Error, Offset, Stored};
 /// Bytes read ahead, over all partitions, beyond which no more is taken from librdkafka.
 pub(super) const READ_AHEAD: usize = 16 << 20;
 
-/// A partition that has records waiting at the brokers and got none for so long is sought anew.
+/// A partition that got no record for so long is looked at; where records wait for it at the brokers, it is read on.
 const STALL: Duration = Duration::from_secs(30);
+/// Where that was in vain so often in a row, the client itself stands still: it is to be replaced.
+const VAIN: u8 = 3;
 
 /// How long a task that failed is left alone: at least, and at most. In between as long as the attempt took, and twice as long from time to time.
 const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
@@ -36,6 +38,8 @@ struct Part {
     rest: Option<(Instant, Duration)>,
     /// How often in a row librdkafka told that it does not fetch it.
     unfetched: u8,
+    /// How often in a row it was read on, as records waited for it and none came.
+    stalls: u8,
 }
 
 impl Part {
@@ -49,11 +53,11 @@ impl Part {
 pub(super) enum Task {
     /// Check the offset, then read from it.
     Seek(u16, Offset),
-    /// Read on from the offset: after a pause, or where nothing came for long.
+    /// Read on from the offset: after a pause.
     ReadOn(u16, Offset),
     /// Read no more for now.
     Pause(u16),
-    /// Ask where the partition ends: nothing came for long, and of a partition that is not fetched no end is heard either.
+    /// Ask where the partition ends, and read it on where that is later: nothing came for long, and of a partition that is not fetched no end is heard either.
     Look(u16, Offset),
 }
 
@@ -92,6 +96,8 @@ pub(super) struct Member {
     pub(super) unsaid: bool,
     revocation: Revocation,
     bytes: usize,
+    /// Whether its client is to be replaced.
+    pub(super) wedged: bool,
     /// Why it stopped.
     pub(super) stopped: Option<Error>,
 }
@@ -191,7 +197,7 @@ impl Member {
                 part.moved = Some(now);
                 // What failed is still to be done.
                 if !tasks.iter().any(|task| task.partition() == *partition) {
-                    tasks.push(if expected < part.end { Task::ReadOn(*partition, expected) } else { Task::Look(*partition, expected) });
+                    tasks.push(Task::Look(*partition, expected));
                 }
             }
         }
@@ -231,6 +237,16 @@ impl Member {
         }
     }
 
+    /// Records wait for a partition at its leader, which answers, and none came for long. True where reading on was in vain so often that another client is to
+    /// try.
+    pub(super) fn stalled(&mut self, partition: u16) -> bool {
+        // While its reader has enough, none is taken.
+        let is_full = self.is_full();
+        let Some(part) = self.parts.get_mut(&partition).filter(|_| !is_full) else { return false };
+        part.stalls += 1;
+        part.stalls > VAIN
+    }
+
     /// All records that are there were taken.
     pub(super) fn drained(&mut self) {
         self.taking = None;
@@ -251,7 +267,7 @@ impl Member {
             let what = format!("the brokers went on at {}", stored.offset);
             self.fail(partition, Error::Damaged { topic, partition, offset: expected, what });
         } else if stored.offset == expected {
-            (part.expected, part.moved) = (Some(expected + 1), Some(now));
+            (part.expected, part.moved, part.stalls) = (Some(expected + 1), Some(now), 0);
             self.bytes += stored.value.len();
             part.buffer.push_back(stored);
         }

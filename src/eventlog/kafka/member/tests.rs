@@ -116,16 +116,28 @@ fn a_partition_that_stands_still_before_its_end_is_read_anew() {
     assert_eq!(member.tasks(at(1)), []);
     assert_eq!(member.tasks(at(30)), []);
     member.take("events", 1, stored(5), at(20));
-    assert_eq!(member.tasks(at(32)), [Task::ReadOn(0, 5)]);
+    assert_eq!(member.tasks(at(32)), [Task::Look(0, 5)]);
     assert_eq!(member.tasks(at(33)), [], "once in a while");
     for offset in 6..9 {
         member.take("events", 1, stored(offset), at(40));
     }
-    assert_eq!(member.tasks(at(100)), [Task::ReadOn(0, 5), Task::Look(1, 9)], "at its end it is asked for its end");
+    assert_eq!(member.tasks(at(100)), [Task::Look(0, 5), Task::Look(1, 9)]);
     assert_eq!(member.tasks(at(101)), []);
     member.heard_end(1, 10);
     assert_eq!(member.tasks(at(129)), [], "a while from when there was something to wait for");
-    assert_eq!(member.tasks(at(160)), [Task::ReadOn(0, 5), Task::ReadOn(1, 9)]);
+    assert_eq!(member.tasks(at(160)), [Task::Look(0, 5), Task::Look(1, 9)]);
+}
+
+#[test]
+fn a_client_that_is_asked_in_vain_is_replaced() {
+    let mut member = reading();
+    assert_eq!((0..5).map(|_| member.stalled(0)).collect::<Vec<_>>(), [false, false, false, true, true]);
+    assert!(!member.stalled(1), "each partition for itself");
+    member.take("events", 0, stored(5), at(0));
+    assert!(!member.stalled(0), "it gives records");
+    let large = Stored { offset: 6, value: vec![0; READ_AHEAD].into() };
+    member.take("events", 0, large, at(0));
+    assert!((0..9).all(|_| !member.stalled(0)), "its reader has enough");
 }
 
 #[test]
@@ -173,7 +185,7 @@ fn a_look_that_failed_is_made_anew_in_its_time() {
     member.put_off(Task::Look(1, 9), [], (at(60), at(63)));
     assert_eq!(member.tasks(at(62)), []);
     assert_eq!(member.tasks(at(70)), [], "not at once");
-    assert_eq!(member.tasks(at(91)), [Task::ReadOn(0, 6), Task::Look(1, 9)]);
+    assert_eq!(member.tasks(at(91)), [Task::Look(0, 6), Task::Look(1, 9)]);
 }
 
 #[test]
