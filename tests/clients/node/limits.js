@@ -83,7 +83,7 @@ async function caller(url, held) {
     });
     socket.on("error", reject);
     socket.on("close", () => reject(new Error("closed without a word")));
-    socket.send(`TWILSOCK V3.0 ${header.length}\r\n${header}\r\n`);
+    socket.send(Buffer.from(`TWILSOCK V3.0 ${header.length}\r\n${header}\r\n`));
   });
 }
 
