@@ -37,7 +37,7 @@ pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), tracing_subs
 const SECONDS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// Counters of what should not happen, shown from the start: of one that first appears with its first event, nobody would see that it rose.
-const QUIET: [&str; 18] = [
+const QUIET: [&str; 19] = [
     "contrail_archive_lost_acknowledgements_total",
     "contrail_archiver_partition_failures_total",
     "contrail_archiver_quarantined_total",
@@ -49,6 +49,7 @@ const QUIET: [&str; 18] = [
     "contrail_cql_retries_total",
     "contrail_feed_lagged_total",
     "contrail_feed_publish_errors_total",
+    "contrail_kafka_consumers_replaced_total",
     "contrail_kafka_fenced_total",
     "contrail_kafka_producers_replaced_total",
     "contrail_keeper_expired_total",

@@ -85,7 +85,7 @@ impl KafkaLog {
         if list.count() == 0 {
             return Ok(());
         }
-        let deleted = self.0.admin.delete_records(list, &topics::options()).await.map_err(failed)?;
+        let deleted = self.0.admin.client().delete_records(list, &topics::options()).await.map_err(failed)?;
         deleted.elements().iter().try_for_each(|element| element.error().map_err(failed))
     }
 }

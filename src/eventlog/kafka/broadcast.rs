@@ -11,10 +11,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 
+use super::admin::{Admin, found_no_broker};
 use super::producer::{Late, Producer};
 use super::settings::{self, Settings};
 use super::topics::{self, Purpose, failed};
-use super::{Admin, bounds_of};
+use super::{LOOK, bounds_of};
 use crate::event::PARTITIONS;
 use crate::eventlog::{Append, Bounds, Error, Offset};
 
@@ -65,9 +66,9 @@ impl Broadcast {
     /// As [`super::KafkaLog::open`].
     pub async fn open(url: &str, settings: &Settings, name: &str) -> Result<Self, Error> {
         let client = settings::client(&settings::brokers(url)?, settings)?;
-        let admin = Arc::new(client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?);
+        let admin = Arc::new(Admin::new(client.clone())?);
         let name = format!("{}.{name}", settings.prefix);
-        topics::ensure(&admin, &name, Purpose::Feed, settings).await?;
+        topics::ensure(&admin.client(), &name, Purpose::Feed, settings).await?;
         let producer = Producer::new(&client, LINGER, Late::Dropped)?;
         Ok(Self { name, client, admin, producer })
     }
@@ -93,7 +94,7 @@ impl Broadcast {
             let consumer = consumer(&client, &name)?;
             let bounds = settled_bounds(&admin, &name)?;
             let places = bounds.iter().map(|bounds| Place::at(bounds.next)).collect();
-            let mut reading = Reading { name, admin, places, consumer, hear, looks: Looks::new(Instant::now()) };
+            let mut reading = Reading { name, client, admin, places, consumer, hear, looks: Looks::new(Instant::now()) };
             reading.assign()?;
             let work = move || reading.run(&stopped);
             std::thread::Builder::new().name("kafka-feed".into()).spawn(work).map_err(failed)?;
@@ -280,6 +281,7 @@ fn concerns_places(error: &KafkaError) -> bool {
 /// The thread's own.
 struct Reading<H> {
     name: String,
+    client: ClientConfig,
     admin: Arc<Admin>,
     consumer: BaseConsumer<Ends>,
     places: Vec<Place>,
@@ -365,8 +367,14 @@ impl<H: FnMut(Heard)> Reading<H> {
         if missed.is_empty() {
             return Ok(());
         }
-        // Not sought: a partition that the brokers refuse may not come back to that.
-        self.consumer.unassign().map_err(failed)?;
+        if self.consumer.fetch_metadata(Some(&self.name), LOOK).is_err_and(|error| found_no_broker(&error)) {
+            // It knows of none any longer, while another client does (see [`super::admin`]).
+            self.consumer = consumer(&self.client, &self.name)?;
+            metrics::counter!("contrail_kafka_consumers_replaced_total").increment(1);
+        } else {
+            // Not sought: a partition that the brokers refuse may not come back to that.
+            self.consumer.unassign().map_err(failed)?;
+        }
         self.assign()?;
         missed.into_iter().for_each(|(partition, why)| self.missed(partition, why));
         Ok(())

@@ -15,7 +15,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 use tokio::sync::Notify;
 
-use super::Admin;
+use super::admin::{Admin, found_no_broker};
 use super::member::{Member, Task};
 use super::topics::failed;
 use crate::eventlog::{Bounds, Consumer, Delivery, Error, Offset, Stored, Topic};
@@ -425,12 +425,12 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
     let end = shared.bounds(partition)?.next;
     if end > offset {
         tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
+        // This client may know of no leader, and ask for none by itself; or of no broker any longer, while others do (see [`super::admin`]).
+        let known = consumer.fetch_metadata(Some(&shared.name), super::LOOK);
         let mut member = shared.member();
         member.heard_end(partition, end);
-        member.wedged |= member.stalled(partition);
+        member.wedged |= member.stalled(partition) || known.is_err_and(|error| found_no_broker(&error));
         drop(member);
-        // The client may know of no leader, and ask for none by itself.
-        drop(consumer.fetch_metadata(Some(&shared.name), super::LOOK));
         read_from(consumer, shared, partition, offset)?;
     }
     Ok(())

@@ -12,6 +12,7 @@
 //! * One call's records are not one transaction: after a failure, some of them may be there. The caller repeats all of them with the same ids. Of changes,
 //!   what is there of a partition's records are the first of them.
 
+mod admin;
 mod adopt;
 mod broadcast;
 mod consumer;
@@ -33,14 +34,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use rdkafka::admin::AdminClient;
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, Offset as At, TopicPartitionList};
 
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
+use admin::{Admin, found_no_broker};
 pub use broadcast::{Broadcast, Heard, Tail};
 use producer::{LINGER, Late, Producer, ROUND_LINGER};
 use reads::Readers;
@@ -58,9 +58,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Goes with a commit that only registers a group: nobody of it has read yet.
 const UNREAD: &str = "unread";
-
-/// Administers topics, and looks on.
-type Admin = AdminClient<DefaultClientContext>;
 
 /// The log on Kafka.
 pub struct KafkaLog(Arc<Inner>);
@@ -104,14 +101,24 @@ fn tell(error: &KafkaError, reason: &str) {
 fn bounds_of(admin: &Admin, name: &str, partition: u16) -> Result<Bounds, Error> {
     let asked = Instant::now();
     loop {
-        match admin.inner().fetch_watermarks(name, i32::from(partition), LOOK) {
+        let client = admin.client();
+        match client.inner().fetch_watermarks(name, i32::from(partition), LOOK) {
             Ok((start, next)) => return Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? }),
             Err(error) if lacks_leader(&error) && asked.elapsed() < LOOK => {
                 // A client that does not read learns of leaders only now and then: one that it once found away is so until it asks.
-                drop(admin.inner().fetch_metadata(Some(name), LOOK));
+                if let Err(error) = client.inner().fetch_metadata(Some(name), LOOK)
+                    && found_no_broker(&error)
+                {
+                    admin.replace(&client);
+                }
                 std::thread::sleep(PAUSE);
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                if found_no_broker(&error) {
+                    admin.replace(&client);
+                }
+                return Err(failed(error));
+            }
         }
     }
 }
@@ -157,10 +164,9 @@ impl KafkaLog {
         let client = settings::client(&brokers, &settings)?;
         let reached = client.clone();
         blocking(move || reach::reach(&reached)).await?;
-        let admin: Admin = client.create().map_err(|error| Error::Format(format!("kafka: {error}")))?;
-        let admin = Arc::new(admin);
+        let admin = Arc::new(Admin::new(client.clone())?);
         for name in &names(&settings) {
-            topics::ensure(&admin, name, Purpose::Log, &settings).await?;
+            topics::ensure(&admin.client(), name, Purpose::Log, &settings).await?;
         }
         Self::over(client, admin, settings)
     }
@@ -290,7 +296,7 @@ impl Inner {
 
     /// Every group that ever subscribed to a topic, by its full name.
     fn groups(&self, topic: Topic) -> Result<Vec<String>, Error> {
-        let all = self.admin.inner().fetch_group_list(None, ASK).map_err(failed)?;
+        let all = self.admin.client().inner().fetch_group_list(None, ASK).map_err(failed)?;
         let prefix = self.group(topic, "");
         Ok(all.groups().iter().map(|group| group.name().to_owned()).filter(|name| name.starts_with(&prefix)).collect())
     }
@@ -393,7 +399,7 @@ impl EventLog for KafkaLog {
     async fn forget_group(&self, topic: Topic, group: &str) -> Result<(), Error> {
         let (name, asked) = (self.0.group(topic, group), Instant::now());
         loop {
-            let answers = self.0.admin.delete_groups(&[&name], &topics::options()).await.map_err(failed)?;
+            let answers = self.0.admin.client().delete_groups(&[&name], &topics::options()).await.map_err(failed)?;
             match answers.into_iter().next() {
                 Some(Err((_, code))) if asked.elapsed() < LEAVE && (code == RDKafkaErrorCode::NonEmptyGroup || moves(&KafkaError::AdminOp(code))) => {
                     tokio::time::sleep(PAUSE).await;

@@ -139,7 +139,7 @@ fn log_over(mock: &Mock, instance: &str) -> KafkaLog {
     let settings = Settings { instance: instance.to_owned(), session_timeout: Duration::from_secs(6), ..Settings::default() };
     names(&settings).iter().for_each(|name| mock.make_topic(name, PARTITIONS));
     let client = settings::client(&settings::brokers(&mock.url()).unwrap(), &settings).unwrap();
-    KafkaLog::over(client.clone(), Arc::new(client.create().unwrap()), settings).unwrap()
+    KafkaLog::over(client.clone(), Arc::new(Admin::new(client.clone()).unwrap()), settings).unwrap()
 }
 
 fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
