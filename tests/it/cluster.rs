@@ -34,7 +34,7 @@ use crate::{inspect, shop};
 const SESSION: Duration = Duration::from_secs(6);
 
 /// Longer than a partition may stand still while it has records and nodes come and go: a session, and what a rebalance and the machine's load take.
-const STANDSTILL: Duration = Duration::from_secs(120);
+const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// Servers of these tests are large: one test at a time.
 static ONE: Mutex<()> = Mutex::new(());

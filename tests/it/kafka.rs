@@ -59,13 +59,13 @@ fn slow_a_broker_that_is_away_stops_nothing_for_good() {
     let asked = Instant::now();
     assert_eq!(server.get("/metrics").status, 200);
     assert_eq!(server.get("/readyz").status, 200);
-    assert!(asked.elapsed() < Duration::from_secs(45), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     assert_eq!(server.get("/v1/reports/top-viewed").status, 503);
     std::thread::sleep(AWAY.saturating_sub(gone.elapsed()));
     broker.restart();
     let back = Instant::now();
     while server.post(&serde_json::to_vec(&rest[..10]).unwrap()).status != 200 {
-        assert!(back.elapsed() < Duration::from_secs(120), "no event is taken");
+        assert!(back.elapsed() < Duration::from_secs(60), "no event is taken");
     }
     server.accept(rest);
     server.settle();
@@ -144,7 +144,7 @@ fn assert_refused((server, mut log): (Server, File), expected: &[(Reader, &BTree
         if named == expected {
             break;
         }
-        assert!(asked.elapsed() < Duration::from_secs(120), "named are {named:?} of {expected:?}");
+        assert!(asked.elapsed() < Duration::from_secs(60), "named are {named:?} of {expected:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(server.stop().success());

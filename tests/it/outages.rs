@@ -166,10 +166,10 @@ fn slow_of_three_brokers_one_may_die_and_of_two_nothing_is_taken() {
     // Its bearer repeats it later with the same ids.
     let refused = server.post(&serde_json::to_vec(&day.events[..5]).unwrap());
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{}", refused.text());
-    assert!(asked.elapsed() < Duration::from_secs(90), "a refusal within the time a record may wait: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(40), "a refusal within the time a record may wait: {:?}", asked.elapsed());
     let asked = Instant::now();
     assert_eq!((server.get("/readyz").status, server.get("/metrics").status), (200, 200));
-    assert!(asked.elapsed() < Duration::from_secs(45), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
     brokers.restart_named("kafka-2");
     brokers.restart_named("kafka-3");
     sent(10);
@@ -193,7 +193,7 @@ fn assert_reads_are_refused_in_time(server: &Server) {
         let again = answer.header("retry-after").and_then(|seconds| seconds.parse().ok());
         assert!(answer.status == 503 && matches!(again, Some(1..=5)), "{path}: {} {again:?} {}", answer.status, answer.text());
         // A call to the store is tried again for 30 s, and its last attempt may take 5 s.
-        assert!(took < Duration::from_secs(100), "{path} took {took:?}");
+        assert!(took < Duration::from_secs(50), "{path} took {took:?}");
     };
     std::thread::scope(|scope| {
         for path in ["/v1/live/maps/product.p1", "/v1/reports/top-viewed", "/v1/export?format=ndjson", "/v1/export?format=csv"] {
@@ -249,7 +249,7 @@ fn assert_responsive(server: &Server) {
     for (path, status) in [("/livez", 200), ("/readyz", 200), ("/metrics", 200), ("/v1/live/maps/product.none", 404)] {
         let asked = Instant::now();
         assert_eq!(server.get(path).status, status, "{path}");
-        assert!(asked.elapsed() < Duration::from_secs(45), "{path}: {:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(10), "{path}: {:?}", asked.elapsed());
     }
 }
 

@@ -101,8 +101,9 @@ fn slow_sites_changed_on_one_process_are_in_force_on_the_other_within_a_second()
     site(&other, &["set", "shop", "--origin", "https://shop.example"]);
     let known = soon("the origin is known", || site(&one, &["list"])["sites"][1]["origins"] == json!(["https://shop.example"]));
     took.push(known);
-    // Other servers share the processors: not each time.
-    assert!(took.iter().any(|took| *took < Duration::from_secs(1)), "{took:?}");
+    // Other servers share the processors: the middle one of them.
+    took.sort_unstable();
+    assert!(took[1] < Duration::from_secs(1), "{took:?}");
     assert_eq!(site(&one, &["list"]), site(&other, &["list"]));
     assert!(text(&site(&other, &["token", "shop", "--object", "product.x"]), "token").starts_with("ct_shop_"));
 
@@ -111,7 +112,7 @@ fn slow_sites_changed_on_one_process_are_in_force_on_the_other_within_a_second()
     node.kill();
     let gone = Instant::now();
     while one.call("GET", "/readyz", &[], b"").json()["sites_unanswered_seconds"].is_null() {
-        assert!(gone.elapsed() < Duration::from_secs(60), "it does not say that the store is gone");
+        assert!(gone.elapsed() < Duration::from_secs(10), "it does not say that the store is gone");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(one.call("GET", "/readyz", &[], b"").status, 200);
@@ -126,7 +127,7 @@ fn slow_sites_changed_on_one_process_are_in_force_on_the_other_within_a_second()
     node.restart();
     let back = Instant::now();
     while !one.call("GET", "/readyz", &[], b"").json()["sites_unanswered_seconds"].is_null() {
-        assert!(back.elapsed() < Duration::from_secs(120), "it does not find the store again");
+        assert!(back.elapsed() < Duration::from_secs(30), "it does not find the store again");
         std::thread::sleep(Duration::from_millis(50));
     }
     let newest = text(&site(&one, &["rotate", "shop"]), "key").to_owned();

@@ -65,7 +65,7 @@ async fn brokers_that_do_not_answer_are_told_at_the_start() {
     let started = Instant::now();
     let refused = KafkaLog::open("kafka://127.0.0.1:1", Settings::default()).await.err().unwrap();
     assert!(matches!(&refused, Error::Unavailable(what) if what.contains("kafka")), "{refused}");
-    assert!(started.elapsed() < 4 * ASK, "it does not hang");
+    assert!(started.elapsed() < 2 * ASK, "it does not hang");
 }
 
 /// The log after its topic of events was deleted, and made anew.
@@ -76,7 +76,7 @@ async fn recreated(fresh: &Fresh) -> KafkaLog {
     loop {
         match fresh.log().await {
             Ok(log) if log.bounds(Topic::Events).await.is_ok_and(|bounds| bounds[4].next == 0) => return log,
-            _ => assert!(asked.elapsed() < Duration::from_secs(120), "the topic does not go"),
+            _ => assert!(asked.elapsed() < Duration::from_secs(30), "the topic does not go"),
         }
     }
 }
@@ -146,7 +146,7 @@ async fn a_reader_that_does_not_come_back_holds_a_partition_for_its_time_only() 
     let mut two = log.subscribe(Topic::Events, "g").await.unwrap();
     let Ok(Delivery::Revoked(given_back)) = one.next(1).await else { panic!("expected a revocation") };
     // The first one never asks again.
-    let got = tokio::time::timeout(Duration::from_secs(90), two.next(1)).await.expect("the second one gets them all the same");
+    let got = tokio::time::timeout(Duration::from_secs(30), two.next(1)).await.expect("the second one gets them all the same");
     assert!(matches!(got, Ok(Delivery::Assigned(partitions)) if partitions == given_back));
 }
 
@@ -160,7 +160,7 @@ async fn a_restart_under_the_same_name_takes_its_partitions_up_at_once() {
         let log = fresh.log().await.unwrap();
         log.append(Topic::Events, vec![record(2, "x")]).await.unwrap();
         let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
-        let assigned = tokio::time::timeout(Duration::from_secs(90), reader.next(1)).await.expect("no wait for a session to end");
+        let assigned = tokio::time::timeout(Duration::from_secs(30), reader.next(1)).await.expect("no wait for a session to end");
         assert!(matches!(assigned, Ok(Delivery::Assigned(partitions)) if partitions.len() == usize::from(PARTITIONS)));
         reader.seek(2, round);
         assert!(matches!(reader.next(1).await, Ok(Delivery::Records { partition: 2, next, .. }) if next == round + 1));
@@ -199,11 +199,11 @@ async fn a_reader_that_another_of_its_name_put_out_gives_up_its_partitions_and_c
     let mut first = here.subscribe(Topic::Events, "g").await.unwrap();
     assert!(matches!(first.next(1).await, Ok(Delivery::Assigned(_))));
     let second = there.subscribe(Topic::Events, "g").await.unwrap();
-    let given_up = tokio::time::timeout(Duration::from_secs(90), first.next(1)).await.expect("it learns that it was fenced");
+    let given_up = tokio::time::timeout(Duration::from_secs(30), first.next(1)).await.expect("it learns that it was fenced");
     assert!(matches!(given_up, Ok(Delivery::Revoked(partitions)) if partitions.len() == usize::from(PARTITIONS)));
     drop(second);
     there.close().await.unwrap();
-    let back = tokio::time::timeout(Duration::from_secs(150), first.next(1)).await.expect("it joins anew");
+    let back = tokio::time::timeout(Duration::from_secs(60), first.next(1)).await.expect("it joins anew");
     assert!(matches!(back, Ok(Delivery::Assigned(partitions)) if partitions.len() == usize::from(PARTITIONS)));
     first.seek(2, 0);
     assert!(matches!(first.next(1).await, Ok(Delivery::Records { partition: 2, next: 1, .. })));

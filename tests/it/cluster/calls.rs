@@ -82,7 +82,7 @@ fn slow_cluster_a_clients_write_on_any_node_is_answered_by_its_owner() {
         if changed(&exported) == changes {
             break;
         }
-        assert!(asked.elapsed() < Duration::from_secs(120), "{} of {changes} archived", changed(&exported));
+        assert!(asked.elapsed() < Duration::from_secs(30), "{} of {changes} archived", changed(&exported));
         std::thread::sleep(Duration::from_millis(200));
     }
     for node in webs.into_iter().chain(keepers).chain([archiving]) {

@@ -48,7 +48,7 @@ impl Pair {
                     self.felt.fetch_add(1, Ordering::SeqCst);
                 }
             }
-            assert!(asked.elapsed() < Duration::from_secs(120), "{path}: neither takes it");
+            assert!(asked.elapsed() < Duration::from_secs(30), "{path}: neither takes it");
             std::thread::sleep(Duration::from_millis(5));
         }
         unreachable!("it asks for ever")

@@ -92,7 +92,7 @@ async fn pieces_that_cannot_be_removed_hold_a_batch_up_once_and_not_for_each_par
     archive.write(WriteBatch { cursors, ..WriteBatch::default() }).await.unwrap();
     // Each attempt is given 5 s.
     let took = began.elapsed();
-    assert!((Duration::from_secs(5)..Duration::from_secs(90)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(5)..Duration::from_secs(30)).contains(&took), "{took:?}");
     assert!(archive.cursors().await.unwrap().iter().all(|cursor| cursor.next == 5));
 }
 
@@ -172,5 +172,5 @@ async fn a_cluster_that_answers_nothing_is_given_up_in_time_by_all_who_wait() {
     let calls = (0..2_000).map(|_| archive.cluster.write(vec![Write::new(PUT_SITE, ("s",))]));
     let told = futures::future::join_all(calls).await;
     assert!(told.iter().all(|told| matches!(told, Err(cql::Error::Unavailable(_)))));
-    assert!(began.elapsed() < 20 * patience, "{:?}", began.elapsed());
+    assert!(began.elapsed() < 5 * patience, "{:?}", began.elapsed());
 }
