@@ -42,15 +42,32 @@ const DAY: u64 = 86_400;
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, Error> {
-    let cluster = Cluster::reach_migrated(address, settings).await?;
+    let keyspace = &address.keyspace;
+    let is_done = async |cluster: &Cluster| cluster.as_it_must_be(keyspace, settings).await;
+    migrate_by(address, settings, is_done, async |cluster, owner| cluster.bring_up(keyspace, settings, owner).await).await
+}
+
+/// A migration of a keyspace: `is_done` says, in words, that nothing is to be done, where that is so; else `bring_up` does it, for the owner of the lock.
+pub(super) async fn migrate_by(
+    address: &Address,
+    settings: &Settings,
+    is_done: impl AsyncFn(&Cluster) -> Result<Option<String>, Error>,
+    bring_up: impl AsyncFn(&Cluster, i32) -> Result<String, Error>,
+) -> Result<String, Error> {
+    check_replication(&settings.replication)?;
+    let (cluster, keyspace) = (Cluster::reach(address, settings).await?, &address.keyspace);
     // Where nothing is to be done, nothing is waited for.
-    if cluster.has_versions(&address.keyspace).await?
-        && let Some(done) = cluster.as_it_must_be(&address.keyspace, settings).await?
+    if cluster.has_versions(keyspace).await?
+        && let Some(done) = is_done(&cluster).await?
     {
         return Ok(done);
     }
-    let owner = cluster.begin_migration(&address.keyspace, settings).await?;
-    let migrated = cluster.bring_up(&address.keyspace, settings, owner).await;
+    let owner = cluster.begin_migration(keyspace, settings).await?;
+    let migrated = match is_done(&cluster).await {
+        Ok(None) => bring_up(&cluster, owner).await,
+        Ok(Some(done)) => Ok(done),
+        Err(error) => Err(error),
+    };
     let ended = cluster.end_migration(owner).await;
     let done = migrated?;
     ended?;
@@ -58,14 +75,8 @@ pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, E
 }
 
 impl Cluster {
-    /// Connects for a migration.
-    pub(super) async fn reach_migrated(address: &Address, settings: &Settings) -> Result<Self, Error> {
-        check_replication(&settings.replication)?;
-        Self::reach(address, settings).await
-    }
-
     /// Makes the keyspace where it is missing, and takes its lock. Gives whose it is.
-    pub(super) async fn begin_migration(&self, keyspace: &str, settings: &Settings) -> Result<i32, Error> {
+    async fn begin_migration(&self, keyspace: &str, settings: &Settings) -> Result<i32, Error> {
         self.make_keyspace(keyspace, &settings.replication).await?;
         self.use_keyspace(keyspace).await?;
         self.change(VERSIONS).await?;
@@ -86,7 +97,7 @@ impl Cluster {
     }
 
     /// Gives the lock back, unless it is another's by now.
-    pub(super) async fn end_migration(&self, owner: i32) -> Result<(), Error> {
+    async fn end_migration(&self, owner: i32) -> Result<(), Error> {
         self.transact(&format!("DELETE FROM schema_version WHERE part = 'lock' IF version = {owner}")).await.map(drop)
     }
 
@@ -132,9 +143,6 @@ impl Cluster {
 
     /// Applies what is missing. The lock is held.
     async fn bring_up(&self, keyspace: &str, settings: &Settings, owner: i32) -> Result<String, Error> {
-        if let Some(done) = self.as_it_must_be(keyspace, settings).await? {
-            return Ok(done);
-        }
         let (known, days) = (self.version().await?, retention_days(settings));
         let statements = statements(settings);
         for statement in &statements {
@@ -186,15 +194,6 @@ impl Cluster {
         Ok(applied.and_then(|at| row.columns.get(at)?.as_ref()?.as_boolean()).unwrap_or_default())
     }
 
-    /// The same, by the migration that has the lock, for as long as it takes.
-    pub(super) async fn change_as(&self, owner: i32, cql: &str) -> Result<(), Error> {
-        let renew = format!("UPDATE schema_version USING TTL {LOCK} SET version = {owner} WHERE part = 'lock' IF version = {owner}");
-        if !self.transact(&renew).await? {
-            return Err(Error::Unavailable("this migration took too long, and another one may be under way".into()));
-        }
-        self.change(cql).await
-    }
-
     /// A statement that changes the schema, or its version; all nodes that can be reached agree on it when this returns.
     pub(super) async fn change(&self, cql: &str) -> Result<(), Error> {
         let mut statement = Statement::new(cql);
@@ -208,6 +207,15 @@ impl Cluster {
             })
         };
         self.try_until(Class::Lasting, CHANGE + AGREEMENT, cql, attempt).await.map(drop)
+    }
+
+    /// The same, by the migration that has the lock, for as long as it takes.
+    pub(super) async fn change_as(&self, owner: i32, cql: &str) -> Result<(), Error> {
+        let renew = format!("UPDATE schema_version USING TTL {LOCK} SET version = {owner} WHERE part = 'lock' IF version = {owner}");
+        if !self.transact(&renew).await? {
+            return Err(Error::Unavailable("this migration took too long, and another one may be under way".into()));
+        }
+        self.change(cql).await
     }
 
     async fn use_keyspace(&self, keyspace: &str) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! A part of a keyspace with tables and a version of its own, beside the archive's: made and changed by `contrail migrate`, checked by whoever connects to
 //! it. What is in the tables is its owner's business.
 
-use super::migrate::statements_of;
+use super::migrate::{migrate_by, statements_of};
 use super::{Address, Cluster, Error, Settings};
 
 /// The tables of one owner.
@@ -22,19 +22,9 @@ pub struct Part {
 /// # Errors
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate_part(address: &Address, settings: &Settings, part: &Part) -> Result<String, Error> {
-    let cluster = Cluster::reach_migrated(address, settings).await?;
-    // Where nothing is to be done, nothing is waited for.
-    if cluster.has_versions(&address.keyspace).await?
-        && let Some(done) = cluster.has_part(&address.keyspace, part).await?
-    {
-        return Ok(done);
-    }
-    let owner = cluster.begin_migration(&address.keyspace, settings).await?;
-    let migrated = cluster.bring_up_part(&address.keyspace, part, owner).await;
-    let ended = cluster.end_migration(owner).await;
-    let done = migrated?;
-    ended?;
-    Ok(done)
+    let keyspace = &address.keyspace;
+    let is_done = async |cluster: &Cluster| cluster.has_part(keyspace, part).await;
+    migrate_by(address, settings, is_done, async |cluster, owner| cluster.bring_up_part(keyspace, part, owner).await).await
 }
 
 impl Cluster {
@@ -64,9 +54,6 @@ impl Cluster {
     }
 
     async fn bring_up_part(&self, keyspace: &str, part: &Part, owner: i32) -> Result<String, Error> {
-        if let Some(done) = self.has_part(keyspace, part).await? {
-            return Ok(done);
-        }
         for statement in statements_of(part.schema) {
             if statement.starts_with("INSERT") {
                 self.transact(&statement).await?;

@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
-use rdkafka::client::DefaultClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::client::{self, DefaultClientContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::eventlog::Error;
 
-/// The least time between two clients: where brokers are away, none is made for each question.
-const APART: Duration = Duration::from_secs(10);
+/// The least age of a client that is replaced: where brokers are away, none is made for each question.
+const LEAST_AGE: Duration = Duration::from_secs(10);
 
 type Client = Arc<AdminClient<DefaultClientContext>>;
 
-/// See above.
+/// The present client, and what the next one is made of.
 pub(super) struct Admin {
     config: ClientConfig,
+    /// Since when, too.
     current: Mutex<(Client, Instant)>,
 }
 
@@ -38,10 +39,20 @@ impl Admin {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Whoever asks next asks by another client than this, which found no broker; unless one was made just now.
-    pub(super) fn replace(&self, client: &Client) {
+    /// Asks something by it. Where it finds no broker, whoever asks next asks by another one. Blocking.
+    pub(super) fn ask<T>(&self, question: impl FnOnce(&client::Client) -> KafkaResult<T>) -> KafkaResult<T> {
+        let client = self.client();
+        let answer = question(client.inner());
+        if answer.as_ref().is_err_and(found_no_broker) {
+            self.replace(&client);
+        }
+        answer
+    }
+
+    /// Makes another client in place of this one, unless that was done, or this one is young.
+    fn replace(&self, client: &Client) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&current.0, client) || current.1.elapsed() < APART {
+        if !Arc::ptr_eq(&current.0, client) || current.1.elapsed() < LEAST_AGE {
             return;
         }
         match create(&self.config) {
@@ -71,15 +82,16 @@ mod tests {
         config.set("bootstrap.servers", "127.0.0.1:1");
         let admin = Admin::new(config).unwrap();
         let first = admin.client();
-        let error = first.inner().fetch_metadata(None, Duration::from_millis(300)).unwrap_err();
+        let asked = || admin.ask(|client| client.fetch_metadata(None, Duration::from_millis(300))).unwrap_err();
+        let age = || admin.current.lock().unwrap().1 = Instant::now().checked_sub(LEAST_AGE).unwrap();
+        let error = asked();
         assert!(found_no_broker(&error), "{error}");
-        admin.replace(&first);
-        assert!(Arc::ptr_eq(&admin.client(), &first));
-        admin.current.lock().unwrap().1 = Instant::now().checked_sub(APART).unwrap();
-        admin.replace(&first);
+        assert!(Arc::ptr_eq(&admin.client(), &first), "it is young");
+        age();
+        asked();
         let second = admin.client();
         assert!(!Arc::ptr_eq(&second, &first));
-        admin.current.lock().unwrap().1 = Instant::now().checked_sub(APART).unwrap();
+        age();
         admin.replace(&first);
         assert!(Arc::ptr_eq(&admin.client(), &second), "it was replaced already");
     }

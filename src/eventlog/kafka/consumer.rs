@@ -1,6 +1,8 @@
 //! A member of a Kafka consumer group. One thread polls, for as long as the member lives; the reader meets it at [`Member`]. (Streams over partition
 //! queues can lose a wake-up and leave a partition behind for ever: librdkafka's wrappers #638, #665, #840.) Group protocol: classic, cooperative-sticky.
 
+mod tasks;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -11,11 +13,11 @@ use rdkafka::bindings::rd_kafka_resp_err_t as Code;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 use tokio::sync::Notify;
 
-use super::admin::{Admin, found_no_broker};
+use self::tasks::perform;
+use super::admin::Admin;
 use super::member::{Member, Task};
 use super::topics::failed;
 use crate::eventlog::{Bounds, Consumer, Delivery, Error, Offset, Stored, Topic};
@@ -384,95 +386,6 @@ fn has_room(consumer: &BaseConsumer<Group>, shared: &Shared, full_since: &mut Op
     }
     drop(shared.reader.wait_timeout_while(member, POLL, |member| member.is_full() && member.stopped.is_none()));
     false
-}
-
-/// False where it is to be tried again.
-fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool {
-    let done = match task {
-        Task::Pause(partition) => consumer.pause(&shared.list([partition])).map_err(failed),
-        Task::ReadOn(partition, offset) => read_from(consumer, shared, partition, offset),
-        Task::Seek(partition, offset) => seek(consumer, shared, partition, offset),
-        Task::Look(partition, offset) => look(consumer, shared, partition, offset),
-    };
-    match done {
-        Ok(()) => true,
-        Err(error @ (Error::OutOfRange { .. } | Error::Format(_))) => {
-            shared.member().fail(task.partition(), error);
-            shared.wake.notify_one();
-            true
-        }
-        Err(error) => {
-            // An assignment under way, or a broker that does not answer.
-            tracing::debug!(%error, ?task, topic = shared.name, "kafka; it is tried again");
-            false
-        }
-    }
-}
-
-/// Checks a sought offset, and has the partition read from there.
-fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let bounds = shared.bounds(partition)?;
-    super::check_range(shared.topic, partition, offset, bounds)?;
-    check_topic(consumer, shared, partition, offset)?;
-    read_from(consumer, shared, partition, offset)?;
-    let mut member = shared.member();
-    member.sought(partition, offset, bounds.next);
-    Ok(())
-}
-
-/// Reads on where a partition that nothing came of is not at its end.
-fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let end = shared.bounds(partition)?.next;
-    if end > offset {
-        tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
-        // This client may know of no leader, and ask for none by itself; or of no broker any longer, while others do (see [`super::admin`]).
-        let known = consumer.fetch_metadata(Some(&shared.name), super::LOOK);
-        let mut member = shared.member();
-        member.heard_end(partition, end);
-        member.wedged |= member.stalled(partition) || known.is_err_and(|error| found_no_broker(&error));
-        drop(member);
-        read_from(consumer, shared, partition, offset)?;
-    }
-    Ok(())
-}
-
-/// Whether a sought offset is one of this topic: from the start on it is, and the brokers are told so; later, they must know that the group read here. With a
-/// topic they forget what groups committed of it.
-fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let found = consumer.committed_offsets(shared.list([partition]), super::LOOK).map_err(failed)?;
-    found.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)?;
-    let has_read = found.elements().iter().any(|element| matches!(element.offset(), At::Offset(_)) && element.metadata() != super::UNREAD);
-    if has_read {
-        return Ok(());
-    }
-    if offset == 0 {
-        let mut list = shared.list([partition]);
-        list.set_all_offsets(At::Offset(0)).map_err(failed)?;
-        return consumer.commit(&list, CommitMode::Sync).map_err(failed);
-    }
-    let Shared { name, group, .. } = shared;
-    Err(Error::Format(format!(
-        "kafka topic `{name}` partition {partition}: its reader stands at {offset}, and the brokers know nothing of what group `{group}` read. Either the topic \
-         was deleted and made anew, and the stores belong to the former one; or the group was away for longer than `offsets.retention.minutes`. Only if it \
-         is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group {group} --topic {name} \
-         --reset-offsets --to-earliest --execute` (with `--command-config FILE` where the brokers want TLS or a login), and start them again"
-    )))
-}
-
-fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let mut list = shared.list([partition]);
-    list.set_all_offsets(At::Offset(i64::try_from(offset).map_err(failed)?)).map_err(failed)?;
-    consumer.resume(&list).map_err(failed)?;
-    let sought = consumer.seek_partitions(list.clone(), super::LOOK).map_err(failed)?;
-    match sought.elements().iter().try_for_each(TopicPartitionListElem::error) {
-        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::State) => {
-            // It is not fetched at all: librdkafka gave it up where its leader once called the offset outside the log.
-            tracing::warn!(topic = shared.name, partition, offset, "a partition was no longer fetched; it is read anew");
-            drop(consumer.incremental_unassign(&list));
-            consumer.incremental_assign(&list).map_err(failed)
-        }
-        done => done.map_err(failed),
-    }
 }
 
 fn take(shared: &Shared, message: &impl Message) {

@@ -40,7 +40,7 @@ use rdkafka::{ClientConfig, Offset as At, TopicPartitionList};
 
 use super::{Append, Bounds, Consumer, Error, EventLog, MAX_RECORD, Offset, Stored, Topic};
 use crate::event::{PARTITIONS, Timestamp};
-use admin::{Admin, found_no_broker};
+use admin::Admin;
 pub use broadcast::{Broadcast, Heard, Tail};
 use producer::{LINGER, Late, Producer, ROUND_LINGER};
 use reads::Readers;
@@ -101,24 +101,14 @@ fn tell(error: &KafkaError, reason: &str) {
 fn bounds_of(admin: &Admin, name: &str, partition: u16) -> Result<Bounds, Error> {
     let asked = Instant::now();
     loop {
-        let client = admin.client();
-        match client.inner().fetch_watermarks(name, i32::from(partition), LOOK) {
+        match admin.ask(|client| client.fetch_watermarks(name, i32::from(partition), LOOK)) {
             Ok((start, next)) => return Ok(Bounds { start: u64::try_from(start).map_err(failed)?, next: u64::try_from(next).map_err(failed)? }),
             Err(error) if lacks_leader(&error) && asked.elapsed() < LOOK => {
                 // A client that does not read learns of leaders only now and then: one that it once found away is so until it asks.
-                if let Err(error) = client.inner().fetch_metadata(Some(name), LOOK)
-                    && found_no_broker(&error)
-                {
-                    admin.replace(&client);
-                }
+                drop(admin.ask(|client| client.fetch_metadata(Some(name), LOOK)));
                 std::thread::sleep(PAUSE);
             }
-            Err(error) => {
-                if found_no_broker(&error) {
-                    admin.replace(&client);
-                }
-                return Err(failed(error));
-            }
+            Err(error) => return Err(failed(error)),
         }
     }
 }
@@ -296,7 +286,7 @@ impl Inner {
 
     /// Every group that ever subscribed to a topic, by its full name.
     fn groups(&self, topic: Topic) -> Result<Vec<String>, Error> {
-        let all = self.admin.client().inner().fetch_group_list(None, ASK).map_err(failed)?;
+        let all = self.admin.ask(|client| client.fetch_group_list(None, ASK)).map_err(failed)?;
         let prefix = self.group(topic, "");
         Ok(all.groups().iter().map(|group| group.name().to_owned()).filter(|name| name.starts_with(&prefix)).collect())
     }
