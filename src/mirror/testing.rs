@@ -9,7 +9,6 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde_json::{Value, json};
-
 use tokio::task::JoinSet;
 
 use super::*;

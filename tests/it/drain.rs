@@ -55,6 +55,7 @@ fn sigterm_answers_what_it_took_and_keeps_what_it_answered() {
         sender.join().unwrap();
     }
     let acknowledged = Arc::into_inner(acknowledged).unwrap().into_inner().unwrap();
+    assert!(acknowledged.len() > 50, "the test sent under load: {}", acknowledged.len());
     let server = Server::on(&data, &[]);
     server.settle();
     let kept = server.get("/v1/export?format=ndjson").text();

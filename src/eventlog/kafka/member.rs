@@ -239,7 +239,7 @@ impl Member {
 
     /// Records wait for a partition at its leader, which answers, and none came for long. True where reading on was in vain so often that another client is to
     /// try.
-    pub(super) fn stalled(&mut self, partition: u16) -> bool {
+    pub(super) fn count_stall(&mut self, partition: u16) -> bool {
         // While its reader has enough, none is taken.
         let is_full = self.is_full();
         let Some(part) = self.parts.get_mut(&partition).filter(|_| !is_full) else { return false };

@@ -11,7 +11,6 @@ use crate::sync::{Error, Head, Seek, naming};
 const PUT: &str = "INSERT INTO object_name (site, kind, bucket, name) VALUES (?, ?, ?, ?) USING TIMESTAMP ?";
 const TAKE: &str = "DELETE FROM object_name USING TIMESTAMP ? WHERE site = ? AND kind = ? AND bucket = ? AND name = ?";
 const GET: &str = "SELECT name FROM object_name WHERE site = ? AND kind = ? AND bucket = ? AND name >= ? LIMIT ?";
-
 const GET_DOWN: &str =
     "SELECT name FROM object_name WHERE site = ? AND kind = ? AND bucket = ? AND name >= ? AND name < ? ORDER BY name DESC LIMIT ?";
 

@@ -56,7 +56,7 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
         let known = consumer.fetch_metadata(Some(&shared.name), LOOK);
         let mut member = shared.member();
         member.heard_end(partition, end);
-        member.wedged |= member.stalled(partition) || known.is_err_and(|error| found_no_broker(&error));
+        member.wedged |= member.count_stall(partition) || known.is_err_and(|error| found_no_broker(&error));
         drop(member);
         read_from(consumer, shared, partition, offset)?;
     }

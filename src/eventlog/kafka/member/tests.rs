@@ -131,13 +131,13 @@ fn a_partition_that_stands_still_before_its_end_is_read_anew() {
 #[test]
 fn a_client_that_is_asked_in_vain_is_replaced() {
     let mut member = reading();
-    assert_eq!((0..5).map(|_| member.stalled(0)).collect::<Vec<_>>(), [false, false, false, true, true]);
-    assert!(!member.stalled(1), "each partition for itself");
+    assert_eq!((0..5).map(|_| member.count_stall(0)).collect::<Vec<_>>(), [false, false, false, true, true]);
+    assert!(!member.count_stall(1), "each partition for itself");
     member.take("events", 0, stored(5), at(0));
-    assert!(!member.stalled(0), "it gives records");
+    assert!(!member.count_stall(0), "it gives records");
     let large = Stored { offset: 6, value: vec![0; READ_AHEAD].into() };
     member.take("events", 0, large, at(0));
-    assert!((0..9).all(|_| !member.stalled(0)), "its reader has enough");
+    assert!((0..9).all(|_| !member.count_stall(0)), "its reader has enough");
 }
 
 #[test]
