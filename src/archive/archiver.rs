@@ -239,9 +239,7 @@ impl Run {
 
     async fn run(mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
-            let step = self.step(stop).await;
-            match step {
-                Ok(()) if stop.is_cancelled() => break,
+            match self.step(stop).await {
                 Ok(()) if self.seek_at.is_some() => {}
                 Ok(()) => {
                     self.failures = 0;
@@ -250,8 +248,10 @@ impl Run {
                 Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await?,
                 Err(error) => return Err(error),
             }
+            if stop.is_cancelled() {
+                return self.commit().await;
+            }
         }
-        self.commit().await
     }
 
     /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written. Before that, when it is time to, asks again where partitions
