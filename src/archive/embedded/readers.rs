@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -21,7 +21,14 @@ const IDLE: usize = 24;
 /// The days that have a file with its tables in place.
 pub(super) struct Days {
     dir: PathBuf,
-    known: Mutex<BTreeSet<i32>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    days: BTreeSet<i32>,
+    /// How often days came or went.
+    changes: u64,
 }
 
 impl Days {
@@ -29,13 +36,13 @@ impl Days {
     pub(super) fn list(dir: &Path) -> Result<Self, Error> {
         let dir = dir.join("archive");
         let unreadable = |error: std::io::Error| Error::Store(format!("{}: {error}", dir.display()));
-        let mut known = BTreeSet::new();
+        let mut known = Known::default();
         match std::fs::read_dir(&dir) {
             Ok(files) => {
                 for file in files {
                     let name = file.map_err(unreadable)?.file_name();
                     let date = name.to_str().and_then(|name| name.strip_suffix(".db"));
-                    known.extend(date.and_then(|date| Timestamp::parse(&format!("{date}T00:00:00Z")).ok()).map(Timestamp::utc_day));
+                    known.days.extend(date.and_then(|date| Timestamp::parse(&format!("{date}T00:00:00Z")).ok()).map(Timestamp::utc_day));
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -56,17 +63,23 @@ impl Days {
 
     /// All days, oldest first.
     pub(super) fn all(&self) -> Vec<i32> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        self.known().days.iter().copied().collect()
     }
 
     /// A day's file is complete now.
     pub(super) fn add(&self, day: i32) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+        let mut known = self.known();
+        known.changes += u64::from(known.days.insert(day));
     }
 
     /// A day's file is about to go.
     pub(super) fn remove(&self, day: i32) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&day);
+        let mut known = self.known();
+        known.changes += u64::from(known.days.remove(&day));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -157,14 +170,16 @@ impl Readers {
     }
 
     fn with<T>(&self, path: &Path, query: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        let changes = self.days.known().changes;
         let conn = match self.take(path) {
             Some(conn) => conn,
             None => sqlite::open_readonly(path)?,
         };
         let answer = query(&conn);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // A file removed meanwhile may be made anew: its old connection would show what is gone.
-        if *path == self.answers || self.days.all().into_iter().any(|day| self.days.path(day) == *path) {
+        // A file removed meanwhile may be made anew, even before this ends: its old connection would show what is gone.
+        let stays = || self.days.known().changes == changes && self.days.all().into_iter().any(|day| self.days.path(day) == *path);
+        if *path == self.answers || stays() {
             if idle.len() >= IDLE {
                 drop(idle.remove(0));
             }
@@ -177,5 +192,42 @@ impl Readers {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let at = idle.iter().rposition(|(of, _)| of == path)?;
         Some(idle.remove(at).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_to_a_file_that_was_made_anew_meanwhile_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("archive")).unwrap();
+        let days = std::sync::Arc::new(Days::list(dir.path()).unwrap());
+        let readers = Readers::new(dir.path(), std::sync::Arc::clone(&days));
+        let path = days.path(7);
+        let make = |row: i64| {
+            let conn = Connection::open(&path).unwrap();
+            conn.execute_batch(&format!("CREATE TABLE t (n); INSERT INTO t VALUES ({row})")).unwrap();
+            days.add(7);
+        };
+        let row = |meanwhile: &dyn Fn()| {
+            let asked = readers.with(&path, |conn| {
+                meanwhile();
+                Ok(conn.query_row("SELECT n FROM t", [], |row| row.get::<_, i64>(0))?)
+            });
+            asked.unwrap()
+        };
+        let idle = || readers.idle.lock().unwrap().len();
+        make(1);
+        assert_eq!((row(&|| days.add(7)), idle()), (1, 1), "nothing changed");
+        let anew = || {
+            days.remove(7);
+            std::fs::remove_file(&path).unwrap();
+            readers.forget_removed();
+            make(2);
+        };
+        assert_eq!((row(&anew), idle()), (1, 0));
+        assert_eq!(row(&|| ()), 2);
     }
 }
