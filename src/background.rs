@@ -51,7 +51,12 @@ impl Worker {
             answer.send(work()).ok();
         });
         self.jobs.send(job).await.ok()?;
-        answered.await.ok()
+        tokio::select! {
+            biased;
+            done = answered => done.ok(),
+            // A job that was put just as the thread ended stays where it is, and its answer with it.
+            () = self.jobs.closed() => None,
+        }
     }
 }
 

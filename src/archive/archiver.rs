@@ -243,7 +243,7 @@ impl Run {
                 Ok(()) if self.seek_at.is_some() => {}
                 Ok(()) => {
                     self.failures = 0;
-                    self.job.progress.stands_still(None);
+                    self.goes_on();
                 }
                 Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await?,
                 Err(error) => return Err(error),
@@ -259,9 +259,7 @@ impl Run {
     async fn step(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         if self.seek_at.is_some_and(|at| at <= Instant::now()) {
             self.seek().await?;
-            if self.seek_at.is_none() {
-                self.job.progress.stands_still(None);
-            }
+            self.goes_on();
         }
         if self.retain_at <= Instant::now() {
             self.retain(stop).await?;
@@ -269,12 +267,21 @@ impl Run {
         self.gather(stop).await?;
         if self.pending.count > 0 {
             self.write().await?;
+            // Told before what was written is durable, which may take longer.
+            self.goes_on();
             self.commit_at.get_or_insert_with(|| Instant::now() + self.job.settings.durable_every);
         }
         if self.commit_at.is_some_and(|at| at <= Instant::now()) {
             self.commit().await?;
         }
         Ok(())
+    }
+
+    /// Nothing stands still any longer, but for partitions that are still sought.
+    fn goes_on(&self) {
+        if self.seek_at.is_none() {
+            self.job.progress.stands_still(None);
+        }
     }
 
     /// Takes deliveries until the batch is full, old enough, or none comes for a moment.

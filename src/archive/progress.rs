@@ -154,8 +154,11 @@ mod tests {
     #[test]
     fn what_is_long_in_coming_is_told_while_it_is_waited_for() {
         let (progress, began, second) = (Progress::default(), Instant::now(), Duration::from_secs(1));
-        // A moment passes here, of which nothing is told.
-        let waits = |seconds| progress.waits_at(began + seconds * second + second / 2);
+        // So long after what it waits for began.
+        let waits = |seconds| {
+            let since = progress.waiting.lock().unwrap().as_ref().map_or(began, |waiting| waiting.since);
+            progress.waits_at(since + seconds * second)
+        };
         let outer = progress.wait("all", 10 * second);
         assert_eq!((waits(9), waits(10).as_deref()), (None, Some("all, for 10 s so far")));
         let inner = progress.wait("some", 20 * second);

@@ -347,7 +347,7 @@ async fn the_dashboard_documents_follow_the_archive() {
         // Wait until a document says so, whatever was published before.
         let asked = std::time::Instant::now();
         let mut wait_for = async |name: &str, row: serde_json::Value| loop {
-            assert!(asked.elapsed() < Duration::from_secs(60), "no {name} with {row}: {:?}", seen.get(name));
+            assert!(asked.elapsed() < Duration::from_secs(300), "no {name} with {row}: {:?}", seen.get(name));
             for (name, (of, data)) in documents(world.log.as_ref()).await {
                 version = version.max(of);
                 seen.insert(name, data);
