@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
-use super::admin::{self, Refused, failed};
+use super::admin::{self, Answer, Refused, unanswered};
 use super::{At, Error};
 use crate::archive::learning::LearningArchive;
 use crate::archive::{self, Archive};
@@ -106,30 +106,32 @@ impl Learning {
         sync.into_iter().chain(self.archive.as_ref().map(|_| "archive")).collect()
     }
 
-    /// What the stages would have done by now. None: none learns.
-    pub(super) fn learned(&self) -> Option<Value> {
+    /// What the stages would have done by now.
+    async fn learned(&self) -> Value {
         let mut told = serde_json::Map::new();
         if let Some(sync) = &self.sync {
             told.insert("sync".into(), json!({"changes": sync.log.appended(), "stored": sync.store.learned()}));
         }
         if let Some(archive) = &self.archive {
-            told.insert("archive".into(), json!(archive.archive.learned()));
+            told.insert("archive".into(), json!(archive.archive.learned().await));
         }
-        (!told.is_empty()).then_some(Value::Object(told))
+        Value::Object(told)
     }
 
     /// Records that the stages have yet to pass.
-    async fn behind(&self, log: &dyn EventLog) -> Result<u64, Failure> {
-        let events = log.bounds(Topic::Events).await?;
+    async fn behind(&self, log: &dyn EventLog) -> Result<u64, Refused> {
+        let events = log.bounds(Topic::Events).await.map_err(unanswered)?;
         let mut behind = 0;
         if let Some(LearningSync { log, store, .. }) = &self.sync {
-            let (routers, keepers) = store.offsets().await?;
+            let (routers, keepers) = store.offsets().await.map_err(unanswered)?;
             let of =
                 |bounds: &[Bounds], reached: &[u64]| bounds.iter().zip(reached).map(|(bounds, next)| bounds.next.saturating_sub(*next)).sum::<u64>();
-            behind += of(&events, &routers) + of(&log.bounds(Topic::Changes).await?, &keepers);
+            let changes = log.bounds(Topic::Changes).await.map_err(unanswered)?;
+            behind += of(&events, &routers) + of(&changes, &keepers);
         }
         if let Some(LearningArchiver { archive, .. }) = &self.archive {
-            behind += events.iter().zip(archive.cursors().await?).map(|(bounds, cursor)| bounds.next.saturating_sub(cursor.next)).sum::<u64>();
+            let cursors = archive.cursors().await.map_err(unanswered)?;
+            behind += events.iter().zip(cursors).map(|(bounds, cursor)| bounds.next.saturating_sub(cursor.next)).sum::<u64>();
         }
         Ok(behind)
     }
@@ -146,17 +148,16 @@ impl Learning {
             self.has_room.store(bytes < self.max_bytes, Ordering::Relaxed);
             metrics::gauge!("contrail_learning_scratch_bytes").set(bytes as f64);
             if round % 6 == 0 {
-                self.tell();
+                self.tell().await;
             }
         }
-        self.tell();
+        self.tell().await;
         Ok(())
     }
 
-    fn tell(&self) {
-        if let Some(learned) = self.learned() {
-            tracing::info!(%learned, "learning: what would have been done since the start");
-        }
+    async fn tell(&self) {
+        let learned = self.learned().await;
+        tracing::info!(%learned, "learning: what would have been done since the start");
     }
 
     /// Closes what the stages wrote to and removes it. Nothing of it is missed.
@@ -185,7 +186,8 @@ pub(super) fn router(learning: Arc<Learning>, log: Arc<dyn EventLog>, access: Ac
     Router::new().route("/admin/learning", get(told)).layer(middleware::from_fn_with_state(access, admin::guard)).with_state((learning, log))
 }
 
-async fn told(State((learning, log)): State<(Arc<Learning>, Arc<dyn EventLog>)>) -> Result<Json<Value>, Refused> {
-    let behind = learning.behind(&*log).await.map_err(failed)?;
-    Ok(Json(json!({"learning": learning.stages(), "behind": behind, "learned": learning.learned()})))
+async fn told(State((learning, log)): State<(Arc<Learning>, Arc<dyn EventLog>)>) -> Answer {
+    // In this order: what is told to be passed is counted by then.
+    let behind = learning.behind(&*log).await?;
+    Ok(Json(json!({"learning": learning.stages(), "behind": behind, "learned": learning.learned().await})))
 }

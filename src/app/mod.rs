@@ -271,7 +271,7 @@ fn build(
         router = router.merge(faces);
         rooms.spawn("admission", sweeping);
     }
-    if parts.learning.learned().is_some() {
+    if !parts.learning.stages().is_empty() {
         let (stop, learning) = (rooms.stop_token(), Arc::clone(&parts.learning));
         rooms.spawn("learning", learning.run(stop));
     }

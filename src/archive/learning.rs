@@ -2,11 +2,12 @@
 //! where its later reads find it, and counts it. Opened by the composition root. Must never write to the archive underneath.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use super::{
     Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
@@ -45,6 +46,7 @@ pub struct LearningArchive {
     live: Arc<dyn Archive>,
     scratch: Arc<dyn Archive>,
     has_room: HasRoom,
+    /// Held from before a batch is written until it is counted.
     learned: Mutex<Learned>,
 }
 
@@ -60,9 +62,9 @@ impl LearningArchive {
         Ok(Self { live, scratch, has_room, learned: Mutex::default() })
     }
 
-    /// What the archiver would have written by now.
-    pub fn learned(&self) -> Learned {
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What the archiver would have written by now: at least all that the cursors have passed.
+    pub async fn learned(&self) -> Learned {
+        self.learned.lock().await.clone()
     }
 
     /// Cells of a batch that the stage has not written before.
@@ -194,8 +196,9 @@ impl Archive for LearningArchive {
         let found = self.count(&batch).await?;
         batch.events.iter_mut().for_each(|row| row.body = Bytes::new());
         batch.quarantine.clear();
+        let mut learned = self.learned.lock().await;
         self.scratch.write(batch).await?;
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner).add(found);
+        learned.add(found);
         Ok(())
     }
 

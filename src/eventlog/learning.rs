@@ -151,6 +151,7 @@ impl Tail {
                 return Ok(offsets);
             }
             tokio::select! {
+                biased;
                 () = freed => {}
                 () = sleep_until(until) => return Err(Error::Unavailable("the learning keeper is too far behind the learning router".into())),
             }

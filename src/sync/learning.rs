@@ -93,6 +93,19 @@ impl LearningStore {
         Ok(found)
     }
 
+    /// Counts the records that are passed; once, however often that is tried.
+    fn pass(&self, commits: &[RouterCommit]) {
+        let mut routed = self.routed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut passed = 0;
+        for RouterCommit { partition, next, .. } in commits {
+            if let Some(at) = routed.get_mut(usize::from(*partition)) {
+                passed += next.saturating_sub(*at);
+                *at = (*next).max(*at);
+            }
+        }
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner).records += passed;
+    }
+
     /// Counts a write over what it replaces.
     fn count(&self, write: &ObjectWrite, before: Option<&Head>, is_first: bool) {
         let kind = name_of(write.key.kind);
@@ -149,18 +162,9 @@ impl ObjectStore for LearningStore {
 
     async fn commit_router(&self, commits: Vec<RouterCommit>) -> Result<(), Error> {
         self.check_room()?;
-        let next: Vec<(u16, u64)> = commits.iter().map(|commit| (commit.partition, commit.next)).collect();
-        self.scratch.commit_router(commits).await?;
-        let mut passed = 0;
-        let mut routed = self.routed.lock().unwrap_or_else(PoisonError::into_inner);
-        for (partition, next) in next {
-            if let Some(at) = routed.get_mut(usize::from(partition)) {
-                passed += next.saturating_sub(std::mem::replace(at, next));
-            }
-        }
-        drop(routed);
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner).records += passed;
-        Ok(())
+        // Before it can be seen that they were passed.
+        self.pass(&commits);
+        self.scratch.commit_router(commits).await
     }
 
     async fn checkpoint(&self, partition: u16) -> Result<Checkpoint, Error> {

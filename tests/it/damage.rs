@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::Server;
+use crate::harness::{Server, wait_for};
 
 fn segments(data: &Path, topic: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(data.join("log").join(topic)).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -44,13 +45,14 @@ fn a_flipped_bit_stops_its_partition_alone() {
     bytes[at] ^= 1;
     fs::write(&segment, bytes).unwrap();
     let server = Server::on(&data, &[]);
+    let stopped = || server.get("/readyz").json()["stopped_partitions"].as_array().unwrap().clone();
+    // The log knows of it once a reader has met it.
+    wait_for("router and archiver say that they stopped there", Duration::from_secs(120), || stopped().len() >= 2);
     let answers: Vec<u16> = (1000..1100).map(|n| server.post(&serde_json::to_vec(&pages(n, n + 1)).unwrap()).status).collect();
     let refused = answers.iter().filter(|status| **status == 503).count();
     let taken = answers.iter().filter(|status| **status == 200).count();
     assert!(refused > 0 && taken > 50 && refused + taken == 100, "one partition of sixteen refuses: {refused} refused, {taken} taken");
-    let stopped = std::iter::repeat_with(|| server.get("/readyz").json()["stopped_partitions"].as_array().unwrap().clone());
-    let stopped = stopped.take(2000).inspect(|_| std::thread::sleep(std::time::Duration::from_millis(5))).find(|stopped| stopped.len() >= 2);
-    let stopped = stopped.expect("router and archiver both say that they stopped there");
+    let stopped = stopped();
     assert!(stopped.iter().all(|one| one["partition"] == stopped[0]["partition"] && one["why"].as_str().unwrap().contains("damaged")), "{stopped:?}");
 }
 

@@ -214,3 +214,12 @@ impl Drop for Server {
         }
     }
 }
+
+/// Waits for what must come.
+pub(crate) fn wait_for(what: &str, longest: Duration, mut there: impl FnMut() -> bool) {
+    let asked = Instant::now();
+    while !there() {
+        assert!(asked.elapsed() < longest, "{what}: not within {longest:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
