@@ -213,16 +213,12 @@ impl Member {
     }
 
     /// A task that could not be done at present, from when to when that was tried, and those behind it. One partition that cannot be asked for holds up no other:
-    /// what is behind goes first next time, records that are there before all, and the partition rests for longer each time. A look is not repeated:
-    /// where it is still wanted, it is made again.
+    /// what is behind goes first next time, records that are there before all, and the partition rests for longer each time.
     pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>, (began, now): (Instant, Instant)) {
         let (least, most) = REST;
         let took = now.duration_since(began).max(least);
         self.taking = Some(now + took);
         self.tasks.extend(rest);
-        if let Task::Look(..) = task {
-            return;
-        }
         self.tasks.push_back(task);
         if let Some(part) = self.parts.get_mut(&task.partition()) {
             let wait = part.rest.map_or(took, |(_, last)| (last * 2).max(took).min(most));

@@ -460,6 +460,11 @@ mod tests {
         }
         age(&producer, LONG);
         producer.append("t", &[record(1)]).await.unwrap_err();
+        // Making the next one, and the former one's reports, take a moment that is not the brokers'.
+        drop(producer.current().unwrap());
+        while producer.waiting.records.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         let refused = producer.append("t", &[record(1)]).await.unwrap_err();
         assert!(matches!(&refused, Error::Unavailable(what) if what.contains("what was to be appended")), "{refused}");
         assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former));

@@ -27,7 +27,7 @@ pub(crate) fn url() -> String {
 pub(crate) fn fresh() -> Settings {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let prefix = format!("test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    Settings { prefix, replication: 1, allow_single_replica: true, session_timeout: Duration::from_secs(6), ..Settings::default() }
+    Settings { prefix, replication: 1, allow_single_replica: true, session_timeout: Duration::from_secs(20), ..Settings::default() }
 }
 
 pub(crate) fn admin() -> AdminClient<DefaultClientContext> {

@@ -56,12 +56,26 @@ struct Found {
 /// # Errors
 /// [`Error::Format`] for a topic that Contrail must not use, with what to change; [`Error::Unavailable`] where the brokers do not answer.
 pub(super) async fn ensure(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
-    if find(admin, name).await?.is_none() {
-        create(admin, name, purpose, settings).await?;
-    }
-    let found = settled(admin, name).await?;
+    let asked = Instant::now();
+    // From the start each time: one that was just deleted may still be told of at first.
+    let (found, settings_of) = loop {
+        let missing = match find(admin, name).await? {
+            None => {
+                create(admin, name, purpose, settings).await?;
+                "is not told of by the brokers"
+            }
+            Some(found) if found.led => match describe(admin, name).await? {
+                Some(settings_of) => break (found, settings_of),
+                None => "has no settings that the brokers tell",
+            },
+            Some(_) => "has partitions without a leader",
+        };
+        if asked.elapsed() > SETTLE {
+            return Err(failed(format!("topic `{name}` {missing}")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     check_layout(name, &found, settings)?;
-    let settings_of = describe(admin, name).await?;
     check_settings(name, &settings_of, purpose, settings)
 }
 
@@ -96,18 +110,6 @@ async fn create(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings
     }
 }
 
-/// A topic whose partitions all have leaders.
-async fn settled(admin: &Admin, name: &str) -> Result<Found, Error> {
-    let asked = Instant::now();
-    loop {
-        match find(admin, name).await? {
-            Some(found) if found.led => return Ok(found),
-            _ if asked.elapsed() > SETTLE => return Err(failed(format!("topic `{name}` has partitions without a leader"))),
-            _ => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-}
-
 /// None where there is no such topic.
 async fn find(admin: &Admin, name: &str) -> Result<Option<Found>, Error> {
     // Metadata of all topics: asked for one by its name, a broker may create it.
@@ -120,25 +122,16 @@ async fn find(admin: &Admin, name: &str) -> Result<Option<Found>, Error> {
     }))
 }
 
-/// The settings of a topic, by name. A broker that has yet to hear of a new topic tells none, and is asked again.
-async fn describe(admin: &Admin, name: &str) -> Result<Vec<(String, String)>, Error> {
-    let asked = Instant::now();
-    loop {
-        let answers = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options()).await.map_err(failed)?;
-        let told: Vec<(String, String)> = match answers.into_iter().next() {
-            Some(Ok(resource)) => resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect(),
-            Some(Err(RDKafkaErrorCode::UnknownTopicOrPartition)) => Vec::new(),
-            Some(Err(code)) => return Err(failed(code)),
-            None => return Err(failed("no answer to describing a topic")),
-        };
-        if told.iter().any(|(key, _)| key == "cleanup.policy") {
-            return Ok(told);
-        }
-        if asked.elapsed() > SETTLE {
-            return Err(failed(format!("the brokers tell no settings of topic `{name}`")));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+/// The settings of a topic, by name; None from a broker that has yet to hear of a new one.
+async fn describe(admin: &Admin, name: &str) -> Result<Option<Vec<(String, String)>>, Error> {
+    let answers = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options()).await.map_err(failed)?;
+    let told: Vec<(String, String)> = match answers.into_iter().next() {
+        Some(Ok(resource)) => resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect(),
+        Some(Err(RDKafkaErrorCode::UnknownTopicOrPartition)) => return Ok(None),
+        Some(Err(code)) => return Err(failed(code)),
+        None => return Err(failed("no answer to describing a topic")),
+    };
+    Ok(told.iter().any(|(key, _)| key == "cleanup.policy").then_some(told))
 }
 
 fn check_layout(name: &str, found: &Found, settings: &Settings) -> Result<(), Error> {

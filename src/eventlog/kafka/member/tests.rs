@@ -175,17 +175,23 @@ fn a_partition_that_cannot_be_asked_for_holds_up_no_other() {
 }
 
 #[test]
-fn a_look_that_failed_is_made_anew_in_its_time() {
+fn a_look_that_failed_is_repeated_while_it_is_wanted() {
     let mut member = reading();
     member.take("events", 0, stored(5), at(60));
     for offset in 5..9 {
         member.take("events", 1, stored(offset), at(20));
     }
     assert_eq!(member.tasks(at(60)), [Task::Look(1, 9)]);
-    member.put_off(Task::Look(1, 9), [], (at(60), at(63)));
-    assert_eq!(member.tasks(at(62)), []);
-    assert_eq!(member.tasks(at(70)), [], "not at once");
-    assert_eq!(member.tasks(at(91)), [Task::Look(0, 6), Task::Look(1, 9)]);
+    for (began, again) in [(60, 66), (66, 75)] {
+        member.put_off(Task::Look(1, 9), [], (at(began), at(began + 3)));
+        member.drained();
+        assert_eq!(member.tasks(at(again - 1)), [], "not at once");
+        assert_eq!(member.tasks(at(again)), [Task::Look(1, 9)]);
+    }
+    member.put_off(Task::Look(1, 9), [], (at(75), at(78)));
+    member.drained();
+    member.take("events", 1, stored(9), at(80));
+    assert_eq!(member.tasks(at(91)), [Task::Look(0, 6)], "something came");
 }
 
 #[test]
