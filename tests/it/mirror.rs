@@ -233,8 +233,8 @@ fn slow_a_mirror_over_a_failing_line_and_killed_holds_everything_once() {
         client.call("POST", "/default/Documents", &[("UniqueName", &format!("document-{list}")), ("Data", "{}")], 201);
     }
     for name in ["lapses", "stays"] {
-        client.call("POST", "/default/Maps", &[("UniqueName", name), ("Ttl", if name == "stays" { "0" } else { "5" })], 201);
-        client.call("POST", &format!("/default/Maps/{name}/Items"), &[("Key", "a"), ("Data", "{}"), ("ItemTtl", "8")], 201);
+        client.call("POST", "/default/Maps", &[("UniqueName", name), ("Ttl", if name == "stays" { "0" } else { "15" })], 201);
+        client.call("POST", &format!("/default/Maps/{name}/Items"), &[("Key", "a"), ("Data", "{}"), ("ItemTtl", "20")], 201);
     }
     set_mirror(&server, &elsewhere.url(), &["*"]);
     elsewhere.line.mishaps(&[

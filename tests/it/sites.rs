@@ -98,12 +98,14 @@ fn slow_sites_changed_on_one_process_are_in_force_on_the_other_within_a_second()
     assert!(!takes(&other, &old), "at once where it was rotated");
     took.push(soon("the rotated key stops", || !takes(&one, &old)));
     assert!(takes(&one, &new));
-    site(&other, &["set", "shop", "--origin", "https://shop.example"]);
-    let known = soon("the origin is known", || site(&one, &["list"])["sites"][1]["origins"] == json!(["https://shop.example"]));
-    took.push(known);
+    for n in 1..=3 {
+        let origin = format!("https://shop-{n}.example");
+        site(&other, &["set", "shop", "--origin", &origin]);
+        took.push(soon("the origin is known", || site(&one, &["list"])["sites"][1]["origins"] == json!([origin])));
+    }
     // Other servers share the processors: the middle one of them.
     took.sort_unstable();
-    assert!(took[1] < Duration::from_secs(1), "{took:?}");
+    assert!(took[2] < Duration::from_secs(1), "{took:?}");
     assert_eq!(site(&one, &["list"]), site(&other, &["list"]));
     assert!(text(&site(&other, &["token", "shop", "--object", "product.x"]), "token").starts_with("ct_shop_"));
 

@@ -299,12 +299,19 @@ async fn limits_refuse_at_once_and_say_when_to_come_again() {
     let reply = shop.post(format!("[{}]", vec![viewed("e"); 1_000].join(","))).await;
     assert_eq!((reply.status, reply.body["code"].as_str(), &reply.headers[header::RETRY_AFTER]), (503, Some("overloaded"), &"1".parse().unwrap()));
     assert_eq!(shop.ingest.0.budget.free(), 64 << 10, "nothing leaks");
-    for status in [200, 200, 429] {
+    let mut taken = 0;
+    let refused = loop {
         let mut request = Request::post("/v1/events").header("x-write-key", &shop.keys.ingest).body(Body::from(viewed("e"))).unwrap();
         request.extensions_mut().insert(PeerAddress("192.0.2.1".parse::<IpAddr>().unwrap()));
         let reply = shop.call(request).await;
-        assert_eq!((reply.status, reply.headers.contains_key(header::RETRY_AFTER)), (status, status == 429));
-    }
+        if reply.status != 200 {
+            break reply;
+        }
+        taken += 1;
+        assert!(taken < 50, "no limit");
+    };
+    assert!(taken >= 2, "{taken}");
+    assert_eq!((refused.status, refused.headers.contains_key(header::RETRY_AFTER)), (429, true));
 }
 
 #[tokio::test]

@@ -183,7 +183,7 @@ async fn an_object_that_is_refused_for_good_is_frozen_alone() {
 }
 
 /// Long enough for some reads and writes on a busy machine.
-const WINDOW: Duration = Duration::from_secs(4);
+const WINDOW: Duration = Duration::from_secs(6);
 
 /// Opens with a window that can be waited for.
 async fn open_within(keyspace: &Keyspace) -> Scylla {

@@ -13,7 +13,7 @@ use super::testing::token;
 use super::*;
 use crate::event::change::{Call, Rights};
 use crate::event::{Clock, ObjectKey, ObjectKind, SiteId};
-use crate::sync::api::Api;
+use crate::sync::api::{self, Api};
 use crate::sync::feed::LocalFeed;
 use crate::sync::tests::SyncSide;
 use crate::sync::{Feed, Verdict};
@@ -59,7 +59,12 @@ impl Server {
         let shared: Arc<dyn Feed> = Arc::new(feed.clone());
         let desk = Desk {
             reader: side.reader.clone(),
-            api: Api::new(Arc::clone(&side.log), Arc::clone(&shared), clock.clone(), Default::default()),
+            api: Api::new(
+                Arc::clone(&side.log),
+                Arc::clone(&shared),
+                clock.clone(),
+                api::Settings { patience: Duration::from_secs(60), ..Default::default() },
+            ),
             feed: shared,
             clock,
             admission: Arc::new(Admission::default()),
@@ -203,6 +208,7 @@ impl Client {
             match header["method"].as_str().unwrap() {
                 "reply" if header["id"] == id => return (header, payload),
                 "notification" => self.heard.push_back(payload),
+                "ping" => {}
                 other => panic!("{other}: {header}"),
             }
         }

@@ -82,6 +82,8 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::event::ObjectKind;
 
@@ -89,14 +91,23 @@ mod tests {
     fn large_writes_cost_more_and_each_object_has_its_own() {
         let admission = Admission::default();
         let key = |name: &str| ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: name.into() };
-        let admitted = |name: &str, what, bytes| (0..1_000).filter(|_| admission.admits(what, &key(name), bytes)).count();
-        assert!((200..210).contains(&admitted("small", Limited::Write, 1_024)));
-        assert!((20..23).contains(&admitted("large", Limited::Write, 16_000)));
-        assert!((200..210).contains(&admitted("small", Limited::Read, 16_000)));
-        assert!((300..310).contains(&admitted("small", Limited::Message, 10)));
-        assert!((75..80).contains(&admitted("large", Limited::Message, 4_000)));
-        assert!((800..820).contains(&admitted("small", Limited::Permission, 0)));
-        let creations = (0..1_000).filter(|_| admission.admits_creation(&key("a").site)).count();
-        assert!((200..210).contains(&creations), "{creations}");
+        // So many at once, and so many a second for as long as asking takes.
+        let assert_rate = |at_once: usize, per_second: f64, is_admitted: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            let admitted = (0..1_000).filter(|_| is_admitted()).count();
+            let most = at_once + 1 + (began.elapsed().as_secs_f64() * per_second) as usize;
+            assert!((at_once..=most).contains(&admitted), "{admitted} of {at_once} to {most}");
+        };
+        for (name, what, bytes, at_once, per_second) in [
+            ("small", Limited::Write, 1_024, 200, 20.0),
+            ("large", Limited::Write, 16_000, 20, 2.0),
+            ("small", Limited::Read, 16_000, 200, 20.0),
+            ("small", Limited::Message, 10, 300, 30.0),
+            ("large", Limited::Message, 4_000, 75, 7.5),
+            ("small", Limited::Permission, 0, 800, 80.0),
+        ] {
+            assert_rate(at_once, per_second, &|| admission.admits(what, &key(name), bytes));
+        }
+        assert_rate(200, 20.0, &|| admission.admits_creation(&key("a").site));
     }
 }

@@ -89,7 +89,12 @@ impl Server {
             KeeperSettings { sweep_every: Duration::from_millis(20), checkpoint_every: Duration::from_millis(20), ..KeeperSettings::default() };
         let desk = Desk {
             reader: Reader::new(Arc::clone(&store), settings.expiry),
-            api: Api::new(Arc::clone(&log), Arc::new(feed.clone()), clock.clone(), api::Settings::default()),
+            api: Api::new(
+                Arc::clone(&log),
+                Arc::new(feed.clone()),
+                clock.clone(),
+                api::Settings { patience: Duration::from_secs(60), ..Default::default() },
+            ),
             feed: Arc::new(feed.clone()) as Arc<dyn Feed>,
             clock: clock.clone(),
             admission: Arc::default(),

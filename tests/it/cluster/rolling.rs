@@ -128,10 +128,12 @@ fn slow_cluster_rolling_restart_of_all_roles_fails_no_request() {
     let threads = [start(&callers, Callers::send), start(&callers, Callers::send), start(&callers, Callers::send), start(&callers, Callers::read)];
     for (role, pair) in names.iter().enumerate() {
         for (at, name) in pair.iter().enumerate() {
-            callers.pace.fetch_add(part, Ordering::SeqCst);
+            callers.pace.fetch_add(part / 2, Ordering::SeqCst);
             let restarting = |is: bool| pairs(role).into_iter().for_each(|pair| pair.restarting[at].store(is, Ordering::SeqCst));
             restarting(true);
             assert!(nodes[role][at].take().unwrap().stop().success(), "{name}");
+            // Some to be sent for sure while it is away.
+            callers.pace.fetch_add(part - part / 2, Ordering::SeqCst);
             let node = cluster.lasting(name, name.split_once('-').unwrap().0);
             pairs(role).into_iter().for_each(|pair| node.address.clone_into(&mut pair.addresses[at].write().unwrap()));
             restarting(false);

@@ -84,15 +84,15 @@ async fn a_start_that_a_busy_cluster_refuses_at_first_finds_its_tables() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pieces_that_cannot_be_removed_hold_a_batch_up_once_and_not_for_each_partition() {
-    let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience: Duration::from_secs(1), ..settings() }).await;
+    let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience: Duration::from_secs(6), ..settings() }).await;
     let removing = Condition::RequestOpcode(RequestOpcode::Prepare).and(Condition::BodyContainsCaseSensitive(b"DELETE FROM"[..].into()));
     faulty.become_so(vec![RequestRule(removing, RequestReaction::drop_frame())], Vec::new());
     let began = Instant::now();
     let cursors = (0..PARTITIONS).map(|part| (part, Cursor { next: 5, received_at: at(5) })).collect();
     archive.write(WriteBatch { cursors, ..WriteBatch::default() }).await.unwrap();
-    // Each attempt is given 5 s.
+    // Two attempts, each given 5 s; for each partition it would be 160 s.
     let took = began.elapsed();
-    assert!((Duration::from_secs(5)..Duration::from_secs(30)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(5)..Duration::from_secs(60)).contains(&took), "{took:?}");
     assert!(archive.cursors().await.unwrap().iter().all(|cursor| cursor.next == 5));
 }
 
@@ -141,17 +141,17 @@ const SITES: &str = "SELECT name FROM site WHERE one = 0";
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overloaded_cluster_gets_less_at_once_and_a_large_batch_through() {
     const ROWS: usize = 500;
-    let patience = Duration::from_secs(3);
+    let patience = Duration::from_secs(6);
     let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience, ..settings() }).await;
     let put = |n: usize| Write::new(PUT_SITE, (format!("s{n}"),));
-    let overloaded = || RequestReaction::forge_with_error_lazy_delay(Box::new(errors::overloaded), Some(Duration::from_millis(100)));
+    let overloaded = || RequestReaction::forge_with_error_lazy_delay(Box::new(errors::overloaded), Some(Duration::from_millis(200)));
     faulty.become_so(vec![RequestRule(statements(), overloaded())], Vec::new());
     while archive.cluster.at_once() > 4 {
         assert!(archive.cluster.write(vec![put(0)]).await.is_err());
     }
     // Now it gets through, slowly, and a tenth is still too much. What is asked for last waits for far longer than the patience of a call.
     let refuse = RequestRule(statements().and(Condition::RandomWithProbability(0.1)), overloaded());
-    let slow = RequestRule(statements(), RequestReaction::delay(Duration::from_millis(100)));
+    let slow = RequestRule(statements(), RequestReaction::delay(Duration::from_millis(200)));
     faulty.become_so(vec![refuse, slow], Vec::new());
     let began = Instant::now();
     archive.cluster.write((0..ROWS).map(put).collect()).await.unwrap();
@@ -163,7 +163,7 @@ async fn an_overloaded_cluster_gets_less_at_once_and_a_large_batch_through() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_answers_nothing_is_given_up_in_time_by_all_who_wait() {
-    let patience = Duration::from_secs(2);
+    let patience = Duration::from_secs(5);
     let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience, ..settings() }).await;
     archive.cluster.write(vec![Write::new(PUT_SITE, ("s",))]).await.unwrap();
     let refuse = RequestReaction::forge_with_error_lazy_delay(Box::new(errors::overloaded), Some(Duration::from_secs(1)));

@@ -89,8 +89,8 @@ async fn records_of_a_later_version_send_to_a_snapshot_and_are_passed_over() {
     assert_eq!(ids(&mut elsewhere, 1).await, [Some(1)], "objects of other partitions are not concerned");
     for id in 1.. {
         feed.publish(vec![write("a", id, 1)]).await.unwrap();
-        // It may be told of the gap once more in between.
-        if ids(&mut subscription, 1).await == [Some(id)] {
+        // It may be told of the gap once more in between; then what was published comes behind that.
+        if ids(&mut subscription, 1).await[0].is_some() {
             break;
         }
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::super::testing::{Server, demo};
+use super::super::testing::{Answer, Server, demo};
 use crate::event::change::{Change, Merge, Op, Origin, Stamp};
 use crate::event::{ObjectKey, ObjectKind};
 use crate::sync::naming;
@@ -27,7 +27,11 @@ async fn a_service_with_twilios_limits_is_limited_as_there() {
     ];
     let began = Instant::now();
     for (method, path, params, times, at_once, per_second, what) in asked {
-        let answers = futures::future::join_all((0..times).map(|_| server.ask(method, path, params))).await;
+        let mut answers = Vec::new();
+        // On a machine too slow for that rate the second round finds the burst spent.
+        while answers.len() < 20 * times && !answers.iter().any(|answer: &Answer| answer.status == 429) {
+            answers.extend(futures::future::join_all((0..times).map(|_| server.ask(method, path, params))).await);
+        }
         let most = at_once + 1 + (began.elapsed().as_secs_f64() * per_second as f64) as usize;
         let passed = answers.iter().filter(|answer| answer.status != 429).count();
         assert!((at_once..=most).contains(&passed), "{passed} of {at_once} to {most}: {method} {path}");
