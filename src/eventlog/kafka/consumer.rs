@@ -107,8 +107,12 @@ impl ClientContext for Group {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let Some(topic) = statistics.topics.get(&self.0.name) else { return };
         let mut member = self.0.member();
+        if let Some(group) = &statistics.cgrp {
+            // See `rd_kafka_cgrp_state_names`.
+            member.heard_group(group.state == "up", Instant::now());
+        }
+        let Some(topic) = statistics.topics.get(&self.0.name) else { return };
         for (partition, told) in &topic.partitions {
             let Ok(partition) = u16::try_from(*partition) else { continue };
             if let Ok(end) = u64::try_from(told.hi_offset) {
@@ -278,7 +282,8 @@ fn join(config: &ClientConfig, shared: &Arc<Shared>) -> Result<BaseConsumer<Grou
 
 /// The thread: until the member is stopped, and has left its group.
 ///
-/// A client that gives no records although they are there, whatever it is told, is replaced: after a pause of the brokers librdkafka may fetch nothing ever again.
+/// A client that gives no records although they are there, whatever it is told, or does not reach its group, is replaced: after a pause of the brokers librdkafka
+/// may ask nothing ever again.
 ///
 /// A member that is fenced joins anew: the brokers may take its own second try at joining, after an answer that came too late, for another process of its
 /// name. Where there is one, both go on fencing each other, less and less often, and say so.
@@ -302,7 +307,7 @@ fn stay(mut consumer: BaseConsumer<Group>, config: &ClientConfig, shared: &Arc<S
             );
             metrics::counter!("contrail_kafka_fenced_total").increment(1);
         } else {
-            tracing::error!(topic = shared.name, "records are there and none comes, however often they are asked for; joining anew");
+            tracing::error!(topic = shared.name, "the brokers answer, and this client gets nothing of them for long; joining anew by another one");
             metrics::counter!("contrail_kafka_consumers_replaced_total").increment(1);
         }
         drop(shared.reader.wait_timeout_while(shared.member(), pause, |member| member.stopped.is_none()));
@@ -338,7 +343,9 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
             }
             shared.member().done(task);
         }
-        if std::mem::take(&mut shared.member().wedged) {
+        let look = shared.member().look_for_group(Instant::now());
+        let is_lost = look.is_some_and(|is_in_vain| tasks::is_lost(consumer, shared, is_in_vain));
+        if std::mem::take(&mut shared.member().wedged) || is_lost {
             return Kept::Wedged;
         }
         if committed.elapsed() >= COMMIT_EVERY {

@@ -96,6 +96,8 @@ pub(super) struct Member {
     pub(super) unsaid: bool,
     revocation: Revocation,
     bytes: usize,
+    /// Since when its client has not reached the group, or that was last looked after; and how often it was.
+    astray: Option<(Instant, u8)>,
     /// Whether its client is to be replaced.
     pub(super) wedged: bool,
     /// Why it stopped.
@@ -308,6 +310,23 @@ impl Member {
         }
     }
 
+    /// Whether librdkafka reaches the group, as it tells now and then. One that does not gets no partition, and none of what it has moves.
+    pub(super) fn heard_group(&mut self, is_reached: bool, now: Instant) {
+        if is_reached {
+            self.astray = None;
+        } else {
+            self.astray.get_or_insert((now, 0));
+        }
+    }
+
+    /// Whether to look after a group that is not reached, each time that was so for long; true within where it was looked after in vain so often that another
+    /// client is to try.
+    pub(super) fn look_for_group(&mut self, now: Instant) -> Option<bool> {
+        let (since, looks) = self.astray.as_mut().filter(|(since, _)| now.duration_since(*since) > STALL)?;
+        (*since, *looks) = (now, looks.saturating_add(1));
+        Some(*looks > VAIN)
+    }
+
     /// The group gave it these.
     pub(super) fn assigned(&mut self, mut partitions: Vec<u16>) {
         partitions.sort_unstable();
@@ -333,6 +352,7 @@ impl Member {
     /// All partitions are another's; nobody waits for the reader to have dealt with it.
     pub(super) fn lost(&mut self) {
         self.tasks.clear();
+        self.astray = None;
         self.revoked(self.parts.keys().copied().collect());
     }
 

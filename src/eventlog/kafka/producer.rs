@@ -24,6 +24,9 @@ const MAX_WAITING_BYTES: usize = 128 << 20;
 /// How long the brokers may take for a record. Beyond it the outcome is unknown.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How much longer a record may take that is given up then: librdkafka 2.12 may forget to, where metadata left its brokers out while it was sent.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// How long a record of the log waits for others to go with.
 pub(super) const LINGER: Duration = Duration::from_millis(5);
 
@@ -253,16 +256,23 @@ impl Producer {
         }
         // One that was replaced ends on a thread of its own, not here.
         drop(producer);
-        let ended = |_| Error::Unavailable("kafka: the producer ended".into());
-        match self.late {
-            Late::Dropped => answered.await.map_err(ended),
-            Late::Kept => match timeout_at(until, &mut answered).await {
-                Ok(answer) => answer.map_err(ended),
-                Err(_) => {
-                    self.overdue.lock().await.push(answered);
-                    Err(Error::Unavailable("kafka: the brokers do not answer; what was to be appended is still on its way".into()))
-                }
-            },
+        let patience = if self.late == Late::Kept { until } else { until + GRACE };
+        if let Ok(answer) = timeout_at(patience, &mut answered).await {
+            return answer.map_err(|_| Error::Unavailable("kafka: the producer ended".into()));
+        }
+        if self.late == Late::Kept {
+            self.overdue.lock().await.push(answered);
+            return Err(Error::Unavailable("kafka: the brokers do not answer; what was to be appended is still on its way".into()));
+        }
+        self.replace_older_than(self.timeout);
+        Err(Error::Unavailable("kafka: the producer tells nothing of what was to be appended; it may be on its way".into()))
+    }
+
+    /// Has the next call make a producer anew, where the present one has had its time.
+    fn replace_older_than(&self, age: Duration) {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        if current.since.elapsed() > age {
+            current.client.context().gave_up.store(true, Ordering::Relaxed);
         }
     }
 
@@ -278,10 +288,7 @@ impl Producer {
             }
         };
         let Err(_) = timeout_at(until, settled).await else { return Ok(()) };
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        if current.since.elapsed() > LONG {
-            current.client.context().gave_up.store(true, Ordering::Relaxed);
-        }
+        self.replace_older_than(LONG);
         Err(Error::Unavailable("kafka: the brokers do not answer; what an earlier call left is still on its way".into()))
     }
 
@@ -448,6 +455,16 @@ mod tests {
         producer.append("t", &[record(1)]).await.unwrap_err();
         age(&producer, APART);
         assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former), "it may never send again");
+    }
+
+    #[tokio::test]
+    async fn one_that_tells_nothing_of_what_it_should_have_given_up_is_replaced() {
+        // Its client has no time limit.
+        let producer = Producer { late: Late::Dropped, ..kept() };
+        let former = producer.current().unwrap();
+        let refused = producer.append("t", &[record(1)]).await.unwrap_err();
+        assert!(matches!(&refused, Error::Unavailable(what) if what.contains("tells nothing")), "{refused}");
+        assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 mod faults;
 mod mock;
 mod security;
+mod way;
 
 use bytes::Bytes;
 

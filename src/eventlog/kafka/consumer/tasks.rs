@@ -40,11 +40,26 @@ pub(super) fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Tas
 fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     let bounds = shared.bounds(partition)?;
     check_range(shared.topic, partition, offset, bounds)?;
-    check_topic(consumer, shared, partition, offset)?;
-    read_from(consumer, shared, partition, offset)?;
-    let mut member = shared.member();
-    member.sought(partition, offset, bounds.next);
+    let begun = check_topic(consumer, shared, partition, offset).and_then(|()| read_from(consumer, shared, partition, offset));
+    if begun.as_ref().is_err_and(Error::is_retryable) && knows_no_broker(consumer, shared) {
+        shared.member().wedged = true;
+    }
+    begun?;
+    shared.member().sought(partition, offset, bounds.next);
     Ok(())
+}
+
+/// Whether the member's own client finds no broker, where another one was just answered (see [`super::super::admin`]). One that knows of no leader asks for
+/// it by this, too, which it may not do by itself.
+fn knows_no_broker(consumer: &BaseConsumer<Group>, shared: &Shared) -> bool {
+    consumer.fetch_metadata(Some(&shared.name), LOOK).is_err_and(|error| found_no_broker(&error))
+}
+
+/// Whether a client that has not reached its group for long is to be replaced: the brokers answer another one, and it knows of none, or was waited for in vain.
+pub(super) fn is_lost(consumer: &BaseConsumer<Group>, shared: &Shared, is_in_vain: bool) -> bool {
+    let others = shared.admin.ask(|client| client.fetch_metadata(Some(&shared.name), LOOK));
+    let are_there = others.is_ok_and(|metadata| !metadata.brokers().is_empty());
+    are_there && (is_in_vain || knows_no_broker(consumer, shared))
 }
 
 /// Reads on where a partition that nothing came of is not at its end.
@@ -52,11 +67,10 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
     let end = shared.bounds(partition)?.next;
     if end > offset {
         tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
-        // This client may know of no leader, and ask for none by itself; or of no broker any longer, while others do (see [`super::super::admin`]).
-        let known = consumer.fetch_metadata(Some(&shared.name), LOOK);
+        let is_lost = knows_no_broker(consumer, shared);
         let mut member = shared.member();
         member.heard_end(partition, end);
-        member.wedged |= member.count_stall(partition) || known.is_err_and(|error| found_no_broker(&error));
+        member.wedged |= member.count_stall(partition) || is_lost;
         drop(member);
         read_from(consumer, shared, partition, offset)?;
     }

@@ -141,6 +141,23 @@ fn a_client_that_is_asked_in_vain_is_replaced() {
 }
 
 #[test]
+fn a_client_that_does_not_reach_its_group_is_looked_after_and_in_the_end_replaced() {
+    let mut member = Member::default();
+    member.heard_group(true, at(0));
+    assert_eq!(member.look_for_group(at(99)), None);
+    member.heard_group(false, at(100));
+    member.heard_group(false, at(129));
+    assert_eq!(member.look_for_group(at(130)), None);
+    let looks: Vec<_> = (131..=300).filter_map(|now| Some((now, member.look_for_group(at(now))?))).collect();
+    assert_eq!(looks, [(131, false), (162, false), (193, false), (224, true), (255, true), (286, true)]);
+    member.heard_group(true, at(300));
+    member.heard_group(false, at(301));
+    assert_eq!(member.look_for_group(at(332)), Some(false), "it was reached in between");
+    member.lost();
+    assert_eq!(member.look_for_group(at(999)), None, "another client is asked");
+}
+
+#[test]
 fn a_partition_that_cannot_be_asked_for_holds_up_no_other() {
     let mut member = reading();
     for (partition, offset) in [(0, 6), (1, 7)] {

@@ -12,6 +12,7 @@ use rdkafka::types::RDKafkaApiKey as Api;
 use tokio::task::JoinHandle;
 
 use super::mock::{BROKERS, Mock};
+use super::way::Way;
 use crate::eventlog::Delivery;
 use crate::eventlog::kafka::*;
 
@@ -60,7 +61,13 @@ struct Load {
 impl Load {
     async fn start(instance: &str) -> Self {
         let mock = Mock::up();
-        let log = Arc::new(log_over(&mock, instance));
+        let url = mock.url();
+        Self::start_by(mock, &url, instance, &[]).await
+    }
+
+    /// The same with clients that find the cluster elsewhere, with these settings of librdkafka over the product's.
+    async fn start_by(mock: Mock, url: &str, instance: &str, over: &[(&str, &str)]) -> Self {
+        let log = Arc::new(log_over(&mock, url, instance, over));
         let (told, stop) = (Arc::<Mutex<Told>>::default(), Arc::<AtomicBool>::default());
         let callers = (0..CALLERS).map(|caller| tokio::spawn(call(Arc::clone(&log), Arc::clone(&told), Arc::clone(&stop), caller))).collect();
         let consumer = log.subscribe(TOPIC, "g").await.unwrap();
@@ -135,10 +142,13 @@ impl Load {
 }
 
 /// A log over topics that the cluster makes for it.
-fn log_over(mock: &Mock, instance: &str) -> KafkaLog {
+fn log_over(mock: &Mock, url: &str, instance: &str, over: &[(&str, &str)]) -> KafkaLog {
     let settings = Settings { instance: instance.to_owned(), session_timeout: Duration::from_secs(6), ..Settings::default() };
     names(&settings).iter().for_each(|name| mock.make_topic(name, PARTITIONS));
-    let client = settings::client(&settings::brokers(&mock.url()).unwrap(), &settings).unwrap();
+    let mut client = settings::client(&settings::brokers(url).unwrap(), &settings).unwrap();
+    for (key, value) in over {
+        client.set(*key, *value);
+    }
     KafkaLog::over(client.clone(), Arc::new(Admin::new(client.clone()).unwrap()), settings).unwrap()
 }
 
@@ -340,12 +350,30 @@ async fn brokers_that_hang_refuse_in_time_and_are_found_again() {
     load.settle().await;
 }
 
+/// After a pause all brokers may be fenced: they answer, and tell of no broker. Where that is told in between, librdkafka may lose every broker for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_were_told_of_no_broker_now_and_then_go_on() {
+    let mock = Mock::up();
+    let way = Way::to(&mock).await;
+    // Much is asked of the brokers, as while their leaders move.
+    let load = Load::start_by(mock, &way.url(), "", &[("topic.metadata.refresh.interval.ms", "300")]).await;
+    for (share, seconds) in [(0.5, 4), (1.0, 12), (0.5, 10)] {
+        let before = way.blanks();
+        way.blank(share);
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        load.wait("they were told of none", |_| way.blanks() > before).await;
+        way.blank(0.0);
+        load.goes_on(&format!("a share of {share} for {seconds} s")).await;
+    }
+    load.settle().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_group_read_is_not_forgotten_for_an_error_of_one_partition() {
     let mock = Mock::up();
     // Of these versions errors come by partition.
     mock.speak(Api::OffsetFetch, 1);
-    let log = log_over(&mock, "");
+    let log = log_over(&mock, &mock.url(), "", &[]);
     log.adopt_group(TOPIC, "g").await.unwrap();
     let group = log.0.group(TOPIC, "g");
     let committing = Arc::clone(&log.0);

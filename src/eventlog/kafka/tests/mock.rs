@@ -56,7 +56,12 @@ impl Mock {
         Self { child, pipes: Mutex::new(pipes), servers }
     }
 
-    /// Where its brokers are.
+    /// Where its brokers are, in the order of their numbers.
+    pub(super) fn servers(&self) -> &str {
+        &self.servers
+    }
+
+    /// The same.
     pub(super) fn url(&self) -> String {
         format!("kafka://{}", self.servers)
     }
