@@ -25,6 +25,9 @@ use crate::eventlog::{Bounds, Consumer, Delivery, Error, Offset, Stored, Topic};
 /// How long a poll waits; also how long a reader's wish may.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long it may work for its reader before it polls again.
+const SERVE: Duration = Duration::from_secs(1);
+
 /// How long the thread leaves records with librdkafka while enough is read ahead, before it asks the brokers for no more.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -333,7 +336,8 @@ enum Kept {
 fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
     let (mut committed, mut full_since) = (Instant::now(), None);
     while shared.member().stopped.is_none() {
-        let mut tasks = VecDeque::from(shared.member().tasks(Instant::now()));
+        let began_all = Instant::now();
+        let mut tasks = VecDeque::from(shared.member().tasks(began_all));
         while let Some(task) = tasks.pop_front() {
             let began = Instant::now();
             if !perform(consumer, shared, task) {
@@ -342,6 +346,11 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
                 break;
             }
             shared.member().done(task);
+            if began_all.elapsed() > SERVE {
+                // The same of tasks that take long and succeed.
+                let mut member = shared.member();
+                tasks.drain(..).for_each(|task| member.again(task));
+            }
         }
         let look = shared.member().look_for_group(Instant::now());
         let is_lost = look.is_some_and(|is_in_vain| tasks::is_lost(consumer, shared, is_in_vain));

@@ -1,6 +1,8 @@
 //! What a member's thread does for its reader at the brokers: seeks, pauses, reads on, looks. Called by [`super::run`] between polls; each may take some
 //! seconds, and is tried again.
 
+use std::time::{Duration, Instant};
+
 use rdkafka::Offset as At;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
@@ -12,6 +14,9 @@ use super::super::topics::failed;
 use super::super::{LOOK, UNREAD, check_range};
 use super::{Group, Shared};
 use crate::eventlog::{Error, Offset};
+
+/// How often it is asked whether a commit has arrived.
+const TOLD_AGAIN: Duration = Duration::from_millis(5);
 
 /// False where it is to be tried again.
 pub(super) fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool {
@@ -80,16 +85,22 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
 /// Whether a sought offset is one of this topic: from the start on it is, and the brokers are told so; later, they must know that the group read here. With a
 /// topic they forget what groups committed of it.
 fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
-    let found = consumer.committed_offsets(shared.list([partition]), LOOK).map_err(failed)?;
-    found.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)?;
-    let has_read = found.elements().iter().any(|element| matches!(element.offset(), At::Offset(_)) && element.metadata() != UNREAD);
-    if has_read {
+    if has_read(consumer, shared, partition)? {
         return Ok(());
     }
     if offset == 0 {
         let mut list = shared.list([partition]);
         list.set_all_offsets(At::Offset(0)).map_err(failed)?;
-        return consumer.commit(&list, CommitMode::Sync).map_err(failed);
+        // One that is waited for has no bound of its own.
+        consumer.commit(&list, CommitMode::Async).map_err(failed)?;
+        let told = Instant::now();
+        while told.elapsed() < LOOK {
+            if has_read(consumer, shared, partition)? {
+                return Ok(());
+            }
+            std::thread::sleep(TOLD_AGAIN);
+        }
+        return Err(failed("the brokers do not yet know where reading began"));
     }
     let Shared { name, group, .. } = shared;
     Err(Error::Format(format!(
@@ -98,6 +109,13 @@ fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, 
          is the same topic: stop every process of that role, run `kafka-consumer-groups.sh --bootstrap-server HOST:PORT --group {group} --topic {name} \
          --reset-offsets --to-earliest --execute` (with `--command-config FILE` where the brokers want TLS or a login), and start them again"
     )))
+}
+
+/// Whether the brokers know that the group read a partition.
+fn has_read(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16) -> Result<bool, Error> {
+    let found = consumer.committed_offsets(shared.list([partition]), LOOK).map_err(failed)?;
+    found.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)?;
+    Ok(found.elements().iter().any(|element| matches!(element.offset(), At::Offset(_)) && element.metadata() != UNREAD))
 }
 
 fn read_from(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
