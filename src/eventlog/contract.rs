@@ -36,7 +36,7 @@ macro_rules! contract_tests {
             async fn $test() {
                 let subject = $subject;
                 let run = crate::eventlog::contract::$test(&subject);
-                tokio::time::timeout(std::time::Duration::from_secs(180), run).await.expect("no progress");
+                tokio::time::timeout(std::time::Duration::from_secs(60), run).await.expect("no progress");
             }
         )+
     };

@@ -336,8 +336,8 @@ enum Kept {
 fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
     let (mut committed, mut full_since) = (Instant::now(), None);
     while shared.member().stopped.is_none() {
-        let began_all = Instant::now();
-        let mut tasks = VecDeque::from(shared.member().tasks(began_all));
+        let polled = Instant::now();
+        let mut tasks = VecDeque::from(shared.member().tasks(polled));
         while let Some(task) = tasks.pop_front() {
             let began = Instant::now();
             if !perform(consumer, shared, task) {
@@ -346,8 +346,8 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
                 break;
             }
             shared.member().done(task);
-            if began_all.elapsed() > SERVE {
-                // The same of tasks that take long and succeed.
+            if polled.elapsed() > SERVE {
+                // The rest comes after a poll, too.
                 let mut member = shared.member();
                 tasks.drain(..).for_each(|task| member.again(task));
             }

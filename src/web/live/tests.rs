@@ -351,7 +351,8 @@ async fn a_stream_ends_with_its_credential() {
     server.open.store(false, Ordering::Relaxed);
     server.change(&product, vec![merge("name", "value", "\"C\"")]).await;
     for events in [&mut watched, &mut idle] {
-        assert!(events.ended().await, "told nothing more");
+        let ended = tokio::time::timeout(Duration::from_secs(10), events.ended()).await.expect("ended in time");
+        assert!(ended, "told nothing more");
     }
 }
 

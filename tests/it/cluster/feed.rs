@@ -132,7 +132,7 @@ pub(super) fn assert_subscribers_anywhere_see_every_change(
             let differing: Vec<_> = differing.map(|key| (key, seen.items.get(key), items.get(key))).collect();
             let followed: Vec<_> = both.iter().map(|seen| (&seen.snapshots, &seen.writes)).collect();
             assert!(differing.is_empty(), "{path}: what changes made and what is read: {differing:?}; snapshots and writes of both {followed:?}");
-            assert!(seen.writes.len() > 1, "{path}: {} writes, {:?}", seen.writes.len(), seen.snapshots);
+            assert!(seen.writes.len() > 20, "{path}: {} writes, {:?}", seen.writes.len(), seen.snapshots);
         }
         assert_eq!(read, other_web.read(path), "{path}");
         let [one, other] = &both[..] else { panic!("two follow each") };
