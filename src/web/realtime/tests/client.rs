@@ -10,11 +10,11 @@ use tokio::net::TcpStream;
 
 /// A client: masks what it sends, checks what it gets, answers nothing.
 pub(super) struct Client {
-    pub(super) stream: TcpStream,
+    stream: TcpStream,
     buffer: Vec<u8>,
     sent: u32,
     /// Notifications that came while a reply was waited for.
-    pub(super) heard: VecDeque<Value>,
+    heard: VecDeque<Value>,
 }
 
 impl Client {
@@ -42,7 +42,7 @@ impl Client {
         (client, head)
     }
 
-    pub(super) async fn fill(&mut self) -> bool {
+    async fn fill(&mut self) -> bool {
         let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read_buf(&mut self.buffer)).await;
         read.expect("nothing came").is_ok_and(|bytes| bytes > 0)
     }
@@ -64,7 +64,7 @@ impl Client {
     }
 
     /// The next websocket message: its opcode and payload; None at the end.
-    pub(super) async fn message(&mut self) -> Option<(u8, Vec<u8>)> {
+    async fn message(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             if let Some(&[first, second]) = self.buffer.first_chunk::<2>() {
                 assert_eq!(second & 0x80, 0, "a server does not mask");
