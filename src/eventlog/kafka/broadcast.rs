@@ -117,7 +117,6 @@ fn consumer(client: &ClientConfig, name: &str) -> Result<BaseConsumer<Ends>, Err
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
-        .set("allow.auto.create.topics", "false")
         .set("check.crcs", "true")
         .set("fetch.queue.backoff.ms", "50")
         .set("fetch.error.backoff.ms", "100")
@@ -367,17 +366,18 @@ impl<H: FnMut(Heard)> Reading<H> {
         if missed.is_empty() {
             return Ok(());
         }
+        // Before what may fail: their places are where they go on.
+        missed.into_iter().for_each(|(partition, why)| self.missed(partition, why));
         if self.consumer.fetch_metadata(Some(&self.name), LOOK).is_err_and(|error| found_no_broker(&error)) {
             // It knows of none any longer, while another client does (see [`super::admin`]).
+            tracing::error!(topic = self.name, "the brokers answer, and this client finds none of them; another one reads");
             self.consumer = consumer(&self.client, &self.name)?;
             metrics::counter!("contrail_kafka_consumers_replaced_total").increment(1);
         } else {
             // Not sought: a partition that the brokers refuse may not come back to that.
             self.consumer.unassign().map_err(failed)?;
         }
-        self.assign()?;
-        missed.into_iter().for_each(|(partition, why)| self.missed(partition, why));
-        Ok(())
+        self.assign()
     }
 
     /// Has every partition read from its place on.

@@ -255,7 +255,6 @@ pub(super) fn start(
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
-        .set("allow.auto.create.topics", "false")
         .set("check.crcs", "true")
         .set("fetch.queue.backoff.ms", "50")
         // Also how long leaving waits for brokers that do not answer.
@@ -329,7 +328,7 @@ enum Kept {
     Stopped,
     /// Another one of its name took its place; its partitions are given up.
     Fenced,
-    /// It gets no records that are there.
+    /// It gets no records that are there, or does not reach its group.
     Wedged,
 }
 
@@ -347,14 +346,15 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
             }
             shared.member().done(task);
             if polled.elapsed() > SERVE {
-                // The rest comes after a poll, too.
-                let mut member = shared.member();
-                tasks.drain(..).for_each(|task| member.again(task));
+                // The group must be served by then, and the rest comes after what polls have to give.
+                shared.member().put_behind(tasks.drain(..), (polled, Instant::now()));
             }
         }
-        let look = shared.member().look_for_group(Instant::now());
-        let is_lost = look.is_some_and(|is_in_vain| tasks::is_lost(consumer, shared, is_in_vain));
-        if std::mem::take(&mut shared.member().wedged) || is_lost {
+        let is_astray = shared.member().is_astray(Instant::now());
+        if is_astray {
+            tasks::look_for_group(consumer, shared);
+        }
+        if std::mem::take(&mut shared.member().wedged) {
             return Kept::Wedged;
         }
         if committed.elapsed() >= COMMIT_EVERY {

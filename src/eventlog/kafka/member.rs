@@ -96,7 +96,7 @@ pub(super) struct Member {
     pub(super) unsaid: bool,
     revocation: Revocation,
     bytes: usize,
-    /// Since when its client has not reached the group, or that was last looked after; and how often it was.
+    /// Since when its client has not reached the group, or that was last looked after; and how often another one was answered then.
     astray: Option<(Instant, u8)>,
     /// Whether its client is to be replaced.
     pub(super) wedged: bool,
@@ -214,13 +214,18 @@ impl Member {
         self.tasks.push_back(task);
     }
 
+    /// Tasks before which records that are there are taken, for as long as those before them took, as is what the group wants.
+    pub(super) fn put_behind(&mut self, rest: impl IntoIterator<Item = Task>, (began, now): (Instant, Instant)) {
+        self.taking = Some(now + now.duration_since(began).max(REST.0));
+        self.tasks.extend(rest);
+    }
+
     /// A task that could not be done at present, from when to when that was tried, and those behind it. One partition that cannot be asked for holds up no other:
     /// what is behind goes first next time, records that are there before all, and the partition rests for longer each time.
     pub(super) fn put_off(&mut self, task: Task, rest: impl IntoIterator<Item = Task>, (began, now): (Instant, Instant)) {
         let (least, most) = REST;
         let took = now.duration_since(began).max(least);
-        self.taking = Some(now + took);
-        self.tasks.extend(rest);
+        self.put_behind(rest, (began, now));
         self.tasks.push_back(task);
         if let Some(part) = self.parts.get_mut(&task.partition()) {
             let wait = part.rest.map_or(took, |(_, last)| (last * 2).max(took).min(most));
@@ -319,12 +324,18 @@ impl Member {
         }
     }
 
-    /// Whether to look after a group that is not reached, each time that was so for long; true within where it was looked after in vain so often that another
-    /// client is to try.
-    pub(super) fn look_for_group(&mut self, now: Instant) -> Option<bool> {
-        let (since, looks) = self.astray.as_mut().filter(|(since, _)| now.duration_since(*since) > STALL)?;
-        (*since, *looks) = (now, looks.saturating_add(1));
-        Some(*looks > VAIN)
+    /// Whether to look after a group that is not reached: each time that was so for long.
+    pub(super) fn is_astray(&mut self, now: Instant) -> bool {
+        let Some((since, _)) = self.astray.as_mut().filter(|(since, _)| now.duration_since(*since) > STALL) else { return false };
+        *since = now;
+        true
+    }
+
+    /// The brokers answer another client, and this one did not reach its group for long. True where that was so often that another one is to try.
+    pub(super) fn count_astray(&mut self) -> bool {
+        let Some((_, looks)) = &mut self.astray else { return false };
+        *looks = looks.saturating_add(1);
+        *looks > VAIN
     }
 
     /// The group gave it these.

@@ -215,7 +215,7 @@ impl Inner {
     /// What makes a consumer one.
     fn onlooking(&self, group: &str) -> ClientConfig {
         let mut config = self.client.clone();
-        config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error").set("allow.auto.create.topics", "false");
+        config.set("group.id", group).set("enable.auto.commit", "false").set("auto.offset.reset", "error");
         config
     }
 
@@ -389,8 +389,9 @@ impl EventLog for KafkaLog {
     async fn forget_group(&self, topic: Topic, group: &str) -> Result<(), Error> {
         let (name, asked) = (self.0.group(topic, group), Instant::now());
         let inner = Arc::clone(&self.0);
+        let group = name.clone();
         // Not asked for one that is not there: librdkafka 2.12 may abort where a coordinator answers that after the request's time.
-        if !blocking(move || inner.groups(topic)).await?.contains(&name) {
+        if blocking(move || inner.stored_offsets(topic, &group)).await?.iter().all(Option::is_none) {
             return Ok(());
         }
         loop {

@@ -2,7 +2,7 @@
 //! appended where something may have been.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::DefaultClientContext;
@@ -39,7 +39,7 @@ const GAPLESS: &str = "enable.gapless.guarantee";
 /// Largest request to a broker: a record with its frame.
 pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
 
-/// What becomes of a record that the brokers have not taken within [`TIMEOUT`]. Its caller is told then, either way, that its outcome is unknown.
+/// What becomes of a record that the brokers have not taken within [`TIMEOUT`]. Its caller is told soon after, either way, that its outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Late {
     /// It is given up. A later record of its partition may be appended all the same.
@@ -48,14 +48,14 @@ pub(super) enum Late {
     Kept,
 }
 
-/// A producer that keeps what is late, and whose brokers have not taken it for [`TIMEOUT`], is replaced once it is so old.
+/// The least age of a producer that keeps what is late, and is replaced as its brokers have not taken it for [`TIMEOUT`].
 const LONG: Duration = Duration::from_secs(60);
 
 /// The least time between two producers: where brokers refuse every one of them, calls are refused too and none is made for each.
 const APART: Duration = Duration::from_secs(1);
 
-/// The producer. One that failed for good (the brokers lost track of its sequence), or that gave records up, is replaced; what was on its way then is unknown to
-/// its callers. What is kept has no gap by that either: of a partition brokers take no record of a producer before the one that it sent earlier.
+/// The producer. One that failed for good (the brokers lost track of its sequence), that gave records up, or that tells nothing of a call for long, is replaced;
+/// what was on its way then is unknown to its callers. What is kept has no gap by that either: of a partition brokers take no record of a producer before the one that it sent earlier.
 pub(super) struct Producer {
     config: ClientConfig,
     late: Late,
@@ -91,9 +91,25 @@ struct Reports {
     unplaced: Mutex<Option<(i32, i64)>>,
     /// Whether records were not taken in their time: after a pause of the brokers librdkafka may send nothing ever again, while others get through.
     gave_up: AtomicBool,
+    /// A call that is not settled, and when it was made, whoever still waits for it: the next one is watched once it is. One that is stuck is found so, now or
+    /// later, without a list of all.
+    watched: Mutex<Option<(Instant, Weak<Call>)>>,
 }
 
 impl Reports {
+    fn watch(&self, call: &Arc<Call>) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.as_ref().is_none_or(|(_, call)| call.strong_count() == 0) {
+            *watched = Some((Instant::now(), Arc::downgrade(call)));
+        }
+    }
+
+    /// How long the watched call has not been settled.
+    fn silent_for(&self) -> Duration {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.as_ref().filter(|(_, call)| call.strong_count() > 0).map_or(Duration::ZERO, |(since, _)| since.elapsed())
+    }
+
     /// Where an acknowledged record is; None where that is not known. Brokers that took a batch before and forgot where (DUPLICATE_SEQUENCE_NUMBER) tell -1 of
     /// it, from which librdkafka counts on.
     fn place(&self, partition: i32, offset: i64) -> Option<Offset> {
@@ -225,7 +241,7 @@ impl Producer {
     /// The same, and tells of each record, in the order given, what became of it: [`Error::TooLarge`] was not appended, of all else that is unknown.
     ///
     /// # Errors
-    /// Where nothing was appended.
+    /// [`Error::Full`]: nothing was appended. [`Error::Unavailable`]: of all records that is unknown.
     pub(super) async fn append_each(&self, topic: &str, records: &[Append]) -> Result<Vec<Result<Offset, Error>>, Error> {
         if records.is_empty() {
             return Ok(Vec::new());
@@ -239,6 +255,7 @@ impl Producer {
         // Last of what may fail: its records give the room back.
         self.take_room(records.len(), bytes)?;
         let (call, mut answered) = Call::new(records.len());
+        producer.context().watch(&call);
         let mut stopped = None;
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
@@ -264,16 +281,7 @@ impl Producer {
             self.overdue.lock().await.push(answered);
             return Err(Error::Unavailable("kafka: the brokers do not answer; what was to be appended is still on its way".into()));
         }
-        self.replace_older_than(self.timeout);
         Err(Error::Unavailable("kafka: the producer tells nothing of what was to be appended; it may be on its way".into()))
-    }
-
-    /// Has the next call make a producer anew, where the present one has had its time.
-    fn replace_older_than(&self, age: Duration) {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        if current.since.elapsed() > age {
-            current.client.context().gave_up.store(true, Ordering::Relaxed);
-        }
     }
 
     /// Waits until what calls that gave up have left is settled: repeats must not pile up behind it.
@@ -288,7 +296,6 @@ impl Producer {
             }
         };
         let Err(_) = timeout_at(until, settled).await else { return Ok(()) };
-        self.replace_older_than(LONG);
         Err(Error::Unavailable("kafka: the brokers do not answer; what an earlier call left is still on its way".into()))
     }
 
@@ -315,10 +322,14 @@ impl Producer {
 
     /// The producer to use; a new one where the last failed. [`Error::Unavailable`] where none can be made at present: the next call tries again.
     fn current(&self) -> Result<Client, Error> {
-        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).client);
+        let (current, is_silent) = {
+            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            (Arc::clone(&current.client), self.is_silent(&current))
+        };
         let why = match current.client().fatal_error() {
             Some((code, reason)) => format!("{code}: {reason}"),
             None if current.context().gave_up.load(Ordering::Relaxed) => "it gave records up".into(),
+            None if is_silent => "it tells nothing of what was to be appended".into(),
             None => return Ok(current),
         };
         let mut slot = self.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -330,13 +341,22 @@ impl Producer {
             metrics::counter!("contrail_kafka_producers_replaced_total").increment(1);
             let made = create(&self.config).map_err(|error| Error::Unavailable(error.to_string()))?;
             let former = std::mem::replace(&mut *slot, made);
-            if self.late == Late::Kept {
-                // It sends no more, and what it has has no time limit.
+            if self.late == Late::Kept || is_silent {
+                // It sends no more, and what it has has no time limit, or has had its time.
                 give_up(&former.client);
             }
             retire(former.client);
         }
         Ok(Arc::clone(&slot.client))
+    }
+
+    /// Whether it has told nothing of a call for longer than that may take.
+    fn is_silent(&self, current: &Current) -> bool {
+        let silent_for = current.client.context().silent_for();
+        match self.late {
+            Late::Dropped => silent_for > self.timeout + GRACE,
+            Late::Kept => silent_for > self.timeout && current.since.elapsed() > LONG,
+        }
     }
 
     /// Waits until what was queued is settled, at most until `until`, and not for what is overdue already; gives up what is left then. Blocking.

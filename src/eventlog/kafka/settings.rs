@@ -90,6 +90,8 @@ pub(super) fn client(brokers: &str, settings: &Settings) -> Result<ClientConfig,
     config.set("socket.keepalive.enable", "true").set("reconnect.backoff.max.ms", "2000");
     // By default a client that once heard of no leader may wait five minutes until it asks again.
     config.set("topic.metadata.refresh.interval.ms", "10000");
+    // Topics are made as `topics` has them, not by whoever asks for one.
+    config.set("allow.auto.create.topics", "false");
     if security.tls && !security.ca_file.is_empty() {
         std::fs::File::open(&security.ca_file).map_err(|error| Error::Format(format!("kafka.ca_file `{}`: {error}", security.ca_file)))?;
         config.set("ssl.ca.location", &security.ca_file);

@@ -299,7 +299,7 @@ async fn limits_refuse_at_once_and_say_when_to_come_again() {
     let reply = shop.post(format!("[{}]", vec![viewed("e"); 1_000].join(","))).await;
     assert_eq!((reply.status, reply.body["code"].as_str(), &reply.headers[header::RETRY_AFTER]), (503, Some("overloaded"), &"1".parse().unwrap()));
     assert_eq!(shop.ingest.0.budget.free(), 64 << 10, "nothing leaks");
-    let mut taken = 0;
+    let (began, mut taken) = (Instant::now(), 0);
     let refused = loop {
         let mut request = Request::post("/v1/events").header("x-write-key", &shop.keys.ingest).body(Body::from(viewed("e"))).unwrap();
         request.extensions_mut().insert(PeerAddress("192.0.2.1".parse::<IpAddr>().unwrap()));
@@ -310,7 +310,9 @@ async fn limits_refuse_at_once_and_say_when_to_come_again() {
         taken += 1;
         assert!(taken < 50, "no limit");
     };
-    assert!(taken >= 2, "{taken}");
+    // Two at once, and two a second since.
+    let most = 3 + (2.0 * began.elapsed().as_secs_f64()) as usize;
+    assert!((2..=most).contains(&taken), "{taken} of 2 to {most}");
     assert_eq!((refused.status, refused.headers.contains_key(header::RETRY_AFTER)), (429, true));
 }
 

@@ -16,7 +16,7 @@ use super::{Group, Shared};
 use crate::eventlog::{Error, Offset};
 
 /// How often it is asked whether a commit has arrived.
-const TOLD_AGAIN: Duration = Duration::from_millis(5);
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// False where it is to be tried again.
 pub(super) fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Task) -> bool {
@@ -45,26 +45,27 @@ pub(super) fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Tas
 fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     let bounds = shared.bounds(partition)?;
     check_range(shared.topic, partition, offset, bounds)?;
-    let begun = check_topic(consumer, shared, partition, offset).and_then(|()| read_from(consumer, shared, partition, offset));
-    if begun.as_ref().is_err_and(Error::is_retryable) && knows_no_broker(consumer, shared) {
-        shared.member().wedged = true;
-    }
-    begun?;
+    check_topic(consumer, shared, partition, offset)?;
+    read_from(consumer, shared, partition, offset)?;
     shared.member().sought(partition, offset, bounds.next);
     Ok(())
 }
 
-/// Whether the member's own client finds no broker, where another one was just answered (see [`super::super::admin`]). One that knows of no leader asks for
-/// it by this, too, which it may not do by itself.
-fn knows_no_broker(consumer: &BaseConsumer<Group>, shared: &Shared) -> bool {
+/// Has the member's own client ask for the partitions' leaders, which it may not do by itself. True where it finds no broker to ask, while another client was
+/// just answered (see [`super::super::admin`]).
+fn ask_for_leaders(consumer: &BaseConsumer<Group>, shared: &Shared) -> bool {
     consumer.fetch_metadata(Some(&shared.name), LOOK).is_err_and(|error| found_no_broker(&error))
 }
 
-/// Whether a client that has not reached its group for long is to be replaced: the brokers answer another one, and it knows of none, or was waited for in vain.
-pub(super) fn is_lost(consumer: &BaseConsumer<Group>, shared: &Shared, is_in_vain: bool) -> bool {
+/// Looks why the group was not reached for long. Where the brokers answer another client, this one is to be replaced: at once if it finds none of them, else once
+/// it was waited for in vain.
+pub(super) fn look_for_group(consumer: &BaseConsumer<Group>, shared: &Shared) {
     let others = shared.admin.ask(|client| client.fetch_metadata(Some(&shared.name), LOOK));
-    let are_there = others.is_ok_and(|metadata| !metadata.brokers().is_empty());
-    are_there && (is_in_vain || knows_no_broker(consumer, shared))
+    if others.is_ok_and(|metadata| !metadata.brokers().is_empty()) {
+        let finds_none = ask_for_leaders(consumer, shared);
+        let mut member = shared.member();
+        member.wedged |= member.count_astray() || finds_none;
+    }
 }
 
 /// Reads on where a partition that nothing came of is not at its end.
@@ -72,10 +73,10 @@ fn look(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
     let end = shared.bounds(partition)?.next;
     if end > offset {
         tracing::warn!(topic = shared.name, partition, offset, end, "a partition had records and none came; it is read on");
-        let is_lost = knows_no_broker(consumer, shared);
+        let finds_none = ask_for_leaders(consumer, shared);
         let mut member = shared.member();
         member.heard_end(partition, end);
-        member.wedged |= member.count_stall(partition) || is_lost;
+        member.wedged |= member.count_stall(partition) || finds_none;
         drop(member);
         read_from(consumer, shared, partition, offset)?;
     }
@@ -93,12 +94,12 @@ fn check_topic(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, 
         list.set_all_offsets(At::Offset(0)).map_err(failed)?;
         // One that is waited for has no bound of its own.
         consumer.commit(&list, CommitMode::Async).map_err(failed)?;
-        let told = Instant::now();
-        while told.elapsed() < LOOK {
+        let committed = Instant::now();
+        while committed.elapsed() < LOOK && !shared.is_stopped() {
             if has_read(consumer, shared, partition)? {
                 return Ok(());
             }
-            std::thread::sleep(TOLD_AGAIN);
+            std::thread::sleep(ASK_AGAIN);
         }
         return Err(failed("the brokers do not yet know where reading began"));
     }

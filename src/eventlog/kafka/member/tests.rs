@@ -144,17 +144,28 @@ fn a_client_that_is_asked_in_vain_is_replaced() {
 fn a_client_that_does_not_reach_its_group_is_looked_after_and_in_the_end_replaced() {
     let mut member = Member::default();
     member.heard_group(true, at(0));
-    assert_eq!(member.look_for_group(at(99)), None);
+    assert!(!member.is_astray(at(99)) && !member.count_astray());
     member.heard_group(false, at(100));
     member.heard_group(false, at(129));
-    assert_eq!(member.look_for_group(at(130)), None);
-    let looks: Vec<_> = (131..=300).filter_map(|now| Some((now, member.look_for_group(at(now))?))).collect();
-    assert_eq!(looks, [(131, false), (162, false), (193, false), (224, true), (255, true), (286, true)]);
+    let looks: Vec<_> = (100..=300).filter(|now| member.is_astray(at(*now))).collect();
+    assert_eq!(looks, [131, 162, 193, 224, 255, 286], "each half minute, and while the brokers answer nobody that is not counted");
+    assert_eq!((0..5).map(|_| member.count_astray()).collect::<Vec<_>>(), [false, false, false, true, true]);
     member.heard_group(true, at(300));
     member.heard_group(false, at(301));
-    assert_eq!(member.look_for_group(at(332)), Some(false), "it was reached in between");
+    assert!(member.is_astray(at(332)) && !member.count_astray(), "it was reached in between");
     member.lost();
-    assert_eq!(member.look_for_group(at(999)), None, "another client is asked");
+    assert!(!member.is_astray(at(999)), "another client is asked");
+}
+
+#[test]
+fn what_took_long_lets_records_and_the_group_go_first() {
+    let mut member = reading();
+    member.seek(0, 6);
+    member.seek(1, 7);
+    let tasks = member.tasks(at(0));
+    member.put_behind(tasks[1..].iter().copied(), (at(0), at(2)));
+    assert_eq!(member.tasks(at(3)), []);
+    assert_eq!(member.tasks(at(4)), [Task::Seek(1, 7)], "for as long as it took");
 }
 
 #[test]

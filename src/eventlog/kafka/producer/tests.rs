@@ -85,6 +85,35 @@ async fn one_that_tells_nothing_of_what_it_should_have_given_up_is_replaced() {
     let refused = producer.append("t", &[record(1)]).await.unwrap_err();
     assert!(matches!(&refused, Error::Unavailable(what) if what.contains("tells nothing")), "{refused}");
     assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former));
+    settled(&producer).await;
+}
+
+#[tokio::test]
+async fn one_that_tells_nothing_is_replaced_whoever_still_waits_for_it() {
+    for late in [Late::Dropped, Late::Kept] {
+        let producer = Producer { late, ..kept() };
+        let former = producer.current().unwrap();
+        for _ in 0..3 {
+            // Its caller goes away long before.
+            tokio::time::timeout(Duration::from_millis(10), producer.append("t", &[record(1)])).await.unwrap_err();
+        }
+        assert!(Arc::ptr_eq(&producer.current().unwrap(), &former));
+        age(&producer, LONG);
+        let mut watched = former.context().watched.lock().unwrap();
+        watched.as_mut().unwrap().0 -= producer.timeout + GRACE;
+        drop(watched);
+        assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former), "{late:?}");
+        settled(&producer).await;
+    }
+}
+
+/// Waits until nothing takes room any longer.
+async fn settled(producer: &Producer) {
+    let asked = Instant::now();
+    while producer.waiting.records.load(Ordering::Relaxed) > 0 {
+        assert!(asked.elapsed() < TIMEOUT, "the room of what was given up does not come back");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test]
@@ -96,12 +125,9 @@ async fn one_that_keeps_what_is_late_is_replaced_once_that_is_so_for_long() {
         assert!(Arc::ptr_eq(&producer.current().unwrap(), &former));
     }
     age(&producer, LONG);
-    producer.append("t", &[record(1)]).await.unwrap_err();
     // Making the next one, and the former one's reports, take a moment that is not the brokers'.
     drop(producer.current().unwrap());
-    while producer.waiting.records.load(Ordering::Relaxed) > 0 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    settled(&producer).await;
     let refused = producer.append("t", &[record(1)]).await.unwrap_err();
     assert!(matches!(&refused, Error::Unavailable(what) if what.contains("what was to be appended")), "{refused}");
     assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former));

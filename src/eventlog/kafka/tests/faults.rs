@@ -18,8 +18,8 @@ use crate::eventlog::kafka::*;
 
 const TOPIC: Topic = Topic::Events;
 
-/// Longer than an append may take: a record's time at the brokers, and what a loaded machine adds.
-const APPEND: Duration = Duration::from_secs(30);
+/// Longer than an append may take: a record's time at the brokers, what a producer may be late with telling of it, and what a loaded machine adds.
+const APPEND: Duration = Duration::from_secs(35);
 
 /// Longer than anything here takes: a partition that stands still is looked after within half a minute, and its client replaced where that is in vain for two.
 const LONGEST: Duration = Duration::from_secs(240);
