@@ -293,7 +293,9 @@ impl Run {
             if room == 0 || self.pending.count >= max_events {
                 return Ok(());
             }
-            let mut until = [self.commit_at, self.seek_at].into_iter().flatten().fold(self.retain_at, Instant::min);
+            // After a failure it is soon told that nothing is there to be done again.
+            let told_at = (self.failures > 0).then(|| Instant::now() + longest);
+            let mut until = [self.commit_at, self.seek_at, told_at].into_iter().flatten().fold(self.retain_at, Instant::min);
             // Also what came before, while old events were removed.
             if self.pending.count > 0 {
                 let now = Instant::now();

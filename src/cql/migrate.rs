@@ -43,27 +43,27 @@ const DAY: u64 = 86_400;
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate(address: &Address, settings: &Settings) -> Result<String, Error> {
     let keyspace = &address.keyspace;
-    let is_done = async |cluster: &Cluster| cluster.as_it_must_be(keyspace, settings).await;
-    migrate_by(address, settings, is_done, async |cluster, owner| cluster.bring_up(keyspace, settings, owner).await).await
+    let done_already = async |cluster: &Cluster| cluster.as_it_must_be(keyspace, settings).await;
+    migrate_by(address, settings, done_already, async |cluster, owner| cluster.bring_up(keyspace, settings, owner).await).await
 }
 
-/// A migration of a keyspace: `is_done` says, in words, that nothing is to be done, where that is so; else `bring_up` does it, for the owner of the lock.
+/// A migration of a keyspace: `done_already` says, in words, that nothing is to be done, where that is so; else `bring_up` does it, for the owner of the lock.
 pub(super) async fn migrate_by(
     address: &Address,
     settings: &Settings,
-    is_done: impl AsyncFn(&Cluster) -> Result<Option<String>, Error>,
+    done_already: impl AsyncFn(&Cluster) -> Result<Option<String>, Error>,
     bring_up: impl AsyncFn(&Cluster, i32) -> Result<String, Error>,
 ) -> Result<String, Error> {
     check_replication(&settings.replication)?;
     let (cluster, keyspace) = (Cluster::reach(address, settings).await?, &address.keyspace);
     // Where nothing is to be done, nothing is waited for.
     if cluster.has_versions(keyspace).await?
-        && let Some(done) = is_done(&cluster).await?
+        && let Some(done) = done_already(&cluster).await?
     {
         return Ok(done);
     }
     let owner = cluster.begin_migration(keyspace, settings).await?;
-    let migrated = match is_done(&cluster).await {
+    let migrated = match done_already(&cluster).await {
         Ok(None) => bring_up(&cluster, owner).await,
         Ok(Some(done)) => Ok(done),
         Err(error) => Err(error),
@@ -137,8 +137,8 @@ impl Cluster {
     async fn as_it_must_be(&self, keyspace: &str, settings: &Settings) -> Result<Option<String>, Error> {
         let Some((version, days)) = self.version().await? else { return Ok(None) };
         later(keyspace, version)?;
-        let is_done = (version, days) == (VERSION, retention_days(settings));
-        Ok(is_done.then(|| format!("the tables of keyspace {keyspace} are of version {VERSION} already")))
+        let done_already = (version, days) == (VERSION, retention_days(settings));
+        Ok(done_already.then(|| format!("the tables of keyspace {keyspace} are of version {VERSION} already")))
     }
 
     /// Applies what is missing. The lock is held.

@@ -23,8 +23,8 @@ pub struct Part {
 /// [`Error::Schema`] for tables of a later version; [`Error::Settings`], [`Error::Unavailable`], [`Error::Refused`].
 pub async fn migrate_part(address: &Address, settings: &Settings, part: &Part) -> Result<String, Error> {
     let keyspace = &address.keyspace;
-    let is_done = async |cluster: &Cluster| cluster.has_part(keyspace, part).await;
-    migrate_by(address, settings, is_done, async |cluster, owner| cluster.bring_up_part(keyspace, part, owner).await).await
+    let done_already = async |cluster: &Cluster| cluster.has_part(keyspace, part).await;
+    migrate_by(address, settings, done_already, async |cluster, owner| cluster.bring_up_part(keyspace, part, owner).await).await
 }
 
 impl Cluster {

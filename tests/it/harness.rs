@@ -215,11 +215,15 @@ impl Drop for Server {
     }
 }
 
-/// Waits for what must come.
+/// Waits for what must come. Of a look that takes long it counts when it began.
 pub(crate) fn wait_for(what: &str, longest: Duration, mut there: impl FnMut() -> bool) {
-    let asked = Instant::now();
-    while !there() {
-        assert!(asked.elapsed() < longest, "{what}: not within {longest:?}");
+    let waiting = Instant::now();
+    loop {
+        let waited = waiting.elapsed();
+        if there() {
+            return;
+        }
+        assert!(waited < longest, "{what}: not within {longest:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -229,7 +229,7 @@ fn slow_a_store_that_stands_still_or_is_gone_loses_nothing() {
         }
         server.settle();
         // Settled is what stands in the stores; their writers hear of it a moment later.
-        wait_for("it waits no longer", Duration::from_secs(60), || server.get("/readyz").json()["archiver_waits_for"].is_null());
+        wait_for("it waits no longer", Duration::from_secs(10), || server.get("/readyz").json()["archiver_waits_for"].is_null());
         let ready = server.get("/readyz");
         assert_eq!((ready.status, &ready.json()["stopped_partitions"]), (200, &json!([])));
     }

@@ -11,11 +11,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartitionList};
 
-use super::admin::{Admin, found_no_broker};
+use super::admin::Admin;
 use super::producer::{Late, Producer};
 use super::settings::{self, Settings};
 use super::topics::{self, Purpose, failed};
-use super::{LOOK, bounds_of};
+use super::{LOOK, bounds_of, lost_connection};
 use crate::event::PARTITIONS;
 use crate::eventlog::{Append, Bounds, Error, Offset};
 
@@ -368,7 +368,7 @@ impl<H: FnMut(Heard)> Reading<H> {
         }
         // Before what may fail: their places are where they go on.
         missed.into_iter().for_each(|(partition, why)| self.missed(partition, why));
-        if self.consumer.fetch_metadata(Some(&self.name), LOOK).is_err_and(|error| found_no_broker(&error)) {
+        if self.consumer.fetch_metadata(Some(&self.name), LOOK).is_err_and(|error| lost_connection(&error)) {
             // It knows of none any longer, while another client does (see [`super::admin`]).
             tracing::error!(topic = self.name, "the brokers answer, and this client finds none of them; another one reads");
             self.consumer = consumer(&self.client, &self.name)?;

@@ -9,7 +9,7 @@ use crate::eventlog::{Delivery, Error, Offset, Stored};
 /// Bytes read ahead, over all partitions, beyond which no more is taken from librdkafka.
 pub(super) const READ_AHEAD: usize = 16 << 20;
 
-/// A partition that got no record for so long is looked at; where records wait for it at the brokers, it is read on.
+/// A partition that got no record for so long is looked at, and where records wait for it at the brokers, it is read on; so is a group that was not reached.
 const STALL: Duration = Duration::from_secs(30);
 /// Where that was in vain so often in a row, the client itself stands still: it is to be replaced.
 const VAIN: u8 = 3;

@@ -90,9 +90,28 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
 
 /// Logs an error that librdkafka deals with itself. Of brokers that are away it tells in its own log lines, once, and here for each client and try.
 fn tell(error: &KafkaError, reason: &str) {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => tracing::debug!(%error, reason, "kafka"),
-        _ => tracing::warn!(%error, reason, "kafka"),
+    if lost_connection(error) {
+        tracing::debug!(%error, reason, "kafka");
+    } else {
+        tracing::warn!(%error, reason, "kafka");
+    }
+}
+
+/// Whether there was no connection to ask by: no broker is known or reached, or the connection broke.
+fn lost_connection(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure))
+}
+
+/// Ends a client on a thread of its own, once nobody uses it any longer: that blocks.
+fn retire<C: Send + Sync + 'static>(client: Arc<C>, first: impl FnOnce(&C) + Send + 'static) {
+    let ending = move || {
+        first(&client);
+        while Arc::strong_count(&client) > 1 {
+            std::thread::sleep(PAUSE);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kafka-retired".into()).spawn(ending) {
+        tracing::error!(%error, "no thread for a kafka client's end");
     }
 }
 

@@ -345,7 +345,8 @@ impl Producer {
                 // It sends no more, and what it has has no time limit, or has had its time.
                 give_up(&former.client);
             }
-            retire(former.client);
+            // It hears what becomes of what is on its way.
+            super::retire(former.client, |client| drop(client.flush(TIMEOUT)));
         }
         Ok(Arc::clone(&slot.client))
     }
@@ -383,19 +384,6 @@ fn give_up(producer: &ThreadedProducer<Reports>) {
 fn create(config: &ClientConfig) -> Result<Current, Error> {
     let client = config.create_with_context(Reports::default()).map_err(|error| Error::Format(format!("kafka: {error}")))?;
     Ok(Current { client: Arc::new(client), since: Instant::now() })
-}
-
-/// Lets a producer that failed hear what became of what is on its way, and ends it: that blocks.
-fn retire(producer: Client) {
-    let ending = move || {
-        drop(producer.flush(TIMEOUT));
-        while Arc::strong_count(&producer) > 1 {
-            std::thread::sleep(super::PAUSE);
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("kafka-retired".into()).spawn(ending) {
-        tracing::error!(%error, "no thread for a producer's end");
-    }
 }
 
 #[cfg(test)]

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset as At, TopicPartitionList};
 
-use super::{Inner, bounds_of, check_range, failed};
+use super::{Inner, bounds_of, check_range, failed, lost_connection};
 use crate::eventlog::{Error, Offset, Stored, Topic};
 
 /// How long a read waits for records that are known to be there.
@@ -122,11 +121,6 @@ impl Inner {
     }
 }
 
-/// Whether a connection is to blame, as where the brokers have closed one that was idle.
-fn is_passing(error: &KafkaError) -> bool {
-    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure))
-}
-
 /// The next record; None where none came for a moment.
 fn next(topic: Topic, partition: u16, reading: &mut Reading) -> Result<Option<Stored>, Error> {
     if let Some(held) = reading.held.take() {
@@ -134,8 +128,8 @@ fn next(topic: Topic, partition: u16, reading: &mut Reading) -> Result<Option<St
     }
     let message = match reading.consumer.poll(Duration::from_millis(100)) {
         None => return Ok(None),
-        // It connects again by itself, and goes on where it stands.
-        Some(Err(error)) if is_passing(&error) => return Ok(None),
+        // As where the brokers have closed one that was idle: it connects again by itself, and goes on where it stands.
+        Some(Err(error)) if lost_connection(&error) => return Ok(None),
         Some(message) => message.map_err(failed)?,
     };
     let offset = reading.next;

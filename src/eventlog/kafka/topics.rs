@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
 
+use super::admin::Client;
 use super::producer::MAX_MESSAGE;
 use super::settings::Settings;
 use crate::event::PARTITIONS;
@@ -16,7 +16,7 @@ use crate::eventlog::Error;
 /// How long a single question to the brokers may take.
 pub(super) const ASK: Duration = Duration::from_secs(15);
 
-/// How long a new topic may take until every partition has a leader.
+/// How long a new topic may take until it is told of, with a leader of every partition and its settings.
 pub(super) const SETTLE: Duration = Duration::from_secs(30);
 
 /// How long records of the feed stay: readers are never far behind, and who is reads a snapshot.
@@ -33,8 +33,6 @@ pub(super) enum Purpose {
     /// Records that every process reads as they come, and Kafka deletes.
     Feed,
 }
-
-type Admin = Arc<AdminClient<DefaultClientContext>>;
 
 pub(super) fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK))
@@ -55,11 +53,11 @@ struct Found {
 ///
 /// # Errors
 /// [`Error::Format`] for a topic that Contrail must not use, with what to change; [`Error::Unavailable`] where the brokers do not answer.
-pub(super) async fn ensure(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
+pub(super) async fn ensure(admin: &Client, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
     let asked = Instant::now();
     // From the start each time: one that was just deleted may still be told of at first.
     let (found, settings_of) = loop {
-        let missing = match find(admin, name).await? {
+        let why = match find(admin, name).await? {
             None => {
                 create(admin, name, purpose, settings).await?;
                 "is not told of by the brokers"
@@ -71,7 +69,7 @@ pub(super) async fn ensure(admin: &Admin, name: &str, purpose: Purpose, settings
             Some(_) => "has partitions without a leader",
         };
         if asked.elapsed() > SETTLE {
-            return Err(failed(format!("topic `{name}` {missing}")));
+            return Err(failed(format!("topic `{name}` {why}")));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
@@ -79,7 +77,7 @@ pub(super) async fn ensure(admin: &Admin, name: &str, purpose: Purpose, settings
     check_settings(name, &settings_of, purpose, settings)
 }
 
-async fn create(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
+async fn create(admin: &Client, name: &str, purpose: Purpose, settings: &Settings) -> Result<(), Error> {
     let (replication, max) = (i32::from(settings.replication), MAX_MESSAGE.to_string());
     let (retention, segment) = match purpose {
         Purpose::Log => (None, None),
@@ -111,7 +109,7 @@ async fn create(admin: &Admin, name: &str, purpose: Purpose, settings: &Settings
 }
 
 /// None where there is no such topic.
-async fn find(admin: &Admin, name: &str) -> Result<Option<Found>, Error> {
+async fn find(admin: &Client, name: &str) -> Result<Option<Found>, Error> {
     // Metadata of all topics: asked for one by its name, a broker may create it.
     let client = Arc::clone(admin);
     let metadata = super::blocking(move || client.inner().fetch_metadata(None, ASK).map_err(failed)).await?;
@@ -123,7 +121,7 @@ async fn find(admin: &Admin, name: &str) -> Result<Option<Found>, Error> {
 }
 
 /// The settings of a topic, by name; None from a broker that has yet to hear of a new one.
-async fn describe(admin: &Admin, name: &str) -> Result<Option<Vec<(String, String)>>, Error> {
+async fn describe(admin: &Client, name: &str) -> Result<Option<Vec<(String, String)>>, Error> {
     let answers = admin.describe_configs([&ResourceSpecifier::Topic(name)], &options()).await.map_err(failed)?;
     let told: Vec<(String, String)> = match answers.into_iter().next() {
         Some(Ok(resource)) => resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect(),

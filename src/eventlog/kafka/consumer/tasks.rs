@@ -8,10 +8,9 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 
-use super::super::admin::found_no_broker;
 use super::super::member::Task;
 use super::super::topics::failed;
-use super::super::{LOOK, UNREAD, check_range};
+use super::super::{LOOK, UNREAD, check_range, lost_connection};
 use super::{Group, Shared};
 use crate::eventlog::{Error, Offset};
 
@@ -54,7 +53,7 @@ fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset:
 /// Has the member's own client ask for the partitions' leaders, which it may not do by itself. True where it finds no broker to ask, while another client was
 /// just answered (see [`super::super::admin`]).
 fn ask_for_leaders(consumer: &BaseConsumer<Group>, shared: &Shared) -> bool {
-    consumer.fetch_metadata(Some(&shared.name), LOOK).is_err_and(|error| found_no_broker(&error))
+    consumer.fetch_metadata(Some(&shared.name), LOOK).is_err_and(|error| lost_connection(&error))
 }
 
 /// Looks why the group was not reached for long. Where the brokers answer another client, this one is to be replaced: at once if it finds none of them, else once

@@ -99,9 +99,7 @@ async fn one_that_tells_nothing_is_replaced_whoever_still_waits_for_it() {
         }
         assert!(Arc::ptr_eq(&producer.current().unwrap(), &former));
         age(&producer, LONG);
-        let mut watched = former.context().watched.lock().unwrap();
-        watched.as_mut().unwrap().0 -= producer.timeout + GRACE;
-        drop(watched);
+        former.context().watched.lock().unwrap().as_mut().unwrap().0 -= producer.timeout + GRACE;
         assert!(!Arc::ptr_eq(&producer.current().unwrap(), &former), "{late:?}");
         settled(&producer).await;
     }
