@@ -107,13 +107,13 @@ impl Learning {
     }
 
     /// What the stages would have done by now.
-    async fn learned(&self) -> Value {
+    fn learned(&self) -> Value {
         let mut told = serde_json::Map::new();
         if let Some(sync) = &self.sync {
             told.insert("sync".into(), json!({"changes": sync.log.appended(), "stored": sync.store.learned()}));
         }
         if let Some(archive) = &self.archive {
-            told.insert("archive".into(), json!(archive.archive.learned().await));
+            told.insert("archive".into(), json!(archive.archive.learned()));
         }
         Value::Object(told)
     }
@@ -148,15 +148,15 @@ impl Learning {
             self.has_room.store(bytes < self.max_bytes, Ordering::Relaxed);
             metrics::gauge!("contrail_learning_scratch_bytes").set(bytes as f64);
             if round % 6 == 0 {
-                self.tell().await;
+                self.tell();
             }
         }
-        self.tell().await;
+        self.tell();
         Ok(())
     }
 
-    async fn tell(&self) {
-        let learned = self.learned().await;
+    fn tell(&self) {
+        let learned = self.learned();
         tracing::info!(%learned, "learning: what would have been done since the start");
     }
 
@@ -189,5 +189,5 @@ pub(super) fn router(learning: Arc<Learning>, log: Arc<dyn EventLog>, access: Ac
 async fn told(State((learning, log)): State<(Arc<Learning>, Arc<dyn EventLog>)>) -> Answer {
     // In this order: what is told to be passed is counted by then.
     let behind = learning.behind(&*log).await?;
-    Ok(Json(json!({"learning": learning.stages(), "behind": behind, "learned": learning.learned().await})))
+    Ok(Json(json!({"learning": learning.stages(), "behind": behind, "learned": learning.learned()})))
 }

@@ -2,12 +2,11 @@
 //! where its later reads find it, and counts it. Opened by the composition root. Must never write to the archive underneath.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::Mutex;
 
 use super::{
     Archive, Books, Bots, CellKey, CellValue, Cursor, Error, EventRow, Kept, Label, LabelValue, Metric, QuarantineRow, Scan, Sought, WriteBatch,
@@ -46,8 +45,13 @@ pub struct LearningArchive {
     live: Arc<dyn Archive>,
     scratch: Arc<dyn Archive>,
     has_room: HasRoom,
-    /// Held from before a batch is written until it is counted.
-    learned: Mutex<Learned>,
+    counted: Mutex<Counted>,
+}
+
+/// What is written, and how far that goes. Changed together: nobody sees a cursor whose records are not counted.
+struct Counted {
+    learned: Learned,
+    cursors: Vec<Cursor>,
 }
 
 impl LearningArchive {
@@ -57,14 +61,18 @@ impl LearningArchive {
     /// When either archive fails.
     pub async fn open(live: Arc<dyn Archive>, scratch: Arc<dyn Archive>, has_room: HasRoom) -> Result<Self, Error> {
         // Not each partition's own, by which a store may begin to put things in order.
-        let cursors = (0..).zip(live.cursors().await?).collect();
-        scratch.write(WriteBatch { cursors, ..WriteBatch::default() }).await?;
-        Ok(Self { live, scratch, has_room, learned: Mutex::default() })
+        let cursors = live.cursors().await?;
+        scratch.write(WriteBatch { cursors: (0..).zip(cursors.iter().copied()).collect(), ..WriteBatch::default() }).await?;
+        Ok(Self { live, scratch, has_room, counted: Mutex::new(Counted { learned: Learned::default(), cursors }) })
     }
 
     /// What the archiver would have written by now: at least all that the cursors have passed.
-    pub async fn learned(&self) -> Learned {
-        self.learned.lock().await.clone()
+    pub fn learned(&self) -> Learned {
+        self.counted().learned.clone()
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Cells of a batch that the stage has not written before.
@@ -98,7 +106,7 @@ impl LearningArchive {
     /// Counts a batch before it is written.
     async fn count(&self, batch: &WriteBatch) -> Result<Learned, Error> {
         let (cells, books) = (self.new_cells(batch).await?, self.added(batch).await?);
-        let before = self.scratch.cursors().await?;
+        let before = self.counted().cursors.clone();
         let at = |partition: u16| before.get(usize::from(partition)).map_or(0, |cursor| cursor.next);
         let mut found = Learned {
             records: batch.cursors.iter().map(|(partition, cursor)| cursor.next.saturating_sub(at(*partition))).sum(),
@@ -196,14 +204,20 @@ impl Archive for LearningArchive {
         let found = self.count(&batch).await?;
         batch.events.iter_mut().for_each(|row| row.body = Bytes::new());
         batch.quarantine.clear();
-        let mut learned = self.learned.lock().await;
+        let passed = batch.cursors.clone();
         self.scratch.write(batch).await?;
-        learned.add(found);
+        let mut counted = self.counted();
+        counted.learned.add(found);
+        for (partition, cursor) in passed {
+            if let Some(at) = counted.cursors.get_mut(usize::from(partition)) {
+                *at = cursor;
+            }
+        }
         Ok(())
     }
 
     async fn cursors(&self) -> Result<Vec<Cursor>, Error> {
-        self.scratch.cursors().await
+        Ok(self.counted().cursors.clone())
     }
 
     async fn durable(&self) -> Result<Vec<u64>, Error> {

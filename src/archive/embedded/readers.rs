@@ -1,5 +1,6 @@
 //! Read-only connections of the embedded archive, and which days there are. Used by queries on blocking threads; must never write.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,11 +25,20 @@ pub(super) struct Days {
     known: Mutex<Known>,
 }
 
+/// By day the number of its file: one that is made anew has another.
 #[derive(Default)]
 struct Known {
-    days: BTreeSet<i32>,
-    /// How often days came or went.
-    changes: u64,
+    days: BTreeMap<i32, u64>,
+    files: u64,
+}
+
+impl Known {
+    fn add(&mut self, day: i32) {
+        if let Entry::Vacant(new) = self.days.entry(day) {
+            self.files += 1;
+            new.insert(self.files);
+        }
+    }
 }
 
 impl Days {
@@ -42,7 +52,8 @@ impl Days {
                 for file in files {
                     let name = file.map_err(unreadable)?.file_name();
                     let date = name.to_str().and_then(|name| name.strip_suffix(".db"));
-                    known.days.extend(date.and_then(|date| Timestamp::parse(&format!("{date}T00:00:00Z")).ok()).map(Timestamp::utc_day));
+                    let day = date.and_then(|date| Timestamp::parse(&format!("{date}T00:00:00Z")).ok()).map(Timestamp::utc_day);
+                    day.into_iter().for_each(|day| known.add(day));
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -63,19 +74,30 @@ impl Days {
 
     /// All days, oldest first.
     pub(super) fn all(&self) -> Vec<i32> {
-        self.known().days.iter().copied().collect()
+        self.known().days.keys().copied().collect()
     }
 
     /// A day's file is complete now.
     pub(super) fn add(&self, day: i32) {
-        let mut known = self.known();
-        known.changes += u64::from(known.days.insert(day));
+        self.known().add(day);
     }
 
     /// A day's file is about to go.
     pub(super) fn remove(&self, day: i32) {
-        let mut known = self.known();
-        known.changes += u64::from(known.days.remove(&day));
+        self.known().days.remove(&day);
+    }
+
+    /// A day's file as it is now.
+    fn current(&self, day: i32) -> Option<Of> {
+        self.known().days.get(&day).map(|number| Of::Day(day, *number))
+    }
+
+    /// Whether that is still what is there.
+    fn has(&self, of: Of) -> bool {
+        match of {
+            Of::Answers => true,
+            Of::Day(day, _) => self.current(day) == Some(of),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -83,11 +105,19 @@ impl Days {
     }
 }
 
+/// What a connection is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Answers,
+    /// A day's file, by number.
+    Day(i32, u64),
+}
+
 /// The read side's connections.
 pub(super) struct Readers {
     answers: PathBuf,
     days: std::sync::Arc<Days>,
-    idle: Mutex<Vec<(PathBuf, Connection)>>,
+    idle: Mutex<Vec<(Of, Connection)>>,
     permits: Semaphore,
 }
 
@@ -108,7 +138,7 @@ impl Readers {
 
     /// Runs a query over `answers.db`.
     pub(super) fn answers<T>(&self, query: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
-        self.with(&self.answers, query)
+        self.with(Of::Answers, &self.answers, query)
     }
 
     /// Event rows over as many days as the limit needs.
@@ -151,16 +181,16 @@ impl Readers {
 
     /// Asks a day's file; one that retention took meanwhile holds nothing.
     fn of_day<T>(&self, day: i32, query: impl FnOnce(&Connection) -> Result<Vec<T>, Error>) -> Result<Vec<T>, Error> {
-        match self.with(&self.days.path(day), query) {
-            Err(_) if !self.days.all().contains(&day) => Ok(Vec::new()),
+        let Some(of) = self.days.current(day) else { return Ok(Vec::new()) };
+        match self.with(of, &self.days.path(day), query) {
+            Err(_) if self.days.current(day) != Some(of) => Ok(Vec::new()),
             answer => answer,
         }
     }
 
     /// Lets go of the files of days that were removed.
     pub(super) fn forget_removed(&self) {
-        let kept: BTreeSet<PathBuf> = self.days.all().into_iter().map(|day| self.days.path(day)).collect();
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(path, _)| *path == self.answers || kept.contains(path));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _)| self.days.has(*of));
     }
 
     /// Closes what is idle and refuses further queries.
@@ -169,28 +199,26 @@ impl Readers {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn with<T>(&self, path: &Path, query: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
-        let changes = self.days.known().changes;
-        let conn = match self.take(path) {
+    fn with<T>(&self, of: Of, path: &Path, query: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+        let conn = match self.take(of) {
             Some(conn) => conn,
             None => sqlite::open_readonly(path)?,
         };
         let answer = query(&conn);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // A file removed meanwhile may be made anew, even before this ends: its old connection would show what is gone.
-        let stays = || self.days.known().changes == changes && self.days.all().into_iter().any(|day| self.days.path(day) == *path);
-        if *path == self.answers || stays() {
+        // Removed meanwhile, it would show what is gone.
+        if self.days.has(of) {
             if idle.len() >= IDLE {
                 drop(idle.remove(0));
             }
-            idle.push((path.to_owned(), conn));
+            idle.push((of, conn));
         }
         answer
     }
 
-    fn take(&self, path: &Path) -> Option<Connection> {
+    fn take(&self, of: Of) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = idle.iter().rposition(|(of, _)| of == path)?;
+        let at = idle.iter().rposition(|(idle, _)| *idle == of)?;
         Some(idle.remove(at).1)
     }
 }
@@ -212,11 +240,11 @@ mod tests {
             days.add(7);
         };
         let row = |meanwhile: &dyn Fn()| {
-            let asked = readers.with(&path, |conn| {
+            let asked = readers.of_day(7, |conn| {
                 meanwhile();
-                Ok(conn.query_row("SELECT n FROM t", [], |row| row.get::<_, i64>(0))?)
+                Ok(vec![conn.query_row("SELECT n FROM t", [], |row| row.get::<_, i64>(0))?])
             });
-            asked.unwrap()
+            asked.unwrap()[0]
         };
         let idle = || readers.idle.lock().unwrap().len();
         make(1);
