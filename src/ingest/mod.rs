@@ -139,8 +139,9 @@ impl Ingest {
                 _ = second.tick() => false,
             };
             let Room { deps, refusals, rates, .. } = &*self.0;
-            refusals.flush(&*deps.log, deps.clock.now()).await;
-            if stopping {
+            let flushed = refusals.flush(&*deps.log, deps.settings.append_timeout, deps.clock.now()).await;
+            // A log that did not answer is not waited for once more.
+            if stopping || (!flushed && stop.is_cancelled()) {
                 return;
             }
             ticks = ticks.wrapping_add(1);

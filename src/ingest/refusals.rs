@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -23,21 +24,26 @@ impl Refusals {
         *counts.entry(site.clone()).or_default().entry(code).or_default() += 1;
     }
 
-    /// Appends what was counted, a record per site; on failure keeps it for the next time.
-    pub(crate) async fn flush(&self, log: &dyn EventLog, now: Timestamp) {
+    /// Appends what was counted, a record per site. False where the log does not take it within `limit`: it is kept for the next time.
+    pub(crate) async fn flush(&self, log: &dyn EventLog, limit: Duration, now: Timestamp) -> bool {
         let counts = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if counts.is_empty() {
-            return;
+            return true;
         }
         let appends = counts.iter().map(|(site, by_code)| to_append(site, by_code, now)).collect();
-        if let Err(error) = log.append(Topic::Events, appends).await {
-            tracing::warn!(%error, "the last second's refusals could not be appended; kept for the next try");
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            for (site, by_code) in counts {
-                let site = kept.entry(site).or_default();
-                by_code.into_iter().for_each(|(code, count)| *site.entry(code).or_default() += count);
-            }
+        let appended = tokio::time::timeout(limit, log.append(Topic::Events, appends)).await;
+        let why = match appended {
+            Ok(Ok(_)) => return true,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {limit:?}"),
+        };
+        tracing::warn!(why, "the last second's refusals could not be appended; kept for the next try");
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (site, by_code) in counts {
+            let site = kept.entry(site).or_default();
+            by_code.into_iter().for_each(|(code, count)| *site.entry(code).or_default() += count);
         }
+        false
     }
 }
 

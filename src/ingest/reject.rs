@@ -102,7 +102,7 @@ codes! {
     RateSite,
     /// Too much is in flight; nothing was stored.
     Overloaded,
-    /// The event log is at its bound; nothing was stored.
+    /// The event log is at its bound, or too much waits for it; nothing was stored.
     LogFull,
     /// A partition of the event log refuses appends; nothing was stored.
     LogDamaged,
@@ -239,7 +239,14 @@ impl Code {
             Self::RateKey => row("rate_key", Request, StatusCode::TOO_MANY_REQUESTS, 1, Debug, "Too many events with this key."),
             Self::RateSite => row("rate_site", Request, StatusCode::TOO_MANY_REQUESTS, 1, Debug, "Too many events for this site."),
             Self::Overloaded => row("overloaded", Request, StatusCode::SERVICE_UNAVAILABLE, 1, Warn, "Too much is in flight; nothing was stored."),
-            Self::LogFull => row("log_full", Request, StatusCode::SERVICE_UNAVAILABLE, 5, Warn, "The event log is at its bound; nothing was stored."),
+            Self::LogFull => row(
+                "log_full",
+                Request,
+                StatusCode::SERVICE_UNAVAILABLE,
+                5,
+                Warn,
+                "The event log is at its bound, or too much waits for it; nothing was stored.",
+            ),
             Self::LogDamaged => row(
                 "log_damaged",
                 Request,

@@ -2,24 +2,31 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 
 use crate::event::{Record, Timestamp};
 use crate::eventlog::{Append, Bounds, Consumer, Error, EventLog, Offset, Stored, Topic};
 
-/// Keeps what is appended; each scripted error refuses one call.
+/// Keeps what is appended; each scripted error refuses one call, and one that hangs answers none.
 #[derive(Default)]
 pub(super) struct FakeLog {
     appended: Mutex<Vec<(u16, Record)>>,
     script: Mutex<VecDeque<Error>>,
     calls: Mutex<usize>,
+    hangs: AtomicBool,
 }
 
 impl FakeLog {
     /// Lets the next calls fail, in order.
     pub(super) fn fail_with(&self, errors: impl IntoIterator<Item = Error>) {
         self.script.lock().unwrap().extend(errors);
+    }
+
+    /// Answers no further call.
+    pub(super) fn hang(&self) {
+        self.hangs.store(true, Ordering::SeqCst);
     }
 
     /// What was appended so far, with its partition.
@@ -38,6 +45,9 @@ impl EventLog for FakeLog {
     async fn append(&self, topic: Topic, records: Vec<Append>) -> Result<Vec<Offset>, Error> {
         assert_eq!(topic, Topic::Events);
         *self.calls.lock().unwrap() += 1;
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if let Some(error) = self.script.lock().unwrap().pop_front() {
             return Err(error);
         }

@@ -352,7 +352,7 @@ async fn refusals_are_appended_by_site_and_survive_a_failed_append() {
     shop.post(format!("{}\nbad\nworse", viewed("e-1"))).await;
     shop.post_with(&[], "/v1/events", "{}").await;
     shop.log.fail_with([LogError::Unavailable("timeout".into())]);
-    shop.ingest.0.refusals.flush(&*shop.log, Timestamp::ZERO).await;
+    shop.ingest.0.refusals.flush(&*shop.log, Duration::from_secs(60), Timestamp::ZERO).await;
     assert_eq!(shop.records().len(), 1, "the first flush failed");
     shop.post("nonsense").await;
     let stop = tokio_util::sync::CancellationToken::new();
@@ -363,6 +363,20 @@ async fn refusals_are_appended_by_site_and_survive_a_failed_append() {
     let refusals: crate::event::record::Refusals = serde_json::from_slice(&record.body).unwrap();
     assert_eq!(refusals.by_code.into_iter().collect::<Vec<_>>(), [("body_not_json".to_owned(), 2), ("not_json".to_owned(), 2)]);
     assert_eq!(shop.records().len(), 2);
+}
+
+/// Neither a request nor the stop waits for ever for a log that does not answer.
+#[tokio::test]
+async fn a_log_that_hangs_is_given_up() {
+    let shop = shop_with(Settings { append_timeout: Duration::from_millis(100), ..Settings::default() }).await;
+    shop.log.hang();
+    let reply = tokio::time::timeout(Duration::from_secs(60), shop.post(viewed("e-1"))).await.unwrap();
+    assert_eq!((reply.status, reply.body["code"].as_str()), (503, Some("log_unavailable")));
+    shop.post("nonsense").await;
+    let (stop, calls) = (tokio_util::sync::CancellationToken::new(), shop.log.calls());
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(60), shop.ingest.clone().run(stop)).await.unwrap();
+    assert_eq!(shop.log.calls(), calls + 1);
 }
 
 #[tokio::test]
@@ -383,6 +397,6 @@ async fn nothing_is_taken_for_a_site_of_another_region() {
         assert!(refused.body["detail"].as_str().unwrap().contains("https://eu.example"));
     }
     // Nor is the refusal, which elsewhere is counted in the site's books.
-    shop.ingest.0.refusals.flush(&*shop.log, Timestamp::parse(NOW).unwrap()).await;
+    shop.ingest.0.refusals.flush(&*shop.log, Duration::from_secs(60), Timestamp::parse(NOW).unwrap()).await;
     assert_eq!(shop.log.records().len(), stored);
 }
