@@ -4,7 +4,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::NoOpMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{Quota, RateLimiter};
 
 use crate::event::{ObjectKey, SiteId};
 
@@ -28,31 +31,36 @@ pub enum Limited {
     Permission,
 }
 
+type Keyed<C> = RateLimiter<u64, DefaultKeyedStateStore<u64>, C, NoOpMiddleware<<C as Clock>::Instant>>;
+
 /// The rates.
 #[derive(Debug)]
-pub struct Admission {
+pub struct Admission<C: Clock = DefaultClock> {
     /// Not to be guessed from outside, or one could aim at another's rate.
     keyed: RandomState,
-    writes: DefaultKeyedRateLimiter<u64>,
-    reads: DefaultKeyedRateLimiter<u64>,
-    messages: DefaultKeyedRateLimiter<u64>,
-    permissions: DefaultKeyedRateLimiter<u64>,
-    creations: DefaultKeyedRateLimiter<u64>,
+    writes: Keyed<C>,
+    reads: Keyed<C>,
+    messages: Keyed<C>,
+    permissions: Keyed<C>,
+    creations: Keyed<C>,
 }
 
 impl Default for Admission {
     fn default() -> Self {
-        let rate = |rate: u32| {
-            let per_second = NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN);
-            RateLimiter::dashmap(
-                Quota::per_second(per_second).allow_burst(per_second.saturating_mul(NonZeroU32::new(BURST).unwrap_or(NonZeroU32::MIN))),
-            )
-        };
-        Self { keyed: RandomState::new(), writes: rate(20), reads: rate(20), messages: rate(30), permissions: rate(80), creations: rate(20) }
+        Self::by(&DefaultClock::default())
     }
 }
 
-impl Admission {
+impl<C: Clock + Clone> Admission<C> {
+    fn by(clock: &C) -> Self {
+        let rate = |rate: u32| {
+            let of = |rate| NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN);
+            let quota = Quota::per_second(of(rate)).allow_burst(of(rate * BURST));
+            Keyed::new(quota, DefaultKeyedStateStore::default(), clock.clone())
+        };
+        Self { keyed: RandomState::new(), writes: rate(20), reads: rate(20), messages: rate(30), permissions: rate(80), creations: rate(20) }
+    }
+
     /// Whether something of so many bytes may be done with an object now.
     pub fn admits(&self, what: Limited, key: &ObjectKey, bytes: usize) -> bool {
         let (limiter, cost) = match what {
@@ -82,32 +90,39 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::Duration;
+
+    use governor::clock::FakeRelativeClock;
 
     use super::*;
     use crate::event::ObjectKind;
 
     #[test]
     fn large_writes_cost_more_and_each_object_has_its_own() {
-        let admission = Admission::default();
+        let clock = FakeRelativeClock::default();
+        let admission = Admission::by(&clock);
         let key = |name: &str| ObjectKey { site: SiteId::parse("demo").unwrap(), kind: ObjectKind::Map, name: name.into() };
-        // So many at once, and so many a second for as long as asking takes.
-        let assert_rate = |at_once: usize, per_second: f64, is_admitted: &dyn Fn() -> bool| {
-            let began = Instant::now();
-            let admitted = (0..1_000).filter(|_| is_admitted()).count();
-            let most = at_once + 1 + (began.elapsed().as_secs_f64() * per_second) as usize;
-            assert!((at_once..=most).contains(&admitted), "{admitted} of {at_once} to {most}");
-        };
-        for (name, what, bytes, at_once, per_second) in [
-            ("small", Limited::Write, 1_024, 200, 20.0),
-            ("large", Limited::Write, 16_000, 20, 2.0),
-            ("small", Limited::Read, 16_000, 200, 20.0),
-            ("small", Limited::Message, 10, 300, 30.0),
-            ("large", Limited::Message, 4_000, 75, 7.5),
-            ("small", Limited::Permission, 0, 800, 80.0),
-        ] {
-            assert_rate(at_once, per_second, &|| admission.admits(what, &key(name), bytes));
+        // What is asked for a thousand times at once, and again ten seconds later.
+        let rates = [
+            ("small", Limited::Write, 1_024, 200),
+            ("middle", Limited::Write, 2_048, 100),
+            ("large", Limited::Write, 16_000, 20),
+            ("small", Limited::Read, 16_000, 200),
+            ("small", Limited::Message, 10, 300),
+            ("large", Limited::Message, 4_000, 75),
+            ("small", Limited::Permission, 0, 800),
+        ];
+        for wait in [Duration::ZERO, Duration::from_secs(10)] {
+            clock.advance(wait);
+            for (name, what, bytes, admitted) in rates {
+                let of = (0..1_000).filter(|_| admission.admits(what, &key(name), bytes)).count();
+                assert_eq!(of, admitted, "{what:?} of {name}");
+            }
+            assert_eq!((0..1_000).filter(|_| admission.admits_creation(&key("a").site)).count(), 200);
         }
-        assert_rate(200, 20.0, &|| admission.admits_creation(&key("a").site));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!((0..1_000).filter(|_| admission.admits(Limited::Write, &key("small"), 1)).count(), 20);
+        admission.sweep();
+        assert!(!admission.admits(Limited::Write, &key("small"), 1), "a sweep gives nothing back");
     }
 }
