@@ -12,12 +12,10 @@ use crate::telemetry::LogFormat;
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Environment variables that are not settings: secrets and the like, read where they are used; and those that tell the tests something.
-const NOT_SETTINGS: [&str; 8] = [
+const NOT_SETTINGS: [&str; 6] = [
     "CONTRAIL_CONFIG",
     "CONTRAIL_BOOTSTRAP_INGEST_KEY",
     "CONTRAIL_BOOTSTRAP_READ_TOKEN",
-    "CONTRAIL_BOOTSTRAP_ACCOUNT_SID",
-    "CONTRAIL_BOOTSTRAP_AUTH_TOKEN",
     "CONTRAIL_SECRET_KEY",
     "CONTRAIL_KAFKA_PASSWORD",
     "CONTRAIL_SCYLLA_PASSWORD",

@@ -37,7 +37,7 @@ pub fn start_logging(filter: &str, format: LogFormat) -> Result<(), tracing_subs
 const SECONDS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// Counters of what should not happen, shown from the start: of one that first appears with its first event, nobody would see that it rose.
-const QUIET: [&str; 19] = [
+const QUIET: [&str; 27] = [
     "contrail_archive_lost_acknowledgements_total",
     "contrail_archiver_partition_failures_total",
     "contrail_archiver_quarantined_total",
@@ -48,15 +48,23 @@ const QUIET: [&str; 19] = [
     "contrail_cql_refusals_total",
     "contrail_cql_retries_total",
     "contrail_feed_lagged_total",
+    "contrail_feed_missed_total",
     "contrail_feed_publish_errors_total",
+    "contrail_feed_read_errors_total",
+    "contrail_feed_shed_total",
+    "contrail_feed_unreadable_total",
     "contrail_kafka_consumers_replaced_total",
     "contrail_kafka_fenced_total",
     "contrail_kafka_producers_replaced_total",
-    "contrail_keeper_expired_total",
     "contrail_keeper_frozen_total",
     "contrail_keeper_restarts_total",
+    "contrail_mirror_left_behind_total",
+    "contrail_objects_refused_total",
+    "contrail_objects_rewinds_total",
     "contrail_router_malformed_total",
     "contrail_router_restarts_total",
+    "contrail_sites_failed_looks_total",
+    "contrail_webhooks_restarts_total",
 ];
 
 /// Sets the gauges of what this process takes of the machine, under the names that Prometheus' own libraries use. Where the system does not tell (`/proc`), they
@@ -89,6 +97,9 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     drop(metrics::set_global_recorder(recorder));
     for name in QUIET {
         metrics::counter!(name).increment(0);
+    }
+    for reason in ["full", "late", "private", "refused", "url"] {
+        metrics::counter!("contrail_webhooks_dropped_total", "reason" => reason).increment(0);
     }
     Ok(handle)
 }
