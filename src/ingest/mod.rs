@@ -139,7 +139,11 @@ impl Ingest {
                 _ = second.tick() => false,
             };
             let Room { deps, refusals, rates, .. } = &*self.0;
-            let flushed = refusals.flush(&*deps.log, deps.settings.append_timeout, deps.clock.now()).await;
+            let given_up = async {
+                stop.cancelled().await;
+                tokio::time::sleep(deps.settings.append_timeout).await;
+            };
+            let flushed = refusals.flush(&*deps.log, given_up, deps.clock.now()).await;
             // A log that did not answer is not waited for once more.
             if stopping || (!flushed && stop.is_cancelled()) {
                 return;

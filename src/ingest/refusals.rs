@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -24,18 +23,20 @@ impl Refusals {
         *counts.entry(site.clone()).or_default().entry(code).or_default() += 1;
     }
 
-    /// Appends what was counted, a record per site. False where the log does not take it within `limit`: it is kept for the next time.
-    pub(crate) async fn flush(&self, log: &dyn EventLog, limit: Duration, now: Timestamp) -> bool {
+    /// Appends what was counted, a record per site. False where the log does not take it, or not before `given_up`: it is kept for the next time. Not to be
+    /// given up where there is one, for what is on its way may come to be, and would be counted twice.
+    pub(crate) async fn flush(&self, log: &dyn EventLog, given_up: impl Future<Output = ()>, now: Timestamp) -> bool {
         let counts = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if counts.is_empty() {
             return true;
         }
         let appends = counts.iter().map(|(site, by_code)| to_append(site, by_code, now)).collect();
-        let appended = tokio::time::timeout(limit, log.append(Topic::Events, appends)).await;
-        let why = match appended {
-            Ok(Ok(_)) => return true,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {limit:?}"),
+        let why = tokio::select! {
+            appended = log.append(Topic::Events, appends) => match appended {
+                Ok(_) => return true,
+                Err(error) => error.to_string(),
+            },
+            () = given_up => "the log does not answer".into(),
         };
         tracing::warn!(why, "the last second's refusals could not be appended; kept for the next try");
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
