@@ -240,11 +240,12 @@ impl Run {
     async fn run(mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
             match self.step(stop).await {
-                Ok(()) if self.seek_at.is_some() => {}
-                Ok(()) => {
+                // What failed to be written may not have been delivered again yet.
+                Ok(has_written) if self.seek_at.is_none() && (has_written || self.job.progress.owes_nothing()) => {
                     self.failures = 0;
                     self.goes_on();
                 }
+                Ok(_) => {}
                 Err(error) if error.is_retryable() && !stop.is_cancelled() => self.start_over(error, stop).await?,
                 Err(error) => return Err(error),
             }
@@ -255,8 +256,8 @@ impl Run {
     }
 
     /// Gathers a batch and writes it; or, where nothing comes, makes durable what was written. Before that, when it is time to, asks again where partitions
-    /// stand, and removes what is past its age.
-    async fn step(&mut self, stop: &CancellationToken) -> Result<(), Error> {
+    /// stand, and removes what is past its age. True where something was written.
+    async fn step(&mut self, stop: &CancellationToken) -> Result<bool, Error> {
         if self.seek_at.is_some_and(|at| at <= Instant::now()) {
             self.seek().await?;
             self.goes_on();
@@ -265,7 +266,8 @@ impl Run {
             self.retain(stop).await?;
         }
         self.gather(stop).await?;
-        if self.pending.count > 0 {
+        let is_to_write = self.pending.count > 0;
+        if is_to_write {
             self.write().await?;
             // Told before what was written is durable, which may take longer.
             self.goes_on();
@@ -274,7 +276,7 @@ impl Run {
         if self.commit_at.is_some_and(|at| at <= Instant::now()) {
             self.commit().await?;
         }
-        Ok(())
+        Ok(is_to_write)
     }
 
     /// Nothing stands still any longer, but for partitions that are still sought.
@@ -293,7 +295,7 @@ impl Run {
             if room == 0 || self.pending.count >= max_events {
                 return Ok(());
             }
-            // After a failure it is soon told that nothing is there to be done again.
+            // After a failure it is soon told where nothing is there to be done again.
             let told_at = (self.failures > 0).then(|| Instant::now() + longest);
             let mut until = [self.commit_at, self.seek_at, told_at].into_iter().flatten().fold(self.retain_at, Instant::min);
             // Also what came before, while old events were removed.

@@ -80,6 +80,12 @@ impl Progress {
             .all(|progress| progress.failed.is_none() && progress.cursor.next >= progress.end)
     }
 
+    /// Whether all that was read of the partitions that go on is written.
+    pub(super) fn owes_nothing(&self) -> bool {
+        let partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+        partitions.values().all(|progress| progress.failed.is_some() || progress.cursor.next >= progress.end)
+    }
+
     /// Records read into no batch yet, as far as known: what `/metrics` shows as lag.
     pub fn lag(&self) -> u64 {
         self.partitions

@@ -119,34 +119,37 @@ async fn an_archive_that_does_not_answer_is_told_before_all_partitions_were_aske
 
 #[tokio::test]
 async fn whatever_the_archive_does_not_answer_is_told_while_it_is_waited_for() {
-    for call in ["cursor", "identities", "cells", "write", "durable", "retain"] {
-        let mut world = World::new().await;
-        fill(&world).await;
-        // Longer than anything takes that is not held.
-        world.settings.told_after = Duration::from_secs(3);
-        world.settings.durable_every = Duration::from_millis(1);
-        let gate = Arc::new(Semaphore::new(0));
-        world.archive = Arc::new(Flaky::answering(Arc::clone(&world.archive), |_| None).held(call, &gate));
-        let stop = CancellationToken::new();
-        let watching = async {
-            let told = if call == "retain" { "the removal of old events" } else { "an answer of the archive" };
-            let first = loop {
-                if let Some(first) = world.progress.waits() {
-                    break first;
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            };
-            assert!(first.starts_with(told), "{call}: {first}");
-            gate.add_permits(1);
-            while !world.is_caught_up().await || world.progress.waits().is_some() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+    let calls = ["cursor", "identities", "cells", "write", "durable", "retain"];
+    futures::future::join_all(calls.map(told_while_it_is_waited_for)).await;
+}
+
+async fn told_while_it_is_waited_for(call: &'static str) {
+    let mut world = World::new().await;
+    fill(&world).await;
+    // Longer than anything takes that is not held.
+    world.settings.told_after = Duration::from_secs(10);
+    world.settings.durable_every = Duration::from_millis(1);
+    let gate = Arc::new(Semaphore::new(0));
+    world.archive = Arc::new(Flaky::answering(Arc::clone(&world.archive), |_| None).held(call, &gate));
+    let stop = CancellationToken::new();
+    let watching = async {
+        let told = if call == "retain" { "the removal of old events" } else { "an answer of the archive" };
+        let first = loop {
+            if let Some(first) = world.progress.waits() {
+                break first;
             }
-            stop.cancel();
+            tokio::time::sleep(Duration::from_millis(2)).await;
         };
-        let (ended, ()) = tokio::time::timeout(LONG, async { tokio::join!(world.archiver().run(stop.clone()), watching) }).await.expect(call);
-        ended.unwrap();
-        assert_eq!((views(&world).await, world.progress.waits()), (200, None), "{call}");
-    }
+        assert!(first.starts_with(told), "{call}: {first}");
+        gate.add_permits(1);
+        while !world.is_caught_up().await || world.progress.waits().is_some() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::time::timeout(LONG, async { tokio::join!(world.archiver().run(stop.clone()), watching) }).await.expect(call);
+    ended.unwrap();
+    assert_eq!((views(&world).await, world.progress.waits()), (200, None), "{call}");
 }
 
 #[tokio::test]
