@@ -77,7 +77,7 @@ impl Broadcast {
     /// record, nor will they; of any other error what became of the record is unknown. Of one partition the records keep the order of calls.
     ///
     /// # Errors
-    /// Where nothing was sent.
+    /// [`Error::Full`]: nothing was sent. [`Error::Unavailable`]: of all records that is unknown.
     pub async fn send(&self, records: &[Append]) -> Result<Vec<Result<Offset, Error>>, Error> {
         self.producer.append_each(&self.name, records).await
     }

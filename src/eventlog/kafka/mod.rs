@@ -409,7 +409,8 @@ impl EventLog for KafkaLog {
         let (name, asked) = (self.0.group(topic, group), Instant::now());
         let inner = Arc::clone(&self.0);
         let group = name.clone();
-        // Not asked for one that is not there: librdkafka 2.12 may abort where a coordinator answers that after the request's time.
+        // Not asked for one that is not there: librdkafka 2.12 may abort where a coordinator answers that after the request's time. Nor for one that has members
+        // and stored nothing: it is forgotten with them.
         if blocking(move || inner.stored_offsets(topic, &group)).await?.iter().all(Option::is_none) {
             return Ok(());
         }

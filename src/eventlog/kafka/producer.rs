@@ -44,7 +44,8 @@ pub(super) const MAX_MESSAGE: usize = MAX_RECORD + (64 << 10);
 pub(super) enum Late {
     /// It is given up. A later record of its partition may be appended all the same.
     Dropped,
-    /// It stays, and all behind it: what is ever appended of a partition's records is the first of them, without a gap. Until it is settled, later calls wait.
+    /// It stays, and all behind it: what is ever appended of a partition's records is the first of them, without a gap. Until it is settled, calls wait that
+    /// are made after its own has waited in vain.
     Kept,
 }
 
@@ -91,17 +92,22 @@ struct Reports {
     unplaced: Mutex<Option<(i32, i64)>>,
     /// Whether records were not taken in their time: after a pause of the brokers librdkafka may send nothing ever again, while others get through.
     gave_up: AtomicBool,
-    /// A call that is not settled, and when it was made, whoever still waits for it: the next one is watched once it is. One that is stuck is found so, now or
-    /// later, without a list of all.
+    /// A call that is not settled, and when it was made, whoever still waits for it: the next one is watched once it is, and one that waited in vain for its
+    /// whole time in its place. One that is stuck, and what is stuck behind it, is found so without a list of all.
     watched: Mutex<Option<(Instant, Weak<Call>)>>,
 }
 
 impl Reports {
-    fn watch(&self, call: &Arc<Call>) {
+    fn watch(&self, call: &Arc<Call>, began: Instant) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if watched.as_ref().is_none_or(|(_, call)| call.strong_count() == 0) {
-            *watched = Some((Instant::now(), Arc::downgrade(call)));
+            *watched = Some((began, Arc::downgrade(call)));
         }
+    }
+
+    /// A call waited for its whole time.
+    fn is_late(&self, call: Weak<Call>, began: Instant) {
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Some((began, call));
     }
 
     /// How long the watched call has not been settled.
@@ -255,7 +261,8 @@ impl Producer {
         // Last of what may fail: its records give the room back.
         self.take_room(records.len(), bytes)?;
         let (call, mut answered) = Call::new(records.len());
-        producer.context().watch(&call);
+        let (reports, watched, began) = (Arc::clone(producer.context()), Arc::downgrade(&call), Instant::now());
+        reports.watch(&call, began);
         let mut stopped = None;
         for (index, record) in records.iter().enumerate() {
             let place = Place { call: Arc::clone(&call), index, bytes: record.value.len(), waiting: Arc::clone(&self.waiting) };
@@ -272,11 +279,12 @@ impl Producer {
             }
         }
         // One that was replaced ends on a thread of its own, not here.
-        drop(producer);
-        let patience = if self.late == Late::Kept { until } else { until + GRACE };
+        drop((producer, call));
+        let patience = if self.late == Late::Kept { until } else { (began + self.timeout + GRACE).into() };
         if let Ok(answer) = timeout_at(patience, &mut answered).await {
             return answer.map_err(|_| Error::Unavailable("kafka: the producer ended".into()));
         }
+        reports.is_late(watched, began);
         if self.late == Late::Kept {
             self.overdue.lock().await.push(answered);
             return Err(Error::Unavailable("kafka: the brokers do not answer; what was to be appended is still on its way".into()));
@@ -355,8 +363,8 @@ impl Producer {
     fn is_silent(&self, current: &Current) -> bool {
         let silent_for = current.client.context().silent_for();
         match self.late {
-            Late::Dropped => silent_for > self.timeout + GRACE,
-            Late::Kept => silent_for > self.timeout && current.since.elapsed() > LONG,
+            Late::Dropped => silent_for >= self.timeout + GRACE,
+            Late::Kept => silent_for >= self.timeout && current.since.elapsed() > LONG,
         }
     }
 

@@ -91,7 +91,7 @@ async fn one_that_tells_nothing_of_what_it_should_have_given_up_is_replaced() {
 #[tokio::test]
 async fn one_that_tells_nothing_is_replaced_whoever_still_waits_for_it() {
     for late in [Late::Dropped, Late::Kept] {
-        let producer = Producer { late, ..kept() };
+        let producer = Producer { late, timeout: LONG, ..kept() };
         let former = producer.current().unwrap();
         for _ in 0..3 {
             // Its caller goes away long before.
