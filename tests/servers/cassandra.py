@@ -116,6 +116,8 @@ def java_command(java, jars, folder):
         # A cluster of a test needs no time to find itself.
         "cassandra.skip_wait_for_gossip_to_settle": 0,
         "cassandra.ring_delay_ms": 1000,
+        # Half of it is how long one that has no tokens yet may be silent before the others forget it, for good: twice the above by default.
+        "cassandra.gossip_quarantine_delay_ms": 600_000,
         # Until a node that missed a change of the schema asks for it.
         "cassandra.migration_delay_ms": 5000,
         "cassandra.superuser_setup_delay_ms": 0,
