@@ -1,5 +1,7 @@
 //! Settings: compiled-in defaults < configuration file < environment < flags. Read once at the start by the command line; no room sees it.
 
+mod layers;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,17 +12,6 @@ use crate::telemetry::LogFormat;
 
 /// Every key with its default and a sentence: the manual.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
-
-/// Environment variables that are not settings: secrets and the like, read where they are used; and those that tell the tests something.
-const NOT_SETTINGS: [&str; 6] = [
-    "CONTRAIL_CONFIG",
-    "CONTRAIL_BOOTSTRAP_INGEST_KEY",
-    "CONTRAIL_BOOTSTRAP_READ_TOKEN",
-    "CONTRAIL_SECRET_KEY",
-    "CONTRAIL_KAFKA_PASSWORD",
-    "CONTRAIL_SCYLLA_PASSWORD",
-];
-const OF_TESTS: &str = "CONTRAIL_TEST_";
 
 /// Why the settings cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -270,7 +261,7 @@ impl Config {
     /// # Errors
     /// See [`Error`]; each names where the value came from.
     pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Self, Error> {
-        let all = Self::sum(file, variables, flags)?;
+        let all = layers::sum(file, variables, flags)?;
         let config: Self = Value::Table(all).try_into().map_err(|error| Error::Value(Box::new(error)))?;
         if config.archiver.retention.0 < LEAST_RETENTION {
             let why = "what the archive no longer holds would be counted again while senders still repeat it";
@@ -314,226 +305,14 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn differences(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Vec<String>, Error> {
-        let (all, defaults) = (Self::sum(file, variables, flags)?, parse("defaults", DEFAULTS)?);
-        let changed = keys(&defaults).into_iter().filter_map(|key| {
-            let (now, default) = (find(&all, &key)?, find(&defaults, &key)?);
-            (now != default).then(|| format!("{key} = {now}    # default {default}; a change takes a {}", takes(&key)))
+        let (all, defaults) = (layers::sum(file, variables, flags)?, layers::parse("defaults", DEFAULTS)?);
+        let changed = layers::keys(&defaults).into_iter().filter_map(|key| {
+            let (now, default) = (layers::find(&all, &key)?, layers::find(&defaults, &key)?);
+            (now != default).then(|| format!("{key} = {now}    # default {default}; a change takes a {}", layers::takes(&key)))
         });
         Ok(changed.collect())
-    }
-
-    fn sum(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>, flags: Table) -> Result<Table, Error> {
-        let mut all = parse("defaults", DEFAULTS)?;
-        let known = keys(&all);
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
-            let origin = path.display().to_string();
-            let table = parse(&origin, &text)?;
-            check(&origin, &keys(&table), &known)?;
-            merge(&mut all, table);
-        }
-        for (name, text) in variables {
-            if !name.starts_with("CONTRAIL_") || name.starts_with(OF_TESTS) || NOT_SETTINGS.contains(&name.trim_end_matches("_FILE")) {
-                continue;
-            }
-            let key = known.iter().find(|key| variable(key) == name).ok_or_else(|| Error::UnknownKey {
-                origin: "environment".into(),
-                key: name.clone(),
-                nearest: nearest(&name, known.iter().map(|key| variable(key))),
-            })?;
-            // A value that is TOML (a number, a list, true) is that; anything else is a string.
-            let value = text.parse::<Value>().unwrap_or_else(|_| Value::String(text.clone()));
-            set(&mut all, key, value);
-        }
-        check("flags", &keys(&flags), &known)?;
-        merge(&mut all, flags);
-        Ok(all)
-    }
-}
-
-fn parse(origin: &str, text: &str) -> Result<Table, Error> {
-    text.parse().map_err(|error| Error::Syntax { origin: origin.to_owned(), error: Box::new(error) })
-}
-
-/// The variable that sets a key: `ingest.max_body` is `CONTRAIL_INGEST_MAX_BODY`.
-fn variable(key: &str) -> String {
-    format!("CONTRAIL_{}", key.replace('.', "_").to_ascii_uppercase())
-}
-
-fn keys(table: &Table) -> Vec<String> {
-    let mut found = Vec::new();
-    for (name, value) in table {
-        match value {
-            Value::Table(inner) => found.extend(keys(inner).into_iter().map(|rest| format!("{name}.{rest}"))),
-            _ => found.push(name.clone()),
-        }
-    }
-    found
-}
-
-fn check(origin: &str, written: &[String], known: &[String]) -> Result<(), Error> {
-    match written.iter().find(|key| !known.contains(key)) {
-        Some(key) => Err(Error::UnknownKey { origin: origin.to_owned(), key: key.clone(), nearest: nearest(key, known.iter().cloned()) }),
-        None => Ok(()),
-    }
-}
-
-fn nearest(key: &str, known: impl Iterator<Item = String>) -> String {
-    known.min_by_key(|candidate| strsim::levenshtein(key, candidate)).unwrap_or_default()
-}
-
-fn merge(into: &mut Table, from: Table) {
-    for (name, value) in from {
-        match (into.get_mut(&name), value) {
-            (Some(Value::Table(inner)), Value::Table(more)) => merge(inner, more),
-            (_, value) => {
-                into.insert(name, value);
-            }
-        }
-    }
-}
-
-fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
-    match key.split_once('.') {
-        Some((section, rest)) => find(table.get(section)?.as_table()?, rest),
-        None => table.get(key),
-    }
-}
-
-/// What a change of a setting takes, as `defaults.toml` says above it.
-fn takes(key: &str) -> &'static str {
-    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-    let (mut within, mut said) = ("", "restart");
-    for line in DEFAULTS.lines() {
-        if let Some(header) = line.strip_prefix('[') {
-            within = header.trim_end_matches(']');
-        } else if let Some((class, _)) = line.strip_prefix("# [").and_then(|rest| rest.split_once(']')) {
-            said = class;
-        } else if within == section && line.split(" = ").next() == Some(name) {
-            return said;
-        }
-    }
-    said
-}
-
-fn set(table: &mut Table, key: &str, value: Value) {
-    match key.split_once('.') {
-        Some((section, rest)) => {
-            if let Some(Value::Table(inner)) = table.get_mut(section) {
-                set(inner, rest, value);
-            }
-        }
-        None => {
-            table.insert(key.to_owned(), value);
-        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(file: Option<&Path>, variables: &[(&str, &str)], flags: &str) -> Result<Config, Error> {
-        Config::load(file, variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())), flags.parse().unwrap())
-    }
-
-    #[test]
-    fn later_layers_win() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("contrail.toml");
-        std::fs::write(&file, "listen = \"127.0.0.1:1\"\n[eventlog]\nretention = \"2days\"\nmax_bytes = \"2GiB\"\n").unwrap();
-        let config = load(
-            Some(&file),
-            &[("CONTRAIL_LISTEN", "127.0.0.1:2"), ("CONTRAIL_EVENTLOG_MAX_BYTES", "3GiB"), ("PATH", "/")],
-            "listen = \"127.0.0.1:3\"",
-        )
-        .unwrap();
-        assert_eq!(config.listen, "127.0.0.1:3");
-        assert_eq!(config.eventlog.retention.0, Duration::from_secs(2 * 86_400));
-        assert_eq!(config.eventlog.max_bytes, Bytes(3 << 30));
-        assert_eq!(config.roles.len(), 4, "untouched keys keep their default");
-    }
-
-    #[test]
-    fn an_archive_that_forgets_before_identity_is_refused() {
-        let told = |retention| load(None, &[("CONTRAIL_ARCHIVER_RETENTION", retention)], "").map(|config| config.archiver.retention.0);
-        assert_eq!(told("9days").unwrap(), LEAST_RETENTION);
-        assert_eq!(
-            told("8days").unwrap_err().to_string(),
-            "settings: archiver.retention is at least 9days: what the archive no longer holds would be counted again while senders still repeat it"
-        );
-    }
-
-    #[test]
-    fn only_what_runs_can_learn() {
-        let told = |flags| load(None, &[], flags).map(|config| config.learning).map_err(|error| error.to_string());
-        assert_eq!(told("learning = [\"archive\"]\nroles = [\"archive\"]"), Ok(vec![Stage::Archive]));
-        let refused = told("learning = [\"sync\"]\nroles = [\"archive\"]").unwrap_err();
-        assert_eq!(refused, "settings: `learning` names Sync, and `roles` does not: nothing would run it");
-        assert!(told("learning = [\"ingest\"]").unwrap_err().contains("unknown variant `ingest`"));
-    }
-
-    #[test]
-    fn unknown_keys_and_bad_values_are_named() {
-        let told = |result: Result<Config, Error>| result.unwrap_err().to_string();
-        assert_eq!(
-            told(load(None, &[("CONTRAIL_LISTENN", "x")], "")),
-            "environment: unknown key `CONTRAIL_LISTENN`; the nearest is `CONTRAIL_LISTEN`"
-        );
-        assert_eq!(
-            told(load(None, &[], "[eventlog]\nretension = \"1day\"")),
-            "flags: unknown key `eventlog.retension`; the nearest is `eventlog.retention`"
-        );
-        assert!(told(load(None, &[], "[eventlog]\nmax_bytes = \"lots\"")).contains("`lots` is not a size"));
-        assert!(told(load(None, &[], "[server]\ndrain = \"soon\"")).contains("`soon` is not a span of time"));
-    }
-
-    #[test]
-    fn roles_that_share_a_directory_stay_together() {
-        let told = |flags: &str| load(None, &[], flags).unwrap().check_roles().map_err(|error| error.to_string());
-        let kafka = "log = \"kafka://k:9092\"\n";
-        let scylla = "log = \"kafka://k:9092\"\nstore = \"scylla://s:9042/k\"\narchive = \"scylla://s:9042/k\"\n";
-        for (flags, wrong) in [
-            (String::new(), None),
-            ("roles = []".to_owned(), Some("`roles` is empty")),
-            ("roles = [\"ingest\"]".to_owned(), None),
-            (format!("{kafka}roles = [\"ingest\"]"), None),
-            (format!("{kafka}roles = [\"sync\"]"), Some("store = \"embedded\"")),
-            (format!("{kafka}roles = [\"sync\", \"web\"]"), Some("archive = \"embedded\"")),
-            (format!("{kafka}roles = [\"archive\", \"sync\", \"web\"]"), None),
-            (format!("{scylla}roles = [\"sync\"]"), None),
-            (format!("{scylla}roles = [\"web\"]"), None),
-        ] {
-            let checked = told(&flags);
-            match wrong {
-                None => assert_eq!(checked, Ok(()), "{flags}"),
-                Some(wrong) => assert!(checked.as_ref().is_err_and(|told| told.contains(wrong)), "{flags}: {checked:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn differences_say_what_a_change_takes() {
-        let flags = "listen = \"127.0.0.1:9\"\nlog = \"x\"\n[live]\nmax_subscribers = 3".parse().unwrap();
-        let told = Config::differences(None, [], flags).unwrap();
-        assert_eq!(
-            told,
-            [
-                "listen = \"127.0.0.1:9\"    # default \"127.0.0.1:8080\"; a change takes a restart",
-                "live.max_subscribers = 3    # default 10000; a change takes a restart",
-                "log = \"x\"    # default \"embedded\"; a change takes a migration",
-            ]
-        );
-    }
-
-    #[test]
-    fn every_default_has_its_sentence() {
-        let mut sentence = false;
-        for line in DEFAULTS.lines() {
-            if line.contains(" = ") && !line.starts_with('#') {
-                assert!(sentence, "no comment above: {line}");
-            }
-            sentence = line.starts_with("# [reload]") || line.starts_with("# [restart]") || line.starts_with("# [migration]");
-        }
-    }
-}
+mod tests;
