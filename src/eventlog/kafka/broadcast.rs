@@ -32,6 +32,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// may have been made anew, of which librdkafka need not tell.
 const ASK_ENDS: Duration = Duration::from_secs(15);
 
+/// Where that was in vain so often in a row, the client itself stands still: it is to be replaced.
+const VAIN: u8 = 3;
+
 /// A topic beside the log's. It has a producer of its own, so that neither waits for the other.
 pub struct Broadcast {
     name: String,
@@ -184,6 +187,8 @@ struct Place {
     next: Offset,
     /// Where it stood when it was looked at last, if records were waiting for it.
     behind: Option<Offset>,
+    /// How often in a row it had not gone on.
+    stalls: u8,
 }
 
 /// What a record is to its partition.
@@ -199,7 +204,7 @@ enum Step {
 
 impl Place {
     const fn at(next: Offset) -> Self {
-        Self { next, behind: None }
+        Self { next, behind: None, stalls: 0 }
     }
 
     fn take(&mut self, offset: Offset) -> Step {
@@ -221,6 +226,7 @@ impl Place {
         let behind = (self.next < next).then_some(self.next);
         let stalled = behind.is_some() && behind == self.behind;
         self.behind = behind;
+        self.stalls = if stalled { self.stalls.saturating_add(1) } else { 0 };
         (stalled || doubtful).then_some("it did not go on")
     }
 }
@@ -355,8 +361,8 @@ impl<H: FnMut(Heard)> Reading<H> {
         }
     }
 
-    /// Has partitions that do not go on read anew: from where they stand, or from their end where that is no longer to be had. Of these, and of all in doubt,
-    /// something may have been missed.
+    /// Has partitions that do not go on read anew, by another client where that is in vain: from where they stand, or from their end where that is no longer to
+    /// be had. Of these, and of all in doubt, something may have been missed.
     fn mend(&mut self) -> Result<(), Error> {
         let all = bounds(&self.admin, &self.name)?;
         let mut missed = Vec::new();
@@ -368,9 +374,11 @@ impl<H: FnMut(Heard)> Reading<H> {
         }
         // Before what may fail: their places are where they go on.
         missed.into_iter().for_each(|(partition, why)| self.missed(partition, why));
-        if self.consumer.fetch_metadata(Some(&self.name), LOOK).is_err_and(|error| lost_connection(&error)) {
-            // It knows of none any longer, while another client does (see [`super::admin`]).
-            tracing::error!(topic = self.name, "the brokers answer, and this client finds none of them; another one reads");
+        let in_vain = self.places.iter().any(|place| place.stalls >= VAIN);
+        // It may know of no broker any longer, while another client does (see [`super::admin`]).
+        if in_vain || self.consumer.fetch_metadata(Some(&self.name), LOOK).is_err_and(|error| lost_connection(&error)) {
+            tracing::error!(topic = self.name, in_vain, "the brokers answer, and this client gets nothing of them; another one reads");
+            self.places.iter_mut().for_each(|place| place.stalls = 0);
             self.consumer = consumer(&self.client, &self.name)?;
             metrics::counter!("contrail_kafka_consumers_replaced_total").increment(1);
         } else {
@@ -410,6 +418,8 @@ mod tests {
         assert_eq!(place.take(7), Step::Next);
         assert_eq!(place.look(bounds(9), false), None, "it went on");
         assert_eq!(place.look(bounds(12), false), Some("it did not go on"));
+        assert_eq!((place.look(bounds(13), false), place.stalls), (Some("it did not go on"), 2), "nor when it was read anew");
+        assert_eq!((place.take(8), place.look(bounds(13), false), place.stalls), (Step::Next, None, 0));
         assert_eq!(place.look(Bounds { start: 10, next: 12 }, false), Some("the brokers do not have its place"));
         assert_eq!((place.next, place.look(bounds(12), false)), (12, None));
         assert_eq!(place.look(bounds(12), true), Some("it did not go on"), "in doubt");
