@@ -13,13 +13,15 @@ mod error;
 mod limiter;
 mod migrate;
 mod part;
+mod route;
 mod settings;
 mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
+mod together;
 
 use std::collections::HashMap;
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -33,15 +35,17 @@ use scylla::client::session::{OpenSsl010Config, Session};
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::DeserializeRow;
 use scylla::errors::ExecutionError;
-use scylla::policies::load_balancing::DefaultPolicy;
+use scylla::policies::load_balancing::{DefaultPolicy, LoadBalancingPolicy};
 use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::response::PagingState;
+use scylla::routing::Shard;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::Consistency;
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::unprepared::Statement;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 pub use conditional::Outcome;
 pub use error::Error;
@@ -49,8 +53,11 @@ use error::{Class, class_of};
 use limiter::Limiter;
 pub use migrate::migrate;
 pub use part::{Part, migrate_part};
+use route::{Replica, ToReplica};
 pub use settings::{Address, Settings};
 pub use stamp::{STAMP_LOW_BITS, stamp};
+pub use together::Write;
+use together::{Group, Parcel, SPAN, gather, pack};
 
 /// Time for one attempt, above the time that a node gives its replicas (2 s).
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -62,47 +69,22 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Rows of a page: at most a few MiB of the largest there are.
 const PAGE: i32 = 500;
-/// Most rows of a batch, all of one partition.
-const BATCH_ROWS: usize = 100;
-/// Most bytes of a batch.
-const BATCH_BYTES: usize = 32 << 10;
 /// Requests of one call under way at once, before the cluster's own limit.
 const AT_ONCE: usize = 256;
 
 /// A connected cluster with its prepared statements.
 pub struct Cluster {
     session: Session,
+    /// To which node a request goes.
+    policy: Arc<dyn LoadBalancingPolicy>,
+    /// Where the nodes are that are asked; empty where it does not matter.
+    datacenter: String,
     is_scylladb: bool,
     keyspace: String,
     prepared: RwLock<HashMap<&'static str, PreparedStatement>>,
     limiter: Limiter,
     patience: Duration,
     boots: boots::Boots,
-}
-
-/// One row to be written, by a statement that may be repeated.
-pub struct Write {
-    cql: &'static str,
-    /// Rows of one statement whose partition is known to be the same may go together.
-    partition: Option<u64>,
-    bytes: usize,
-    values: Box<dyn SerializeRow + Send + Sync>,
-}
-
-impl Write {
-    /// A row that goes alone.
-    pub fn new(cql: &'static str, values: impl SerializeRow + Send + Sync + 'static) -> Self {
-        Self { cql, partition: None, bytes: 0, values: Box::new(values) }
-    }
-
-    /// Says which partition of its table the row is of (its key), and about how large it is. Rows of one statement and partition go together.
-    #[must_use]
-    pub fn beside(self, partition: impl std::hash::Hash, bytes: usize) -> Self {
-        // Two partitions that meet in one number would be written together: slower, and as right.
-        let mut hasher = std::hash::DefaultHasher::new();
-        partition.hash(&mut hasher);
-        Self { partition: Some(hasher.finish()), bytes, ..self }
-    }
 }
 
 impl Cluster {
@@ -129,11 +111,12 @@ impl Cluster {
         if !settings.datacenter.is_empty() {
             policy = policy.prefer_datacenter(settings.datacenter.clone());
         }
+        let policy = policy.build();
         let profile = ExecutionProfile::builder()
             .consistency(Consistency::LocalQuorum)
             .request_timeout(Some(ATTEMPT))
             .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
-            .load_balancing_policy(policy.build())
+            .load_balancing_policy(Arc::clone(&policy))
             .build();
         let mut builder = SessionBuilder::new()
             .known_nodes(&address.nodes)
@@ -157,6 +140,8 @@ impl Cluster {
         }
         Ok(Self {
             session,
+            policy,
+            datacenter: settings.datacenter.clone(),
             is_scylladb: shards,
             keyspace: address.keyspace.clone(),
             prepared: RwLock::new(HashMap::new()),
@@ -172,10 +157,19 @@ impl Cluster {
     /// # Errors
     /// The first; any of the rows may then be there or not.
     pub async fn write(&self, writes: Vec<Write>) -> Result<(), Error> {
-        let together = gather(writes);
-        let mut sending = stream::iter(together.into_iter().map(|writes| self.send_some(writes))).buffer_unordered(AT_ONCE);
+        let packs = self.packs(gather(writes)).await?;
+        let mut sending = stream::iter(packs.into_iter().map(|pack| self.send_pack(pack))).buffer_unordered(AT_ONCE);
         while let Some(sent) = sending.next().await {
-            sent?;
+            for (_, group, sent) in sent {
+                match sent {
+                    Err(Error::Refused(_)) if group.len() > 1 => {
+                        for write in &group {
+                            self.send(&[write]).await?;
+                        }
+                    }
+                    sent => sent?,
+                }
+            }
         }
         Ok(())
     }
@@ -185,7 +179,19 @@ impl Cluster {
     /// # Errors
     /// As for [`Cluster::write`]; [`Error::Refused`] where it is too large, some MiB.
     pub async fn write_whole(&self, writes: Vec<Write>) -> Result<(), Error> {
-        self.send(&writes).await
+        self.send(&writes.iter().collect::<Vec<_>>()).await
+    }
+
+    /// The same of many partitions, in any order: what became of each, in the order given.
+    ///
+    /// # Errors
+    /// As for reads: none of it was written.
+    pub async fn write_wholes(&self, wholes: Vec<Vec<Write>>) -> Result<Vec<Result<(), Error>>, Error> {
+        let packs = self.packs(wholes).await?;
+        let sending = stream::iter(packs.into_iter().map(|pack| self.send_pack(pack))).buffer_unordered(AT_ONCE);
+        let mut sent: Vec<_> = sending.flat_map(stream::iter).collect().await;
+        sent.sort_by_key(|(place, ..)| *place);
+        Ok(sent.into_iter().map(|(.., sent)| sent).collect())
     }
 
     /// All rows that a statement finds, page by page.
@@ -239,6 +245,32 @@ impl Cluster {
         }
     }
 
+    /// The rows of many keys, in any order: `many` finds those of a list of keys, each a whole partition key, and tells which is whose. Keys that the same
+    /// replicas have are asked for together, by where `one`, which finds those of a key, would be sent.
+    ///
+    /// # Errors
+    /// As for [`Cluster::rows`].
+    pub async fn rows_of<R>(&self, one: &'static str, many: &'static str, keys: impl Iterator<Item = Vec<u8>> + Send) -> Result<Vec<R>, Error>
+    where
+        R: for<'f> DeserializeRow<'f, 'f> + Send,
+    {
+        let statement = self.prepare(one).await?;
+        let mut at: HashMap<Vec<(Uuid, Shard)>, (Vec<Replica>, Vec<Vec<u8>>)> = HashMap::new();
+        for key in keys {
+            let replicas = self.replicas(&statement, &(&key,));
+            let home = replicas.iter().map(|(node, shard)| (node.host_id, *shard)).collect();
+            at.entry(home).or_insert_with(|| (replicas, Vec::new())).1.push(key);
+        }
+        let lists = at.values().flat_map(|(replicas, keys)| keys.chunks(SPAN).map(move |keys| (replicas, keys)));
+        let calls = lists.map(|(replicas, keys)| async move {
+            let mut statement = self.prepare(many).await?;
+            statement.set_load_balancing_policy(Some(Arc::new(ToReplica::new(replicas.clone(), &self.datacenter, Arc::clone(&self.policy)))));
+            Ok(self.pages(many, &statement, (keys,)).await?.0)
+        });
+        let found: Vec<Vec<R>> = Self::gather(calls.collect()).await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// The answers of many calls, a bounded number of them at once, in the calls' order.
     ///
     /// # Errors
@@ -247,21 +279,66 @@ impl Cluster {
         stream::iter(calls).buffered(AT_ONCE).try_collect().await
     }
 
-    /// Sends rows of one partition, together unless that is refused.
-    async fn send_some(&self, writes: Vec<Write>) -> Result<(), Error> {
-        match self.send(&writes).await {
-            Err(Error::Refused(_)) if writes.len() > 1 => {
-                for write in &writes {
-                    self.send(std::slice::from_ref(write)).await?;
-                }
-                Ok(())
-            }
-            sent => sent,
+    /// Groups as they go in one request, each with its place.
+    async fn packs(&self, groups: Vec<Group>) -> Result<Vec<Vec<(usize, Group)>>, Error> {
+        let mut parcels = Vec::with_capacity(groups.len());
+        for group in &groups {
+            parcels.push(if groups.len() > 1 { self.parcel(group).await? } else { Parcel { home: None, bytes: 0 } });
         }
+        let mut groups: Vec<Option<Group>> = groups.into_iter().map(Some).collect();
+        let mut take = |place: usize| Some((place, groups.get_mut(place)?.take()?));
+        Ok(pack(&parcels).into_iter().map(|places| places.into_iter().filter_map(&mut take).collect()).collect())
     }
 
-    /// Sends rows of one partition.
-    async fn send(&self, writes: &[Write]) -> Result<(), Error> {
+    /// What decides with which others a group goes.
+    async fn parcel(&self, group: &[Write]) -> Result<Parcel, Error> {
+        let mut parcel = Parcel { home: None, bytes: 0 };
+        for write in group {
+            let statement = self.prepare(write.cql).await?;
+            match write.size(&statement) {
+                Some(bytes) if parcel.bytes + bytes <= together::SPAN_BYTES => parcel.bytes += bytes,
+                // Nothing has room beside it, or it will be refused.
+                _ => return Ok(Parcel { home: None, bytes: 0 }),
+            }
+            if parcel.home.is_none() {
+                parcel.home = self.home(&statement, write);
+            }
+        }
+        Ok(parcel)
+    }
+
+    /// A number for the replicas that have a row's partition, and their shards. Two sets that meet in one would be written together: slower, and as right.
+    fn home(&self, statement: &PreparedStatement, write: &Write) -> Option<u64> {
+        let replicas = self.replicas(statement, &write.values);
+        let mut hasher = std::hash::DefaultHasher::new();
+        replicas.iter().for_each(|(node, shard)| (node.host_id, *shard).hash(&mut hasher));
+        Some(hasher.finish()).filter(|_| !replicas.is_empty())
+    }
+
+    /// The replicas that have what a statement touches, always in one order; none where that is not known.
+    fn replicas(&self, statement: &PreparedStatement, values: &impl SerializeRow) -> Vec<Replica> {
+        let token = statement.calculate_token(values).ok().flatten();
+        let (Some(table), Some(token)) = (statement.get_table_spec(), token) else { return Vec::new() };
+        let mut replicas = self.session.get_cluster_state().get_token_endpoints(table.ks_name(), table.table_name(), token);
+        replicas.sort_unstable_by_key(|(node, shard)| (node.host_id, *shard));
+        replicas
+    }
+
+    /// Sends groups together, or each alone where that is refused; what became of each.
+    async fn send_pack(&self, pack: Vec<(usize, Group)>) -> Vec<(usize, Group, Result<(), Error>)> {
+        let writes: Vec<&Write> = pack.iter().flat_map(|(_, group)| group).collect();
+        let sent = self.send(&writes).await;
+        let is_apart = pack.len() > 1 && matches!(sent, Err(Error::Refused(_)));
+        let mut told = Vec::with_capacity(pack.len());
+        for (place, group) in pack {
+            let sent = if is_apart { self.send(&group.iter().collect::<Vec<_>>()).await } else { sent.clone() };
+            told.push((place, group, sent));
+        }
+        told
+    }
+
+    /// Sends rows in one request. Those of one partition are one mutation.
+    async fn send(&self, writes: &[&Write]) -> Result<(), Error> {
         let attempted = match writes {
             [] => return Ok(()),
             [Write { cql, values, .. }] => {
@@ -390,35 +467,6 @@ fn tls(ca_file: &str) -> Result<openssl::ssl::SslConnectorBuilder, Error> {
     Ok(builder)
 }
 
-/// Puts rows that may go together beside one another, and the others each alone.
-fn gather(writes: Vec<Write>) -> Vec<Vec<Write>> {
-    let mut gathered: Vec<Vec<Write>> = Vec::with_capacity(writes.len());
-    let mut open: HashMap<(&'static str, u64), (usize, usize)> = HashMap::new();
-    for write in writes {
-        let Some(partition) = write.partition else {
-            gathered.push(vec![write]);
-            continue;
-        };
-        let key = (write.cql, partition);
-        let room = open.get_mut(&key).and_then(|(at, bytes)| {
-            let group = gathered.get_mut(*at)?;
-            let fits = group.len() < BATCH_ROWS && *bytes + write.bytes <= BATCH_BYTES;
-            fits.then(|| {
-                *bytes += write.bytes;
-                group
-            })
-        });
-        match room {
-            Some(group) => group.push(write),
-            None => {
-                open.insert(key, (gathered.len(), write.bytes));
-                gathered.push(vec![write]);
-            }
-        }
-    }
-    gathered
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -433,19 +481,5 @@ mod tests {
         assert_eq!(of("TRUNCATE event"), "TRUNCATE shop.event");
         let system = "SELECT a FROM system_schema.tables WHERE b = 'event'";
         assert_eq!(of(system), system);
-    }
-
-    #[test]
-    fn only_rows_of_one_partition_go_together() {
-        let row = |cql: &'static str, partition: Option<u64>, bytes: usize| match partition {
-            Some(partition) => Write::new(cql, ()).beside(partition, bytes),
-            None => Write::new(cql, ()),
-        };
-        let mut writes = vec![row("a", None, 0), row("a", None, 0), row("b", Some(1), 1), row("c", Some(1), 1), row("b", Some(2), 1)];
-        writes.extend((0..BATCH_ROWS).map(|_| row("b", Some(1), 1)));
-        writes.extend([row("d", Some(1), BATCH_BYTES + 1), row("d", Some(1), 9), row("d", Some(1), 9)]);
-        let groups = gather(writes);
-        let shape: Vec<(&str, usize)> = groups.iter().map(|group| (group[0].cql, group.len())).collect();
-        assert_eq!(shape, [("a", 1), ("a", 1), ("b", BATCH_ROWS), ("c", 1), ("b", 1), ("b", 1), ("d", 1), ("d", 2)]);
     }
 }

@@ -241,11 +241,11 @@ impl Archive for Scylla {
         let ours = self.ours(partition).await?;
         let mut found = Vec::new();
         for keys in keys.chunks(LOOKED_FOR) {
-            let entries = Cluster::gather(keys.iter().map(|key| self.stored_identity(key)).collect()).await?;
-            for (key, entry) in keys.iter().zip(entries) {
-                entry.as_ref().map_or(Ok(()), |(.., written)| ours(*written))?;
-                let remembered = entry.filter(|(entry, seen, _)| !matches!(entry, Entry::Event(_)) || hour(*seen) >= oldest);
-                found.extend(remembered.map(|(entry, ..)| (*key, entry)));
+            for (key, entry, seen, written) in self.stored_identities(keys).await? {
+                ours(written)?;
+                if !matches!(entry, Entry::Event(_)) || hour(seen) >= oldest {
+                    found.push((key, entry));
+                }
             }
         }
         Ok(found)

@@ -17,7 +17,8 @@ use crate::event::identity::{CheckoutView, Entry, IdentityKey, OrderView, Sale, 
 use crate::event::{PARTITIONS, SiteId, Timestamp};
 
 const CURSOR: &str = "SELECT next, received_at FROM cursor WHERE part = ?";
-const IDENTITY: &str = "SELECT entry, seen, WRITETIME(entry) FROM identity WHERE key = ?";
+const IDENTITY: &str = "SELECT key, entry, seen, WRITETIME(entry) FROM identity WHERE key = ?";
+const IDENTITIES: &str = "SELECT key, entry, seen, WRITETIME(entry) FROM identity WHERE key IN ?";
 const CELL: &str = "SELECT count0, count1, revenue, people, WRITETIME(count0) FROM cell \
      WHERE site = ? AND metric = ? AND hour = ? AND part = ? AND cell = ? AND dim = ? AND crawler = ?";
 const CELLS: &str = "SELECT dim, crawler, count0, count1, revenue, people FROM cell \
@@ -60,13 +61,15 @@ impl Scylla {
         Cluster::gather((0..PARTITIONS).map(|part| self.stored_cursor(part)).collect()).await
     }
 
-    /// An identity entry with the received_at it was written at, and when.
-    pub(super) async fn stored_identity(&self, key: &IdentityKey) -> Result<Option<(Entry, Timestamp, i64)>, Error> {
-        let mut rows: Vec<(Vec<u8>, i64, i64)> = self.cluster.rows(IDENTITY, (key.0.as_slice(),)).await?;
-        let Some((bytes, seen, written)) = rows.pop() else { return Ok(None) };
+    /// The identity entries of keys, each with the received_at it was written at, and when.
+    pub(super) async fn stored_identities(&self, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry, Timestamp, i64)>, Error> {
+        let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64)> = self.cluster.rows_of(IDENTITY, IDENTITIES, keys.iter().map(|key| key.0.to_vec())).await?;
+        let known = |(key, bytes, seen, written): (Vec<u8>, Vec<u8>, i64, i64)| {
+            let (key, entry) = key.try_into().ok().map(IdentityKey).zip(Entry::from_bytes(&bytes))?;
+            Some((key, entry, Timestamp::from_micros(seen), written))
+        };
         // Taken for unknown, it would be counted again.
-        let entry = Entry::from_bytes(&bytes).ok_or_else(|| Error::Corrupt("an identity entry".into()))?;
-        Ok(Some((entry, Timestamp::from_micros(seen), written)))
+        rows.into_iter().map(|row| known(row).ok_or_else(|| Error::Corrupt("an identity entry".into()))).collect()
     }
 
     /// A partition's cell.

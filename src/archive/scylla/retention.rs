@@ -226,8 +226,8 @@ impl Scylla {
 
     /// The entries known under these keys, with when each was written.
     async fn entries(&self, keys: Vec<IdentityKey>) -> Result<Vec<(IdentityKey, Entry, i64)>, Error> {
-        let found = Cluster::gather(keys.iter().map(|key| self.stored_identity(key)).collect()).await?;
-        Ok(keys.into_iter().zip(found).filter_map(|(key, found)| found.map(|(entry, _, written)| (key, entry, written))).collect())
+        let found = self.stored_identities(&keys).await?;
+        Ok(found.into_iter().map(|(key, entry, _, written)| (key, entry, written)).collect())
     }
 
     /// Writes corrections, each partition's whole.

@@ -39,7 +39,8 @@ use crate::cql::{self, Address, Cluster, Settings, Write};
 use crate::event::identity::{EVENT_MEMORY_SECONDS, Entry, IdentityKey};
 use crate::event::{Clock, ObjectKey, ObjectKind, SiteId, Timestamp};
 
-const GET_IDENTITY: &str = "SELECT entry, seen FROM router_identity WHERE key = ?";
+const GET_IDENTITY: &str = "SELECT key, entry, seen FROM router_identity WHERE key = ?";
+const GET_IDENTITIES: &str = "SELECT key, entry, seen FROM router_identity WHERE key IN ?";
 const PUT_IDENTITY: &str = "INSERT INTO router_identity (key, entry, seen) VALUES (?, ?, ?) USING TIMESTAMP ? AND TTL ?";
 const GET_SIGHT: &str = "SELECT hash FROM sighted WHERE part = ? AND hash = ?";
 const PUT_SIGHT: &str = "INSERT INTO sighted (part, hash) VALUES (?, ?) USING TIMESTAMP 1";
@@ -154,10 +155,9 @@ impl Scylla {
         let Moves { first, hours, then } = moves;
         self.cluster.write(first).await?;
         let listed = self.list_hours(hours, then);
-        let put = Cluster::gather(objects.into_iter().map(|write| self.put(write)).collect());
-        let ((), refused) = futures::future::try_join(listed, put).await?;
+        let ((), refused) = futures::future::try_join(listed, self.put_all(objects)).await?;
         heads.iter().for_each(|(key, head)| self.note_filed(key, head));
-        Ok(refused.into_iter().flatten().collect())
+        Ok(refused)
     }
 
     /// Puts hours whose lines are acknowledged in the list of hours, and writes what may go with that.
@@ -266,14 +266,16 @@ impl ObjectStore for Scylla {
     async fn identities(&self, partition: u16, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry)>, Error> {
         self.check_open()?;
         let oldest = hour_of(self.received(partition, Timestamp::ZERO).plus_seconds(-EVENT_MEMORY_SECONDS));
-        let calls = keys.iter().map(|key| async move {
-            let rows: Vec<(Vec<u8>, i64)> = self.cluster.rows(GET_IDENTITY, (&key.0[..],)).await?;
-            let Some((bytes, seen)) = rows.into_iter().next() else { return Ok(None) };
-            let entry = Entry::from_bytes(&bytes).ok_or_else(|| Error::Store("an entry of identity is malformed, or of a later version".into()))?;
-            let remembered = !matches!(entry, Entry::Event(_)) || hour_of(Timestamp::from_micros(seen)) >= oldest;
-            Ok::<_, Error>(remembered.then_some((*key, entry)))
-        });
-        Ok(Cluster::gather(calls.collect()).await?.into_iter().flatten().collect())
+        let rows: Vec<(Vec<u8>, Vec<u8>, i64)> = self.cluster.rows_of(GET_IDENTITY, GET_IDENTITIES, keys.iter().map(|key| key.0.to_vec())).await?;
+        let mut found = Vec::with_capacity(rows.len());
+        for (key, bytes, seen) in rows {
+            let known = key.try_into().ok().map(IdentityKey).zip(Entry::from_bytes(&bytes));
+            let (key, entry) = known.ok_or_else(|| Error::Store("an entry of identity is malformed, or of a later version".into()))?;
+            if !matches!(entry, Entry::Event(_)) || hour_of(Timestamp::from_micros(seen)) >= oldest {
+                found.push((key, entry));
+            }
+        }
+        Ok(found)
     }
 
     async fn sighted(&self, partition: u16, hashes: &[[u8; 16]]) -> Result<Vec<[u8; 16]>, Error> {

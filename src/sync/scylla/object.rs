@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Scylla, stamp};
-use crate::cql::{self, Write};
+use crate::cql::{self, Cluster, Write};
 use crate::event::ObjectKey;
 use crate::sync::stored::{corrupt, head_from_bytes, head_to_bytes, row_from_bytes, row_to_bytes};
 use crate::sync::{Error, Head, ObjectWrite, StoredObject};
@@ -98,6 +98,16 @@ impl Encoded {
             pieces.push((fixed + item.len() + value.len(), put(key, row_item(item), value.clone(), at)));
         }
         Ok(pieces)
+    }
+
+    /// All of it as one mutation; None where it is too large for that.
+    fn whole(&self, key: &ObjectKey) -> Result<Option<Vec<Write>>, Error> {
+        let pieces = self.body(key)?;
+        let bytes = self.head.len() + pieces.iter().map(|(bytes, _)| bytes).sum::<usize>();
+        if bytes > WHOLE_BYTES || pieces.len() >= WHOLE_ROWS {
+            return Ok(None);
+        }
+        Ok(Some(pieces.into_iter().map(|(_, piece)| piece).chain([self.head(key)?]).collect()))
     }
 
     fn head(&self, key: &ObjectKey) -> Result<Write, Error> {
@@ -240,12 +250,41 @@ impl Scylla {
         Ok(rows.into_iter().next().and_then(|(value,)| value))
     }
 
-    /// Writes an object. One that is refused for good is marked so, and given.
-    pub(super) async fn put(&self, write: ObjectWrite) -> Result<Option<(ObjectKey, Error)>, Error> {
-        if self.unfinished().contains(&write.key) {
-            self.finish(&write.key).await?;
+    /// Writes objects, no two of them the same: small writes together, the others each by itself. Those that are refused for good are marked so, and given.
+    pub(super) async fn put_all(&self, writes: Vec<ObjectWrite>) -> Result<Vec<(ObjectKey, Error)>, Error> {
+        let (mut small, mut wholes, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for write in writes {
+            let encoded = Encoded::of(&write);
+            let is_plain = encoded.unstorable().is_none() && !self.unfinished().contains(&write.key);
+            match encoded.whole(&write.key)?.filter(|_| is_plain) {
+                Some(whole) => {
+                    small.push((write.key, encoded.upto));
+                    wholes.push(whole);
+                }
+                None => others.push(self.put(write.key, encoded)),
+            }
         }
-        let (encoded, key) = (Encoded::of(&write), write.key);
+        let together = async {
+            let mut refused = Vec::new();
+            for ((key, upto), put) in small.iter().zip(self.cluster.write_wholes(wholes).await?) {
+                match put.map_err(Failed::from) {
+                    Ok(()) => {}
+                    Err(Failed::Refused(what)) => refused.push(self.mark_refused(key, *upto, &what).await?),
+                    Err(Failed::Other(error)) => return Err(error),
+                }
+            }
+            Ok(refused)
+        };
+        let (mut refused, others) = futures::future::try_join(together, Cluster::gather(others)).await?;
+        refused.extend(others.into_iter().flatten());
+        Ok(refused)
+    }
+
+    /// Writes an object. One that is refused for good is marked so, and given.
+    async fn put(&self, key: ObjectKey, encoded: Encoded) -> Result<Option<(ObjectKey, Error)>, Error> {
+        if self.unfinished().contains(&key) {
+            self.finish(&key).await?;
+        }
         let refused = match encoded.unstorable() {
             Some(what) => what,
             None => match self.put_encoded(&key, &encoded).await {
@@ -254,23 +293,24 @@ impl Scylla {
                 Err(Failed::Other(error)) => return Err(error),
             },
         };
+        self.mark_refused(&key, encoded.upto, &refused).await.map(Some)
+    }
+
+    /// Marks an object whose write is refused for good, and tells so.
+    async fn mark_refused(&self, key: &ObjectKey, upto: u64, refused: &str) -> Result<(ObjectKey, Error), Error> {
         // Where not even this is taken, it is not the object that is refused.
-        let mark = put(&key, vec![REFUSED], refused.clone().into_bytes(), stamp::at(encoded.upto)?);
+        let mark = put(key, vec![REFUSED], refused.as_bytes().to_vec(), stamp::at(upto)?);
         self.cluster.write_whole(vec![mark]).await?;
         metrics::counter!("contrail_objects_refused_total").increment(1);
-        let error = corrupt(&key, &format!("a write of it was refused: {refused}"));
-        Ok(Some((key, error)))
+        Ok((key.clone(), corrupt(key, &format!("a write of it was refused: {refused}"))))
     }
 
     async fn put_encoded(&self, key: &ObjectKey, write: &Encoded) -> Result<(), Failed> {
-        let mut pieces = write.body(key)?;
-        let bytes = write.head.len() + pieces.iter().map(|(bytes, _)| bytes).sum::<usize>();
-        if bytes <= WHOLE_BYTES && pieces.len() < WHOLE_ROWS {
-            pieces.push((0, write.head(key)?));
-            return Ok(self.cluster.write_whole(pieces.into_iter().map(|(_, piece)| piece).collect()).await?);
+        if let Some(whole) = write.whole(key)? {
+            return Ok(self.cluster.write_whole(whole).await?);
         }
         self.cluster.write(write.chunks(key)?).await?;
-        self.spread(key, write, pieces).await
+        self.spread(key, write, write.body(key)?).await
     }
 
     /// Writes the rows of a large write whose chunks are there, then the head, which takes them away.

@@ -174,3 +174,30 @@ async fn a_cluster_that_answers_nothing_is_given_up_in_time_by_all_who_wait() {
     assert!(told.iter().all(|told| matches!(told, Err(cql::Error::Unavailable(_)))));
     assert!(began.elapsed() < 5 * patience, "{:?}", began.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_rows_of_many_partitions_are_written_together_and_read_by_lists_of_keys() {
+    const PUT: &str = "INSERT INTO identity (key, entry, seen) VALUES (?, ?, ?)";
+    const ONE: &str = "SELECT key FROM identity WHERE key = ?";
+    const MANY: &str = "SELECT key FROM identity WHERE key IN ?";
+    let (_keyspace, mut faulty, archive) = faulty(&settings()).await;
+    let cluster = &archive.cluster;
+    let key = |n: u8| vec![n; 16];
+    let put = |n: u8| Write::new(PUT, (key(n), vec![n], 1i64));
+    // One goes by itself; with it the statement is prepared.
+    cluster.write(vec![put(0)]).await.unwrap();
+    // No more than so many statements by themselves.
+    let alone = |most| {
+        let beyond = Condition::RequestOpcode(RequestOpcode::Execute).and(Condition::not(Condition::TrueForLimitedTimes(most)));
+        vec![RequestRule(statements().and(beyond), RequestReaction::forge_with_error(errors::invalid()))]
+    };
+    faulty.become_so(alone(0), Vec::new());
+    cluster.write((0..30).map(put).collect()).await.unwrap();
+    assert!(matches!(cluster.write(vec![put(30)]).await, Err(cql::Error::Refused(_))));
+    faulty.become_so(alone(5), Vec::new());
+    let mut found: Vec<(Vec<u8>,)> = cluster.rows_of(ONE, MANY, (0..50).map(key)).await.unwrap();
+    found.sort_unstable();
+    assert_eq!(found, (0..30).map(|n| (key(n),)).collect::<Vec<_>>());
+    let none: Vec<(Vec<u8>,)> = cluster.rows_of(ONE, MANY, std::iter::empty()).await.unwrap();
+    assert!(none.is_empty());
+}
