@@ -18,6 +18,9 @@ use crate::process::{INGEST_KEY, READ_TOKEN, Server};
 
 const BATCH: usize = 20;
 
+/// How often a report is asked for: more often, that would be the load. So much later than it is there, at most, an event is found in it.
+const REPORT_POLL: Duration = Duration::from_millis(100);
+
 /// What is asked of it, in milliseconds.
 pub(crate) struct Limits {
     /// From an event to its subscriber, p99.
@@ -97,7 +100,7 @@ async fn reports(address: &str, lasts: Duration) -> anyhow::Result<Histogram<u64
                 break;
             }
             ensure!(sent.elapsed() < Duration::from_secs(30), "an event did not reach its report within 30 s");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(REPORT_POLL).await;
         }
         waited.record(sent.elapsed().as_micros() as u64).context("a wait beyond the histogram")?;
         cell = end;
