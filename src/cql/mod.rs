@@ -21,7 +21,6 @@ pub(crate) mod testing;
 mod together;
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -38,14 +37,13 @@ use scylla::errors::ExecutionError;
 use scylla::policies::load_balancing::{DefaultPolicy, LoadBalancingPolicy};
 use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::response::PagingState;
-use scylla::routing::Shard;
+use scylla::response::query_result::QueryResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::Consistency;
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::unprepared::Statement;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 pub use conditional::Outcome;
 pub use error::Error;
@@ -53,7 +51,7 @@ use error::{Class, class_of};
 use limiter::Limiter;
 pub use migrate::migrate;
 pub use part::{Part, migrate_part};
-use route::{Replica, ToReplica};
+use route::{Replica, ToReplica, home};
 pub use settings::{Address, Settings};
 pub use stamp::{STAMP_LOW_BITS, stamp};
 pub use together::Write;
@@ -158,18 +156,9 @@ impl Cluster {
     /// The first; any of the rows may then be there or not.
     pub async fn write(&self, writes: Vec<Write>) -> Result<(), Error> {
         let packs = self.packs(gather(writes)).await?;
-        let mut sending = stream::iter(packs.into_iter().map(|pack| self.send_pack(pack))).buffer_unordered(AT_ONCE);
+        let mut sending = stream::iter(packs.into_iter().map(|pack| self.send_rows(pack))).buffer_unordered(AT_ONCE);
         while let Some(sent) = sending.next().await {
-            for (_, group, sent) in sent {
-                match sent {
-                    Err(Error::Refused(_)) if group.len() > 1 => {
-                        for write in &group {
-                            self.send(&[write]).await?;
-                        }
-                    }
-                    sent => sent?,
-                }
-            }
+            sent?;
         }
         Ok(())
     }
@@ -182,16 +171,19 @@ impl Cluster {
         self.send(&writes.iter().collect::<Vec<_>>()).await
     }
 
-    /// The same of many partitions, in any order: what became of each, in the order given.
+    /// The same of many partitions, in any order: of each, in the order given, why it was refused, if it was.
     ///
     /// # Errors
-    /// As for reads: none of it was written.
-    pub async fn write_wholes(&self, wholes: Vec<Vec<Write>>) -> Result<Vec<Result<(), Error>>, Error> {
+    /// The first that is no refusal; any of the partitions' may then be there or not.
+    pub async fn write_wholes(&self, wholes: Vec<Vec<Write>>) -> Result<Vec<Option<String>>, Error> {
         let packs = self.packs(wholes).await?;
-        let sending = stream::iter(packs.into_iter().map(|pack| self.send_pack(pack))).buffer_unordered(AT_ONCE);
-        let mut sent: Vec<_> = sending.flat_map(stream::iter).collect().await;
-        sent.sort_by_key(|(place, ..)| *place);
-        Ok(sent.into_iter().map(|(.., sent)| sent).collect())
+        let mut sending = stream::iter(packs.into_iter().map(|pack| self.send_pack(pack))).buffer_unordered(AT_ONCE);
+        let mut told = Vec::new();
+        while let Some(sent) = sending.next().await {
+            told.extend(sent?.into_iter().map(|(place, _, refused)| (place, refused)));
+        }
+        told.sort_unstable();
+        Ok(told.into_iter().map(|(_, refused)| refused).collect())
     }
 
     /// All rows that a statement finds, page by page.
@@ -232,12 +224,8 @@ impl Cluster {
         loop {
             let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_single_page(statement, &values, state.clone())) };
             let (page, next) = self.try_again(cql, attempt).await?;
-            let page = page.into_rows_result().map_err(|error| form(cql, &error))?;
             pages += 1;
-            found.reserve(page.rows_num());
-            for row in page.rows::<R>().map_err(|error| form(cql, &error))? {
-                found.push(row.map_err(|error| form(cql, &error))?);
-            }
+            read_rows(cql, page, &mut found)?;
             match next.into_paging_control_flow() {
                 std::ops::ControlFlow::Continue(next) => state = next,
                 std::ops::ControlFlow::Break(()) => return Ok((found, pages)),
@@ -245,8 +233,8 @@ impl Cluster {
         }
     }
 
-    /// The rows of many keys, in any order: `many` finds those of a list of keys, each a whole partition key, and tells which is whose. Keys that the same
-    /// replicas have are asked for together, by where `one`, which finds those of a key, would be sent.
+    /// The rows of many keys that have one at most, in any order: `many` finds those of a list of keys, each a whole partition key, and tells which is whose.
+    /// Keys that the same replicas have are asked for together, by where `one`, which finds that of a key, would be sent.
     ///
     /// # Errors
     /// As for [`Cluster::rows`].
@@ -255,17 +243,20 @@ impl Cluster {
         R: for<'f> DeserializeRow<'f, 'f> + Send,
     {
         let statement = self.prepare(one).await?;
-        let mut at: HashMap<Vec<(Uuid, Shard)>, (Vec<Replica>, Vec<Vec<u8>>)> = HashMap::new();
+        let mut at: HashMap<Option<u64>, Asked> = HashMap::new();
         for key in keys {
             let replicas = self.replicas(&statement, &(&key,));
-            let home = replicas.iter().map(|(node, shard)| (node.host_id, *shard)).collect();
-            at.entry(home).or_insert_with(|| (replicas, Vec::new())).1.push(key);
+            at.entry(home(&replicas)).or_insert_with(|| (replicas, Vec::new())).1.push(key);
         }
         let lists = at.values().flat_map(|(replicas, keys)| keys.chunks(SPAN).map(move |keys| (replicas, keys)));
         let calls = lists.map(|(replicas, keys)| async move {
             let mut statement = self.prepare(many).await?;
             statement.set_load_balancing_policy(Some(Arc::new(ToReplica::new(replicas.clone(), &self.datacenter, Arc::clone(&self.policy)))));
-            Ok(self.pages(many, &statement, (keys,)).await?.0)
+            // In one page: of several Cassandra reads one partition after the other.
+            let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, (keys,))) };
+            let mut found = Vec::with_capacity(keys.len());
+            read_rows(many, self.try_again(many, attempt).await?, &mut found)?;
+            Ok(found)
         });
         let found: Vec<Vec<R>> = Self::gather(calls.collect()).await?;
         Ok(found.into_iter().flatten().collect())
@@ -301,18 +292,10 @@ impl Cluster {
                 _ => return Ok(Parcel { home: None, bytes: 0 }),
             }
             if parcel.home.is_none() {
-                parcel.home = self.home(&statement, write);
+                parcel.home = home(&self.replicas(&statement, &write.values));
             }
         }
         Ok(parcel)
-    }
-
-    /// A number for the replicas that have a row's partition, and their shards. Two sets that meet in one would be written together: slower, and as right.
-    fn home(&self, statement: &PreparedStatement, write: &Write) -> Option<u64> {
-        let replicas = self.replicas(statement, &write.values);
-        let mut hasher = std::hash::DefaultHasher::new();
-        replicas.iter().for_each(|(node, shard)| (node.host_id, *shard).hash(&mut hasher));
-        Some(hasher.finish()).filter(|_| !replicas.is_empty())
     }
 
     /// The replicas that have what a statement touches, always in one order; none where that is not known.
@@ -324,17 +307,36 @@ impl Cluster {
         replicas
     }
 
-    /// Sends groups together, or each alone where that is refused; what became of each.
-    async fn send_pack(&self, pack: Vec<(usize, Group)>) -> Vec<(usize, Group, Result<(), Error>)> {
+    /// Sends groups together, or each alone where that is refused; tells of each why it is refused alone, if it is.
+    async fn send_pack(&self, pack: Vec<(usize, Group)>) -> Result<Vec<(usize, Group, Option<String>)>, Error> {
         let writes: Vec<&Write> = pack.iter().flat_map(|(_, group)| group).collect();
-        let sent = self.send(&writes).await;
-        let is_apart = pack.len() > 1 && matches!(sent, Err(Error::Refused(_)));
+        let together = refusal(self.send(&writes).await)?;
+        let is_alone = pack.len() == 1;
         let mut told = Vec::with_capacity(pack.len());
         for (place, group) in pack {
-            let sent = if is_apart { self.send(&group.iter().collect::<Vec<_>>()).await } else { sent.clone() };
-            told.push((place, group, sent));
+            let refused = match &together {
+                Some(_) if !is_alone => refusal(self.send(&group.iter().collect::<Vec<_>>()).await)?,
+                together => together.clone(),
+            };
+            told.push((place, group, refused));
         }
-        told
+        Ok(told)
+    }
+
+    /// The same, and the rows of a group that is refused each alone.
+    async fn send_rows(&self, pack: Vec<(usize, Group)>) -> Result<(), Error> {
+        for (_, group, refused) in self.send_pack(pack).await? {
+            match refused {
+                None => {}
+                Some(why) if group.len() == 1 => return Err(Error::Refused(why)),
+                Some(_) => {
+                    for write in &group {
+                        self.send(&[write]).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends rows in one request. Those of one partition are one mutation.
@@ -346,15 +348,18 @@ impl Cluster {
                 let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, values)) };
                 self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
             }
-            [Write { cql, .. }, ..] => {
+            several => {
                 let mut batch = Batch::new(BatchType::Unlogged);
                 batch.set_is_idempotent(true);
-                for write in writes {
+                for write in several {
                     batch.append_statement(self.prepare(write.cql).await?);
                 }
-                let values: Vec<_> = writes.iter().map(|write| &write.values).collect();
+                let values: Vec<_> = several.iter().map(|write| &write.values).collect();
+                let mut statements: Vec<&str> = several.iter().map(|write| write.cql).collect();
+                statements.sort_unstable();
+                statements.dedup();
                 let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
-                self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
+                self.try_until(Class::Cut, ATTEMPT, &statements.join("; "), attempt).await
             }
         };
         attempted.map(drop)
@@ -429,6 +434,9 @@ impl Cluster {
     }
 }
 
+/// Keys that are asked for together, and the replicas that have them.
+type Asked = (Vec<Replica>, Vec<Vec<u8>>);
+
 /// One attempt of a request.
 type Attempt<'a, T> = BoxFuture<'a, Result<T, ExecutionError>>;
 
@@ -442,6 +450,31 @@ fn qualified(cql: &str, keyspace: &str) -> String {
         Some((before, table)) if !table.split(' ').next().is_some_and(|name| name.contains('.')) => format!("{before}{keyspace}.{table}"),
         _ => cql.to_owned(),
     }
+}
+
+/// Why it is refused; None where it is not.
+///
+/// # Errors
+/// Any other.
+fn refusal(sent: Result<(), Error>) -> Result<Option<String>, Error> {
+    match sent {
+        Ok(()) => Ok(None),
+        Err(Error::Refused(why)) => Ok(Some(why)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a page.
+fn read_rows<R>(cql: &str, page: QueryResult, found: &mut Vec<R>) -> Result<(), Error>
+where
+    R: for<'f> DeserializeRow<'f, 'f>,
+{
+    let page = page.into_rows_result().map_err(|error| form(cql, &error))?;
+    found.reserve(page.rows_num());
+    for row in page.rows::<R>().map_err(|error| form(cql, &error))? {
+        found.push(row.map_err(|error| form(cql, &error))?);
+    }
+    Ok(())
 }
 
 fn form(cql: &str, error: &dyn std::error::Error) -> Error {

@@ -1,5 +1,6 @@
 //! Where a request for several partitions goes, which no one token tells: to a replica of all of them, as one for a single partition does.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use rand::seq::IteratorRandom;
@@ -9,6 +10,14 @@ use scylla::routing::Shard;
 
 /// A node with the shard that has what is asked for.
 pub(super) type Replica = (Arc<Node>, Shard);
+
+/// A number for replicas and their shards, which are in one order; None where there are none. Two sets that meet in one are taken for the same: slower, and as
+/// right.
+pub(super) fn home(replicas: &[Replica]) -> Option<u64> {
+    let mut hasher = DefaultHasher::new();
+    replicas.iter().for_each(|(node, shard)| (node.host_id, *shard).hash(&mut hasher));
+    Some(hasher.finish()).filter(|_| !replicas.is_empty())
+}
 
 /// Any of some replicas that are up; else as another policy has it.
 #[derive(Debug)]

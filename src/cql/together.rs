@@ -30,7 +30,7 @@ pub struct Write {
 }
 
 impl Write {
-    /// A row whose partition has no other beside it.
+    /// A row that is a group by itself.
     pub fn new(cql: &'static str, values: impl SerializeRow + Send + Sync + 'static) -> Self {
         Self { cql, partition: None, bytes: 0, values: Box::new(values) }
     }
@@ -54,7 +54,7 @@ impl Write {
     }
 }
 
-/// Rows that go together whatever happens, all of one partition.
+/// Rows of one partition, which go in one request as long as that is not refused.
 pub(super) type Group = Vec<Write>;
 
 /// Puts rows that may go together beside one another, and the others each alone.

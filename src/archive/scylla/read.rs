@@ -61,15 +61,18 @@ impl Scylla {
         Cluster::gather((0..PARTITIONS).map(|part| self.stored_cursor(part)).collect()).await
     }
 
-    /// The identity entries of keys, each with the received_at it was written at, and when.
+    /// The identity entries of keys, in their order, each with the received_at it was written at, and when.
     pub(super) async fn stored_identities(&self, keys: &[IdentityKey]) -> Result<Vec<(IdentityKey, Entry, Timestamp, i64)>, Error> {
         let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64)> = self.cluster.rows_of(IDENTITY, IDENTITIES, keys.iter().map(|key| key.0.to_vec())).await?;
-        let known = |(key, bytes, seen, written): (Vec<u8>, Vec<u8>, i64, i64)| {
-            let (key, entry) = key.try_into().ok().map(IdentityKey).zip(Entry::from_bytes(&bytes))?;
-            Some((key, entry, Timestamp::from_micros(seen), written))
-        };
-        // Taken for unknown, it would be counted again.
-        rows.into_iter().map(|row| known(row).ok_or_else(|| Error::Corrupt("an identity entry".into()))).collect()
+        let mut found = HashMap::with_capacity(rows.len());
+        for (key, bytes, seen, written) in rows {
+            let known = key.try_into().ok().map(IdentityKey).zip(Entry::from_bytes(&bytes));
+            // Taken for unknown, it would be counted again.
+            let (key, entry) = known.ok_or_else(|| Error::Corrupt("an identity entry".into()))?;
+            found.insert(key, (entry, Timestamp::from_micros(seen), written));
+        }
+        let ordered = keys.iter().filter_map(|key| found.remove(key).map(|(entry, seen, written)| (*key, entry, seen, written)));
+        Ok(ordered.collect())
     }
 
     /// A partition's cell.

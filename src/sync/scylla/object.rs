@@ -85,7 +85,7 @@ impl Encoded {
     /// All but the head, in pieces that may be written in any order.
     pub(super) fn body(&self, key: &ObjectKey) -> Result<Vec<(usize, Write)>, Error> {
         let (before, at) = (stamp::before(self.upto)?, stamp::at(self.upto)?);
-        let fixed = key.name.len() + key.site.as_str().len() + 32;
+        let fixed = fixed_bytes(key);
         let mut pieces = Vec::with_capacity(self.rows.len() + self.purge.len() + 2);
         if self.clear {
             pieces.push((fixed, take_some(key, ROW, before)));
@@ -100,14 +100,16 @@ impl Encoded {
         Ok(pieces)
     }
 
-    /// All of it as one mutation; None where it is too large for that.
-    fn whole(&self, key: &ObjectKey) -> Result<Option<Vec<Write>>, Error> {
-        let pieces = self.body(key)?;
-        let bytes = self.head.len() + pieces.iter().map(|(bytes, _)| bytes).sum::<usize>();
-        if bytes > WHOLE_BYTES || pieces.len() >= WHOLE_ROWS {
-            return Ok(None);
-        }
-        Ok(Some(pieces.into_iter().map(|(_, piece)| piece).chain([self.head(key)?]).collect()))
+    /// Whether all of it may be one mutation.
+    fn is_small(&self, key: &ObjectKey) -> bool {
+        let items = self.purge.iter().map(String::len).chain(self.rows.iter().map(|(item, value)| item.len() + value.len()));
+        let pieces = self.purge.len() + self.rows.len() + 1;
+        pieces < WHOLE_ROWS && self.head.len() + pieces * fixed_bytes(key) + items.sum::<usize>() <= WHOLE_BYTES
+    }
+
+    /// All of it, as one mutation.
+    fn whole(&self, key: &ObjectKey) -> Result<Vec<Write>, Error> {
+        Ok(self.body(key)?.into_iter().map(|(_, piece)| piece).chain([self.head(key)?]).collect())
     }
 
     fn head(&self, key: &ObjectKey) -> Result<Write, Error> {
@@ -125,6 +127,11 @@ impl Encoded {
         };
         Ok((0..).zip(bytes.chunks(CHUNK_BYTES)).map(chunk).collect())
     }
+}
+
+/// About how many bytes a piece of an object has beside its item.
+fn fixed_bytes(key: &ObjectKey) -> usize {
+    key.name.len() + key.site.as_str().len() + 32
 }
 
 /// The columns that name an object.
@@ -255,25 +262,18 @@ impl Scylla {
         let (mut small, mut wholes, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for write in writes {
             let encoded = Encoded::of(&write);
-            let is_plain = encoded.unstorable().is_none() && !self.unfinished().contains(&write.key);
-            match encoded.whole(&write.key)?.filter(|_| is_plain) {
-                Some(whole) => {
-                    small.push((write.key, encoded.upto));
-                    wholes.push(whole);
-                }
-                None => others.push(self.put(write.key, encoded)),
+            if encoded.is_small(&write.key) && encoded.unstorable().is_none() && !self.unfinished().contains(&write.key) {
+                wholes.push(encoded.whole(&write.key)?);
+                small.push((write.key, encoded.upto));
+            } else {
+                others.push(self.put(write));
             }
         }
         let together = async {
-            let mut refused = Vec::new();
-            for ((key, upto), put) in small.iter().zip(self.cluster.write_wholes(wholes).await?) {
-                match put.map_err(Failed::from) {
-                    Ok(()) => {}
-                    Err(Failed::Refused(what)) => refused.push(self.mark_refused(key, *upto, &what).await?),
-                    Err(Failed::Other(error)) => return Err(error),
-                }
-            }
-            Ok(refused)
+            let refused = self.cluster.write_wholes(wholes).await?;
+            let refused = small.iter().zip(refused).filter_map(|(object, refused)| Some((object, refused?)));
+            let marks = refused.map(|((key, upto), why)| async move { self.mark_refused(key, *upto, &why).await });
+            Cluster::gather(marks.collect()).await
         };
         let (mut refused, others) = futures::future::try_join(together, Cluster::gather(others)).await?;
         refused.extend(others.into_iter().flatten());
@@ -281,7 +281,8 @@ impl Scylla {
     }
 
     /// Writes an object. One that is refused for good is marked so, and given.
-    async fn put(&self, key: ObjectKey, encoded: Encoded) -> Result<Option<(ObjectKey, Error)>, Error> {
+    async fn put(&self, write: ObjectWrite) -> Result<Option<(ObjectKey, Error)>, Error> {
+        let (encoded, key) = (Encoded::of(&write), write.key);
         if self.unfinished().contains(&key) {
             self.finish(&key).await?;
         }
@@ -306,8 +307,8 @@ impl Scylla {
     }
 
     async fn put_encoded(&self, key: &ObjectKey, write: &Encoded) -> Result<(), Failed> {
-        if let Some(whole) = write.whole(key)? {
-            return Ok(self.cluster.write_whole(whole).await?);
+        if write.is_small(key) {
+            return Ok(self.cluster.write_whole(write.whole(key)?).await?);
         }
         self.cluster.write(write.chunks(key)?).await?;
         self.spread(key, write, write.body(key)?).await

@@ -6,6 +6,14 @@ use scylla_proxy::{Condition, Reaction, RequestOpcode, RequestReaction, RequestR
 use super::*;
 use crate::cql::testing::{Faulty, PASSING, statements};
 
+const PUT_IDENTITY: &str = "INSERT INTO identity (key, entry, seen) VALUES (?, ?, ?)";
+
+/// Statements that have this in them are refused for good.
+fn invalid(of: &[u8]) -> RequestRule {
+    let of = Condition::BodyContainsCaseSensitive(of.into());
+    RequestRule(statements().and(of), RequestReaction::forge_with_error(errors::invalid()))
+}
+
 /// An archive behind faults.
 async fn faulty(settings: &cql::Settings) -> (Keyspace, Faulty, Scylla) {
     let (keyspace, faulty) = (Keyspace::fresh().await, Faulty::up().await);
@@ -101,10 +109,6 @@ async fn what_is_refused_for_good_is_named_where_it_is_a_records_fault_and_waite
     let (_keyspace, mut faulty, archive) = faulty(&settings()).await;
     let row = |offset: u64| EventRow { offset, event_id: format!("e{offset}"), body: format!("body-{offset}-").into(), ..sample().events[0].clone() };
     let batch = || WriteBatch { events: (0..20).map(row).collect(), ..counted(20, 20) };
-    let invalid = |of: &[u8]| {
-        let of = Condition::BodyContainsCaseSensitive(of.into());
-        RequestRule(statements().and(of), RequestReaction::forge_with_error(errors::invalid()))
-    };
     // Two records' rows, whatever they go with.
     faulty.become_so(vec![invalid(b"body-7-"), invalid(b"body-11-")], Vec::new());
     let error = archive.write(batch()).await.unwrap_err();
@@ -177,13 +181,12 @@ async fn a_cluster_that_answers_nothing_is_given_up_in_time_by_all_who_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn small_rows_of_many_partitions_are_written_together_and_read_by_lists_of_keys() {
-    const PUT: &str = "INSERT INTO identity (key, entry, seen) VALUES (?, ?, ?)";
     const ONE: &str = "SELECT key FROM identity WHERE key = ?";
     const MANY: &str = "SELECT key FROM identity WHERE key IN ?";
     let (_keyspace, mut faulty, archive) = faulty(&settings()).await;
     let cluster = &archive.cluster;
     let key = |n: u8| vec![n; 16];
-    let put = |n: u8| Write::new(PUT, (key(n), vec![n], 1i64));
+    let put = |n: u8| Write::new(PUT_IDENTITY, (key(n), vec![n], 1i64));
     // One goes by itself; with it the statement is prepared.
     cluster.write(vec![put(0)]).await.unwrap();
     // No more than so many statements by themselves.
@@ -200,4 +203,17 @@ async fn small_rows_of_many_partitions_are_written_together_and_read_by_lists_of
     assert_eq!(found, (0..30).map(|n| (key(n),)).collect::<Vec<_>>());
     let none: Vec<(Vec<u8>,)> = cluster.rows_of(ONE, MANY, std::iter::empty()).await.unwrap();
     assert!(none.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_told_however_much_goes_beside_it() {
+    let (_keyspace, mut faulty, archive) = faulty(&cql::Settings { patience: Duration::from_secs(6), ..settings() }).await;
+    faulty.become_so(vec![invalid(b"refused")], Vec::new());
+    // Two of one partition, and far more requests than may be under way at once.
+    let bad = || Write::new(PUT_IDENTITY, (vec![255u8; 16], b"refused".to_vec(), 1i64)).beside("bad", 60);
+    let row = |n: u32| Write::new(PUT_IDENTITY, (n.to_be_bytes().to_vec(), vec![0u8], 1i64));
+    let mut writes: Vec<Write> = [bad(), bad()].into();
+    writes.extend((0..10_000).map(row));
+    let told = archive.cluster.write(writes).await;
+    assert!(matches!(told, Err(cql::Error::Refused(_))), "{told:?}");
 }

@@ -1,5 +1,7 @@
 //! The objects on a Cassandra that answers wrongly, or breaks connections off.
 
+use std::collections::BTreeMap;
+
 use scylla_proxy::example_db_errors as errors;
 use scylla_proxy::{Condition, RequestReaction, RequestRule};
 
@@ -50,7 +52,8 @@ async fn errors_that_pass_are_tried_again_and_change_nothing() {
         assert_as_of(store, 20).await;
         assert_eq!(store.router_next(3).await.unwrap(), 20);
         let keys: Vec<IdentityKey> = (1..=20).map(known).collect();
-        assert_eq!(store.identities(3, &keys).await.unwrap(), (1..=20).map(|n| (known(n), entry(n))).collect::<Vec<_>>());
+        let found: BTreeMap<IdentityKey, Entry> = store.identities(3, &keys).await.unwrap().into_iter().collect();
+        assert_eq!(found, (1..=20).map(|n| (known(n), entry(n))).collect());
         assert_eq!(store.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 2);
     }
 }
