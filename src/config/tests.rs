@@ -1,3 +1,5 @@
+//! Tests of the settings: which source wins, what is refused and how it is told, what a change takes.
+
 use super::*;
 
 fn load(file: Option<&Path>, variables: &[(&str, &str)], flags: &str) -> Result<Config, Error> {
