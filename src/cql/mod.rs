@@ -13,12 +13,14 @@ mod error;
 mod limiter;
 mod migrate;
 mod part;
+mod read;
 mod route;
 mod settings;
 mod stamp;
 #[cfg(test)]
 pub(crate) mod testing;
 mod together;
+mod write;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -26,21 +28,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{StreamExt, TryStreamExt, stream};
 use rand::Rng;
 use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::{OpenSsl010Config, Session};
 use scylla::client::session_builder::SessionBuilder;
-use scylla::deserialize::row::DeserializeRow;
 use scylla::errors::ExecutionError;
 use scylla::policies::load_balancing::{DefaultPolicy, LoadBalancingPolicy};
 use scylla::policies::retry::FallthroughRetryPolicy;
-use scylla::response::PagingState;
-use scylla::response::query_result::QueryResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::Consistency;
-use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::unprepared::Statement;
 use tokio::time::Instant;
@@ -51,11 +48,10 @@ use error::{Class, class_of};
 use limiter::Limiter;
 pub use migrate::migrate;
 pub use part::{Part, migrate_part};
-use route::{Replica, ToReplica, home};
+use route::Replica;
 pub use settings::{Address, Settings};
 pub use stamp::{STAMP_LOW_BITS, stamp};
 pub use together::Write;
-use together::{Group, Parcel, SPAN, gather, pack};
 
 /// Time for one attempt, above the time that a node gives its replicas (2 s).
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -149,155 +145,6 @@ impl Cluster {
         })
     }
 
-    /// Writes all of these rows, in any order, and returns when each is acknowledged. Where a connection breaks it fails at once: a node that
-    /// begins anew may have lost rows that came before these, see [`Cluster::restarts`]. Rows that went together and are refused together go each alone.
-    ///
-    /// # Errors
-    /// The first; any of the rows may then be there or not.
-    pub async fn write(&self, writes: Vec<Write>) -> Result<(), Error> {
-        let packs = self.packs(gather(writes)).await?;
-        let mut sending = stream::iter(packs.into_iter().map(|pack| self.send_rows(pack))).buffer_unordered(AT_ONCE);
-        while let Some(sent) = sending.next().await {
-            sent?;
-        }
-        Ok(())
-    }
-
-    /// Writes rows and removals of one partition of one table: all of it is there or nothing, whoever reads, for they are one mutation.
-    ///
-    /// # Errors
-    /// As for [`Cluster::write`]; [`Error::Refused`] where it is too large, some MiB.
-    pub async fn write_whole(&self, writes: Vec<Write>) -> Result<(), Error> {
-        self.send(&writes.iter().collect::<Vec<_>>()).await
-    }
-
-    /// The same of many partitions, in any order: of each, in the order given, why it was refused, if it was.
-    ///
-    /// # Errors
-    /// The first that is no refusal; any of the partitions' may then be there or not.
-    pub async fn write_wholes(&self, wholes: Vec<Vec<Write>>) -> Result<Vec<Option<String>>, Error> {
-        let packs = self.packs(wholes).await?;
-        let mut sending = stream::iter(packs.into_iter().map(|pack| self.send_pack(pack))).buffer_unordered(AT_ONCE);
-        let mut told = Vec::new();
-        while let Some(sent) = sending.next().await {
-            told.extend(sent?.into_iter().map(|(place, _, refused)| (place, refused)));
-        }
-        told.sort_unstable();
-        Ok(told.into_iter().map(|(_, refused)| refused).collect())
-    }
-
-    /// All rows that a statement finds, page by page.
-    ///
-    /// # Errors
-    /// As for writes, and [`Error::Form`].
-    pub async fn rows<R>(&self, cql: &'static str, values: impl SerializeRow + Send + Sync) -> Result<Vec<R>, Error>
-    where
-        R: for<'f> DeserializeRow<'f, 'f> + Send,
-    {
-        Ok(self.paged(cql, values).await?.0)
-    }
-
-    /// The same, and in how many pages: of one partition a page shows one moment, several may show several.
-    ///
-    /// # Errors
-    /// As for writes, and [`Error::Form`].
-    pub async fn paged<R>(&self, cql: &'static str, values: impl SerializeRow + Send + Sync) -> Result<(Vec<R>, usize), Error>
-    where
-        R: for<'f> DeserializeRow<'f, 'f> + Send,
-    {
-        let statement = self.prepare(cql).await?;
-        self.pages(cql, &statement, values).await
-    }
-
-    /// All pages of a prepared statement's rows, and how many.
-    async fn pages<R>(
-        &self,
-        cql: &'static str,
-        statement: &PreparedStatement,
-        values: impl SerializeRow + Send + Sync,
-    ) -> Result<(Vec<R>, usize), Error>
-    where
-        R: for<'f> DeserializeRow<'f, 'f> + Send,
-    {
-        let (mut found, mut pages) = (Vec::new(), 0);
-        let mut state = PagingState::start();
-        loop {
-            let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_single_page(statement, &values, state.clone())) };
-            let (page, next) = self.try_again(cql, attempt).await?;
-            pages += 1;
-            read_rows(cql, page, &mut found)?;
-            match next.into_paging_control_flow() {
-                std::ops::ControlFlow::Continue(next) => state = next,
-                std::ops::ControlFlow::Break(()) => return Ok((found, pages)),
-            }
-        }
-    }
-
-    /// The rows of many keys that have one at most, in any order: `many` finds those of a list of keys, each a whole partition key, and tells which is whose.
-    /// Keys that the same replicas have are asked for together, by where `one`, which finds that of a key, would be sent.
-    ///
-    /// # Errors
-    /// As for [`Cluster::rows`].
-    pub async fn rows_of<R>(&self, one: &'static str, many: &'static str, keys: impl Iterator<Item = Vec<u8>> + Send) -> Result<Vec<R>, Error>
-    where
-        R: for<'f> DeserializeRow<'f, 'f> + Send,
-    {
-        let statement = self.prepare(one).await?;
-        let mut at: HashMap<Option<u64>, Asked> = HashMap::new();
-        for key in keys {
-            let replicas = self.replicas(&statement, &(&key,));
-            at.entry(home(&replicas)).or_insert_with(|| (replicas, Vec::new())).1.push(key);
-        }
-        let lists = at.values().flat_map(|(replicas, keys)| keys.chunks(SPAN).map(move |keys| (replicas, keys)));
-        let calls = lists.map(|(replicas, keys)| async move {
-            let mut statement = self.prepare(many).await?;
-            statement.set_load_balancing_policy(Some(Arc::new(ToReplica::new(replicas.clone(), &self.datacenter, Arc::clone(&self.policy)))));
-            // In one page: of several Cassandra reads one partition after the other.
-            let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, (keys,))) };
-            let mut found = Vec::with_capacity(keys.len());
-            read_rows(many, self.try_again(many, attempt).await?, &mut found)?;
-            Ok(found)
-        });
-        let found: Vec<Vec<R>> = Self::gather(calls.collect()).await?;
-        Ok(found.into_iter().flatten().collect())
-    }
-
-    /// The answers of many calls, a bounded number of them at once, in the calls' order.
-    ///
-    /// # Errors
-    /// The first.
-    pub async fn gather<T, F: Future<Output = Result<T, E>> + Send, E>(calls: Vec<F>) -> Result<Vec<T>, E> {
-        stream::iter(calls).buffered(AT_ONCE).try_collect().await
-    }
-
-    /// Groups as they go in one request, each with its place.
-    async fn packs(&self, groups: Vec<Group>) -> Result<Vec<Vec<(usize, Group)>>, Error> {
-        let mut parcels = Vec::with_capacity(groups.len());
-        for group in &groups {
-            parcels.push(if groups.len() > 1 { self.parcel(group).await? } else { Parcel { home: None, bytes: 0 } });
-        }
-        let mut groups: Vec<Option<Group>> = groups.into_iter().map(Some).collect();
-        let mut take = |place: usize| Some((place, groups.get_mut(place)?.take()?));
-        Ok(pack(&parcels).into_iter().map(|places| places.into_iter().filter_map(&mut take).collect()).collect())
-    }
-
-    /// What decides with which others a group goes.
-    async fn parcel(&self, group: &[Write]) -> Result<Parcel, Error> {
-        let mut parcel = Parcel { home: None, bytes: 0 };
-        for write in group {
-            let statement = self.prepare(write.cql).await?;
-            match write.size(&statement) {
-                Some(bytes) if parcel.bytes + bytes <= together::SPAN_BYTES => parcel.bytes += bytes,
-                // Nothing has room beside it, or it will be refused.
-                _ => return Ok(Parcel { home: None, bytes: 0 }),
-            }
-            if parcel.home.is_none() {
-                parcel.home = home(&self.replicas(&statement, &write.values));
-            }
-        }
-        Ok(parcel)
-    }
-
     /// The replicas that have what a statement touches, always in one order; none where that is not known.
     fn replicas(&self, statement: &PreparedStatement, values: &impl SerializeRow) -> Vec<Replica> {
         let token = statement.calculate_token(values).ok().flatten();
@@ -305,64 +152,6 @@ impl Cluster {
         let mut replicas = self.session.get_cluster_state().get_token_endpoints(table.ks_name(), table.table_name(), token);
         replicas.sort_unstable_by_key(|(node, shard)| (node.host_id, *shard));
         replicas
-    }
-
-    /// Sends groups together, or each alone where that is refused; tells of each why it is refused alone, if it is.
-    async fn send_pack(&self, pack: Vec<(usize, Group)>) -> Result<Vec<(usize, Group, Option<String>)>, Error> {
-        let writes: Vec<&Write> = pack.iter().flat_map(|(_, group)| group).collect();
-        let together = refusal(self.send(&writes).await)?;
-        let is_alone = pack.len() == 1;
-        let mut told = Vec::with_capacity(pack.len());
-        for (place, group) in pack {
-            let refused = match &together {
-                Some(_) if !is_alone => refusal(self.send(&group.iter().collect::<Vec<_>>()).await)?,
-                together => together.clone(),
-            };
-            told.push((place, group, refused));
-        }
-        Ok(told)
-    }
-
-    /// The same, and the rows of a group that is refused each alone.
-    async fn send_rows(&self, pack: Vec<(usize, Group)>) -> Result<(), Error> {
-        for (_, group, refused) in self.send_pack(pack).await? {
-            match refused {
-                None => {}
-                Some(why) if group.len() == 1 => return Err(Error::Refused(why)),
-                Some(_) => {
-                    for write in &group {
-                        self.send(&[write]).await?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends rows in one request. Those of one partition are one mutation.
-    async fn send(&self, writes: &[&Write]) -> Result<(), Error> {
-        let attempted = match writes {
-            [] => return Ok(()),
-            [Write { cql, values, .. }] => {
-                let statement = self.prepare(cql).await?;
-                let attempt = || -> Attempt<'_, _> { Box::pin(self.session.execute_unpaged(&statement, values)) };
-                self.try_until(Class::Cut, ATTEMPT, cql, attempt).await
-            }
-            several => {
-                let mut batch = Batch::new(BatchType::Unlogged);
-                batch.set_is_idempotent(true);
-                for write in several {
-                    batch.append_statement(self.prepare(write.cql).await?);
-                }
-                let values: Vec<_> = several.iter().map(|write| &write.values).collect();
-                let mut statements: Vec<&str> = several.iter().map(|write| write.cql).collect();
-                statements.sort_unstable();
-                statements.dedup();
-                let attempt = || -> Attempt<'_, _> { Box::pin(self.session.batch(&batch, &values)) };
-                self.try_until(Class::Cut, ATTEMPT, &statements.join("; "), attempt).await
-            }
-        };
-        attempted.map(drop)
     }
 
     /// The prepared form of a statement; prepared when first asked for.
@@ -434,9 +223,6 @@ impl Cluster {
     }
 }
 
-/// Keys that are asked for together, and the replicas that have them.
-type Asked = (Vec<Replica>, Vec<Vec<u8>>);
-
 /// One attempt of a request.
 type Attempt<'a, T> = BoxFuture<'a, Result<T, ExecutionError>>;
 
@@ -450,31 +236,6 @@ fn qualified(cql: &str, keyspace: &str) -> String {
         Some((before, table)) if !table.split(' ').next().is_some_and(|name| name.contains('.')) => format!("{before}{keyspace}.{table}"),
         _ => cql.to_owned(),
     }
-}
-
-/// Why it is refused; None where it is not.
-///
-/// # Errors
-/// Any other.
-fn refusal(sent: Result<(), Error>) -> Result<Option<String>, Error> {
-    match sent {
-        Ok(()) => Ok(None),
-        Err(Error::Refused(why)) => Ok(Some(why)),
-        Err(error) => Err(error),
-    }
-}
-
-/// Reads a page.
-fn read_rows<R>(cql: &str, page: QueryResult, found: &mut Vec<R>) -> Result<(), Error>
-where
-    R: for<'f> DeserializeRow<'f, 'f>,
-{
-    let page = page.into_rows_result().map_err(|error| form(cql, &error))?;
-    found.reserve(page.rows_num());
-    for row in page.rows::<R>().map_err(|error| form(cql, &error))? {
-        found.push(row.map_err(|error| form(cql, &error))?);
-    }
-    Ok(())
 }
 
 fn form(cql: &str, error: &dyn std::error::Error) -> Error {

@@ -95,6 +95,11 @@ pub(super) struct Parcel {
     pub(super) bytes: usize,
 }
 
+impl Parcel {
+    /// One that goes with no other.
+    pub(super) const ALONE: Self = Self { home: None, bytes: 0 };
+}
+
 /// Which of these groups go in one request, by their places: each once.
 pub(super) fn pack(parcels: &[Parcel]) -> Vec<Vec<usize>> {
     let mut packs: Vec<Vec<usize>> = Vec::new();
