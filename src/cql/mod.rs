@@ -117,6 +117,8 @@ impl Cluster {
             .default_execution_profile_handle(profile.into_handle())
             .connection_timeout(ATTEMPT)
             .schema_agreement_timeout(migrate::AGREEMENT)
+            // Whoever changes the schema is about to leave; those who work with it connect after that.
+            .refresh_metadata_on_auto_schema_agreement(false)
             .keepalive_interval(KEEPALIVE)
             .keepalive_timeout(KEEPALIVE);
         if !settings.username.is_empty() {

@@ -25,7 +25,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::crash::{Shared, start_senders};
-use crate::foreign::{Foreign, carry_sites};
+use crate::foreign::{DRAIN, Foreign, carry_sites};
 use crate::harness::{Server, binary, binary_at};
 use crate::same::copy;
 use crate::{inspect, shop};
@@ -61,7 +61,12 @@ enum Membership {
 impl Cluster {
     fn up() -> Self {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let cluster = Self { kafka: Foreign::up("kafka"), cassandra: Foreign::up("cassandra"), dir: tempfile::tempdir().unwrap(), _one: one };
+        let cluster = Self {
+            kafka: Foreign::up("kafka"),
+            cassandra: Foreign::up_with("cassandra", &["--unkilled"]),
+            dir: tempfile::tempdir().unwrap(),
+            _one: one,
+        };
         let migrated = cluster.program(Membership::Static).arg("migrate").stderr(Stdio::piped()).output().unwrap();
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         // The single machine that the nodes are held against has the same site, and so the same keyed hashes.
@@ -98,6 +103,7 @@ impl Cluster {
             ("CONTRAIL_KAFKA_REPLICATION", "1"),
             ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true"),
             ("CONTRAIL_KAFKA_SESSION_TIMEOUT", &*format!("{}s", SESSION.as_secs())),
+            ("CONTRAIL_SERVER_DRAIN", DRAIN),
             ("CONTRAIL_KAFKA_INSTANCE", if membership == Membership::Dynamic { "none" } else { "" }),
         ]);
     }

@@ -160,7 +160,7 @@ fn told(mix: &Mix, data: &Path, day: &shop::Day, at: Timestamp) -> (Value, Map<S
 
 #[test]
 fn slow_kafka_and_scylla_in_every_mix_give_the_same_data() {
-    let (broker, node) = (Foreign::up("kafka"), Foreign::up("cassandra"));
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--unkilled"]));
     let (kafka, keyspace) = (format!("kafka://{}", broker.address), |name: &str| format!("scylla://{}/{name}", node.address));
     let embedded = || "embedded".to_owned();
     let mixes = [

@@ -27,7 +27,7 @@ fn migrate_data(mut program: Command, from: &Path) -> Output {
 
 #[test]
 fn slow_scylla_and_kafka_take_over_a_data_directory_and_go_on_from_there() {
-    let (broker, node) = (Foreign::up("kafka"), Foreign::up("cassandra"));
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--unkilled"]));
     let day = shop::day(17, 6_000);
     let (before, after) = day.events.split_at(3_500);
     let dir = tempfile::tempdir().unwrap();

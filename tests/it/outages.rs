@@ -93,7 +93,7 @@ fn quarantined(node: &Foreign) -> Vec<QuarantineRow> {
 #[test]
 fn slow_poison_and_what_the_store_cannot_keep_go_to_quarantine_and_the_partition_goes_on() {
     // Nothing that the product writes by itself is as large as this, but for pieces of large bodies.
-    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--set", "max_mutation_size=200KiB"]));
+    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--unkilled", "--set", "max_mutation_size=200KiB"]));
     let dir = tempfile::tempdir().unwrap();
     let server = serve(on_both(&broker, &node), &dir.path().join("data"));
     let view =
@@ -347,7 +347,7 @@ fn settle_while_it_goes_on(server: &Server) {
 
 #[test]
 fn slow_a_store_that_is_slow_and_overloaded_is_asked_for_less_and_loses_nothing() {
-    let node = Foreign::up("cassandra");
+    let node = Foreign::up_with("cassandra", &["--unkilled"]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (mut way, address) = runtime.block_on(way_to(&node));
     let day = shop::day(23, if is_long() { 3_000 } else { 250 });

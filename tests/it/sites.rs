@@ -169,7 +169,7 @@ fn anywhere(dir: &Path, mark: &str) -> bool {
 #[test]
 fn slow_scylla_a_site_of_a_region_is_neither_taken_nor_served_nor_stored_in_another() {
     const PLACE: &str = "https://eu.contrail.example";
-    let nodes = Foreign::up_with("cassandra", &["--datacenters", "2"]);
+    let nodes = Foreign::up_with("cassandra", &["--unkilled", "--datacenters", "2"]);
     let addresses: Vec<&str> = nodes.address.split(',').collect();
     let contrail = |region: &str, n: usize| {
         let url = format!("scylla://{}/contrail_{region}", addresses[n - 1]);

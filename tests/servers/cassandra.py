@@ -1,8 +1,10 @@
 """Apache Cassandra: one node, or one in each of several datacenters, on 127.0.0.1, 127.0.0.2 and so on."""
 
 import json
+import sys
 
 import cache
+import classes
 import cql
 import processes
 import tls
@@ -19,11 +21,14 @@ OPENS = """java.base/java.lang.module java.base/jdk.internal.loader java.base/jd
 
 
 def install():
-    """Java and Cassandra's class path, fetched."""
-    return cache.java(), cache.class_path("cassandra")
+    """The Java command on Cassandra's class path, with the agent that measures objects."""
+    agent = next(cache.class_path("cassandra").glob("jamm-*.jar"))
+    # Kept are the classes as they are loaded; this agent changes none.
+    words = ["-XX:+UnlockDiagnosticVMOptions", "-XX:+AllowArchivingWithJavaAgent", f"-javaagent:{agent}"]
+    return classes.java("cassandra", sys.modules[__name__], words)
 
 
-def create(directory, parent, options):
+def create(directory, parent, options, java=None):
     """Nodes, not yet started, and the addresses to print."""
     hosts = [f"127.0.0.{number}" for number in range(1, options.datacenters + 1)]
     # One port for all: drivers take it that every node of a cluster listens on the same.
@@ -35,7 +40,7 @@ def create(directory, parent, options):
     if authority:
         addresses["TLS_CA"] = authority.ca
 
-    java, jars = install()
+    java = java or install()
     created = []
     for number, host in enumerate(hosts, 1):
         folder = directory / f"cassandra-{number}"
@@ -47,7 +52,7 @@ def create(directory, parent, options):
         created.append(
             Server.create(
                 folder,
-                [*java_command(java, jars, folder), "org.apache.cassandra.service.CassandraDaemon"],
+                [*java_command(java, folder, options.unkilled), "org.apache.cassandra.service.CassandraDaemon"],
                 parent,
                 address=f"{host}:{clients}",
                 login=LOGIN if options.password else None,
@@ -106,7 +111,7 @@ def secured(options, authority):
     return settings
 
 
-def java_command(java, jars, folder):
+def java_command(java, folder, unkilled):
     properties = {
         "cassandra-foreground": "yes",
         "cassandra.config": (folder / "cassandra.yaml").as_uri(),
@@ -124,13 +129,17 @@ def java_command(java, jars, folder):
         "cassandra.shutdown_announce_in_ms": 0,
         "io.netty.tryReflectionSetAccessible": "true",
         "jdk.attach.allowAttachSelf": "true",
+        # What a process that dies has written outlives it either way; the machine of a test does not lose its power.
+        "cassandra.skip_sync": "true",
     }
-    command = [java, "-Xms256m", "-Xmx1g", "-XX:MaxDirectMemorySize=512m", "-Xss256k", "-XX:+UseG1GC", "-XX:+ExitOnOutOfMemoryError"]
-    command += [f"-javaagent:{next(jars.glob('jamm-*.jar'))}"]
+    if unkilled:
+        # Half the time of a change: a node that starts reads the schema before its commit log.
+        properties["cassandra.test.flush_local_schema_changes"] = "false"
+    command = [*java, "-Xms256m", "-Xmx1g", "-XX:MaxDirectMemorySize=512m", "-Xss256k", "-XX:+UseG1GC", "-XX:+ExitOnOutOfMemoryError"]
     command += [f"-D{key}={value}" for key, value in properties.items()]
     command += [f"--add-exports={package}=ALL-UNNAMED" for package in EXPORTS]
     command += [f"--add-opens={package}=ALL-UNNAMED" for package in OPENS]
-    return [*command, "-cp", f"{jars}/*"]
+    return command
 
 
 def wait(server, together):

@@ -1,17 +1,15 @@
 """Apache Kafka in KRaft mode: every broker is a controller too, so that of three any one may be lost."""
 
-import argparse
 import base64
 import contextlib
 import os
-import pathlib
-import signal
 import socket
 import struct
 import subprocess
-import tempfile
+import sys
 
 import cache
+import classes
 import processes
 import tls
 from processes import Failed, Server, free_port
@@ -21,32 +19,8 @@ LISTENERS = {"KAFKA": "PLAINTEXT", "KAFKA_TLS": "SSL", "KAFKA_SASL": "SASL_PLAIN
 
 
 def install():
-    """The Java command on Kafka's class path; fetches Kafka, and keeps its loaded classes as Java shares them: a start then takes half the time."""
-    java, jars = cache.java(), cache.class_path("kafka")
-    kept = jars.with_name(f"{jars.name}-java-{cache.version(java)}.jsa")
-    if not kept.exists():
-        with cache.alone(), tempfile.TemporaryDirectory(prefix="fill-", dir=cache.cache()) as scratch:
-            if not kept.exists():
-                keep_classes([java, "-cp", f"{jars}/*"], pathlib.Path(scratch), kept)
-    return [java, f"-XX:SharedArchiveFile={kept}", "-cp", f"{jars}/*"]
-
-
-def keep_classes(java, scratch, kept):
-    """Of a broker that starts and is told to stop: it writes them as it ends."""
-    written = scratch / "classes.jsa"
-    me = [os.getpid(), processes.started(os.getpid())]
-    options = argparse.Namespace(brokers=1, tls=False, password=False, set=[])
-    (broker,), _ = create(scratch, me, options, [*java, f"-XX:ArchiveClassesAtExit={written}"])
-    broker.start()
-    try:
-        wait(broker, [broker])
-        broker.signal(signal.SIGTERM)
-        if not broker.wait_until_gone(processes.START_SECONDS) or not written.exists():
-            raise Failed(f"Kafka's classes were not kept:\n{broker.log_end()}")
-    except BaseException:
-        broker.abandon()
-        raise
-    written.rename(kept)
+    """The Java command on Kafka's class path."""
+    return classes.java("kafka", sys.modules[__name__])
 
 
 def create(directory, parent, options, java=None):

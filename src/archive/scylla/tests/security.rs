@@ -11,7 +11,7 @@ struct Guarded(Servers);
 
 impl Guarded {
     fn up() -> Self {
-        Self(Servers::up(&["cassandra", "--tls", "--password", "--own"]))
+        Self(Servers::up(&["cassandra", "--unkilled", "--tls", "--password", "--own"]))
     }
 
     fn told(&self, name: &str) -> &str {
