@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{At, Error};
+#[cfg(feature = "kafka")]
+use crate::archive::archiver;
 use crate::archive::{self, Archive};
 #[cfg(feature = "kafka")]
 use crate::config::Role;
@@ -12,12 +14,20 @@ use crate::config::{Config, Stage};
 #[cfg(feature = "scylla")]
 use crate::cql;
 use crate::event::Clock;
+#[cfg(feature = "kafka")]
+use crate::eventlog::Topic;
 use crate::eventlog::{self, EventLog};
 use crate::site::{self, Regions, Seal, Sites};
 use crate::sync::embedded::EmbeddedStore;
 #[cfg(feature = "kafka")]
 use crate::sync::feed::kafka::KafkaFeed;
 use crate::sync::{Feed, ObjectStore, feed};
+#[cfg(feature = "kafka")]
+use crate::{
+    mirror,
+    sync::{keeper, router},
+    webhooks,
+};
 
 /// Opens the log that the settings name.
 pub(super) async fn log(config: &Config, clock: Clock) -> Result<Arc<dyn EventLog>, Error> {
@@ -53,8 +63,19 @@ pub(super) fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Setting
         session_timeout: kafka.session_timeout.0,
         instance: kafka.instance.clone(),
         retention: config.eventlog.retention.0,
+        groups: &GROUPS,
     })
 }
+
+/// Who reads the log.
+#[cfg(feature = "kafka")]
+const GROUPS: [(Topic, &str); 5] = [
+    (Topic::Events, router::GROUP),
+    (Topic::Events, archiver::GROUP),
+    (Topic::Events, webhooks::GROUP),
+    (Topic::Changes, keeper::GROUP),
+    (Topic::Changes, mirror::GROUP),
+];
 
 /// Opens the object store that the settings name.
 pub(super) async fn objects(config: &Config, clock: Clock) -> Result<Arc<dyn ObjectStore>, Error> {

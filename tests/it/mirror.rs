@@ -55,7 +55,8 @@ pub(crate) fn objects(client: &Client, service: &str) -> BTreeMap<String, Value>
     }
     for (path, of, key) in [("Maps", "maps", Some("key")), ("Lists", "lists", None)] {
         for object in client.all(&format!("{service}/{path}"), of) {
-            let items = client.all(&format!("{service}/{path}/{}/Items", object["sid"].as_str().unwrap()), "items");
+            let items = client.all_if_there(&format!("{service}/{path}/{}/Items", object["sid"].as_str().unwrap()), "items");
+            let Some(items) = items else { continue };
             let data = match key {
                 Some(key) => items.iter().map(|item| (item[key].as_str().unwrap().to_owned(), item["data"].clone())).collect(),
                 None => items.iter().map(|item| item["data"].clone()).collect(),

@@ -48,13 +48,23 @@ impl Client {
 
     /// All of a collection, page by page.
     pub(crate) fn all(&self, path: &str, of: &str) -> Vec<Value> {
+        self.all_if_there(path, of).unwrap_or_else(|| panic!("{path} is not there"))
+    }
+
+    /// The same of an object that may have lapsed since it was listed.
+    pub(crate) fn all_if_there(&self, path: &str, of: &str) -> Option<Vec<Value>> {
         let (mut all, mut query) = (Vec::new(), "PageSize=100".to_owned());
         loop {
-            let page = self.call("GET", &format!("{path}?{query}"), &[], 200);
+            let answer = self.ask("GET", &format!("{path}?{query}"), &[]);
+            if answer.status == 404 {
+                return None;
+            }
+            assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+            let page = answer.json();
             all.extend(page[of].as_array().unwrap().iter().cloned());
             match page["meta"]["next_page_url"].as_str() {
                 Some(next) => query = next.split_once('?').unwrap().1.to_owned(),
-                None => return all,
+                None => return Some(all),
             }
         }
     }

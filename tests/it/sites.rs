@@ -170,10 +170,15 @@ fn anywhere(dir: &Path, mark: &str) -> bool {
 fn slow_scylla_a_site_of_a_region_is_neither_taken_nor_served_nor_stored_in_another() {
     const PLACE: &str = "https://eu.contrail.example";
     let nodes = Foreign::up_with("cassandra", &["--unkilled", "--datacenters", "2"]);
+    let brokers = [Foreign::up("kafka"), Foreign::up("kafka")];
     let addresses: Vec<&str> = nodes.address.split(',').collect();
     let contrail = |region: &str, n: usize| {
         let url = format!("scylla://{}/contrail_{region}", addresses[n - 1]);
         program(&[
+            ("CONTRAIL_LOG", &format!("kafka://{}", brokers[n - 1].address)),
+            ("CONTRAIL_KAFKA_PREFIX", &format!("contrail-{region}")),
+            ("CONTRAIL_KAFKA_REPLICATION", "1"),
+            ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true"),
             ("CONTRAIL_REGION", region),
             ("CONTRAIL_REGION_URLS", &format!("[\"eu={PLACE}\", \"us=https://us.contrail.example\"]")),
             ("CONTRAIL_STORE", &url),
@@ -225,11 +230,14 @@ fn slow_scylla_a_site_of_a_region_is_neither_taken_nor_served_nor_stored_in_anot
         assert_misdirected(&read(&us, path));
     }
 
-    // Where it lies: what each node of the cluster keeps, its commit log included, and each process's log.
+    // Where it lies: what each node of the cluster keeps, its commit log included, and the brokers of each region.
     let kept = |n: usize| nodes.dir().join(format!("cassandra-{n}"));
-    assert!(anywhere(&kept(1), "mark-of-what-eu-takes") && anywhere(&eu.data, "mark-of-what-eu-takes"));
-    assert!(!anywhere(&kept(2), "mark-of-what-eu-takes") && !anywhere(&us.data, "mark-of-what-eu-takes"));
-    for place in [kept(1), kept(2), eu.data.clone(), us.data.clone()] {
+    let logged = |n: usize| brokers[n - 1].dir().to_owned();
+    assert!(anywhere(&kept(1), "mark-of-what-eu-takes") && anywhere(&logged(1), "mark-of-what-eu-takes"));
+    for place in [kept(2), logged(2), eu.data.clone(), us.data.clone()] {
+        assert!(!anywhere(&place, "mark-of-what-eu-takes"), "{}", place.display());
+    }
+    for place in [kept(1), kept(2), logged(1), logged(2), eu.data.clone(), us.data.clone()] {
         assert!(!anywhere(&place, "mark-of-what-us-refuses"), "{}", place.display());
     }
     assert!(anywhere(&kept(1), "pinned-shop") && anywhere(&kept(2), "pinned-shop"), "the sites themselves are in both");

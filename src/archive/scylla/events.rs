@@ -103,8 +103,8 @@ impl Scylla {
         fresh.sites.extend(batch.books.iter().map(|(_, site, _, _)| site.as_str().to_owned()));
         fresh.sites.retain(|site| !self.remembered.sites.lock().unwrap_or_else(PoisonError::into_inner).contains(site));
         writes.extend(fresh.sites.iter().map(|site| Write::new(PUT_SITE, (site.clone(),))));
-        writes.extend(batch.labels.iter().map(put_label));
-        put_links(batch, &mut writes);
+        writes.extend(batch.labels.iter().map(|label| put_label(label, now)));
+        put_links(batch, now, &mut writes);
         fresh.lines = self.listing.put(lines, &mut writes);
         self.write_events(&events, &batch.labels, now, writes).await?;
         self.remember(fresh);
@@ -134,7 +134,7 @@ impl Scylla {
         }
         let of_event = &of_event;
         let each = events.iter().map(|row| async move {
-            let labels = of_event.get(&(&row.site, row.event_id.as_str())).into_iter().flatten().map(|label| put_label(label)).collect();
+            let labels = of_event.get(&(&row.site, row.event_id.as_str())).into_iter().flatten().map(|label| put_label(label, now)).collect();
             match self.write_alone(row, now, Vec::new(), labels).await {
                 Ok(()) => Ok(None),
                 Err(cql::Error::Refused(why)) => Ok(Some(Refused { partition: row.partition, offset: row.offset, why })),
@@ -299,13 +299,14 @@ fn put_quarantined(row: &QuarantineRow, now: Timestamp, writes: &mut Vec<Write>)
     Line::at(site, What::Quarantine, row.received_at, row.partition, bucket, 0)
 }
 
-fn put_label((site, label, dim, value): &LabelRow) -> Write {
-    Write::new(PUT_LABEL, (site.as_str().to_owned(), *label as i8, dim.clone(), label::pack(value), value.at.micros()))
+fn put_label((site, label, dim, value): &LabelRow, now: Timestamp) -> Write {
+    Write::new(PUT_LABEL, (site.as_str().to_owned(), *label as i8, dim.clone(), label::pack(value), stamp::taken(value.at, now)))
 }
 
-fn put_links(batch: &WriteBatch, writes: &mut Vec<Write>) {
+fn put_links(batch: &WriteBatch, now: Timestamp, writes: &mut Vec<Write>) {
     // Nothing takes a link away but an erasure, and what comes after one is to stand.
-    let stamp = batch.cursors.iter().map(|(_, cursor)| cursor.received_at.micros()).max().unwrap_or(1).max(1);
+    let latest = batch.cursors.iter().map(|(_, cursor)| cursor.received_at).max();
+    let stamp = latest.map_or(1, |at| stamp::taken(at, now)).max(1);
     let both = batch.links.iter().flat_map(|(site, visitor, customer)| [(site, visitor, customer), (site, customer, visitor)]);
     for (site, person, other) in both.collect::<BTreeSet<_>>() {
         writes.push(Write::new(PUT_LINK, (site.as_str().to_owned(), person.to_vec(), other.to_vec(), stamp)));

@@ -52,6 +52,8 @@ use crate::event::{Clock, PARTITIONS, SiteId, Timestamp};
 
 /// How often pieces of the journal are removed, at most.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
+/// Why nothing is built on what this process knows to be written.
+const BEGAN_ANEW: &str = "a node of the cluster began anew: what it acknowledged last may be lost";
 /// Keys looked for at once.
 const LOOKED_FOR: usize = 2_000;
 
@@ -142,7 +144,7 @@ impl Scylla {
             before |= self.known(part, |known| known.doubtful)?;
         }
         if now || before {
-            return Err(Error::Store("a node of the cluster began anew: what it acknowledged last may be lost".into()));
+            return Err(Error::Store(BEGAN_ANEW.into()));
         }
         Ok(())
     }
@@ -153,6 +155,7 @@ impl Scylla {
     /// A piece that was whole before anything of it was written can be done again whenever, and as often: what is newer has greater write timestamps.
     async fn recover(&self, part: u16) -> Result<Cursor, Error> {
         self.is_doubtful().await;
+        let restarts = self.restarts.load(Ordering::SeqCst);
         let stored = self.stored_cursor(part).await?;
         let recovered = self.known(part, |known| known.recovered)?;
         let behind = if recovered { stored.next as i64 - 1 } else { -1 };
@@ -172,8 +175,15 @@ impl Scylla {
         self.listing.forget();
         let cursor = self.stored_cursor(part).await?;
         let stamp = stamp::of(stamp::GENERATION, cursor.next)?;
-        self.known(part, |known| known.recover(Instant::now(), cursor, stamp, self.safety_window))?;
-        Ok(cursor)
+        let is_done = self.known(part, |known| {
+            // What was done again before a node began anew, as another partition's recovery may have found, may be lost with it.
+            let is_done = self.restarts.load(Ordering::SeqCst) == restarts;
+            if is_done {
+                known.recover(Instant::now(), cursor, stamp, self.safety_window);
+            }
+            is_done
+        })?;
+        if is_done { Ok(cursor) } else { Err(Error::Store(BEGAN_ANEW.into())) }
     }
 
     /// What an archiver may build on: values written no later than its cursor. Of anything newer it says so, and the archiver begins anew, where the
@@ -385,6 +395,7 @@ impl Archive for Scylla {
         if partitions.is_empty() {
             return Ok(());
         }
+        self.check_nodes(partitions.iter().copied()).await?;
         let taken = self.take_before(before, partitions).await;
         self.listing.forget();
         taken

@@ -251,6 +251,8 @@ impl Scylla {
                 parts.insert(part, of);
             }
         }
+        // What was read may lack what a node lost: the correction would stand for good before what is then written again.
+        self.check_nodes(parts.keys().copied()).await?;
         self.apply(&parts, &journaled).await
     }
 }

@@ -133,6 +133,11 @@ impl FoundEvent {
         self.chunks
     }
 
+    /// When it happened, in microseconds.
+    pub(super) const fn occurred_at(&self) -> i64 {
+        self.occurred_at
+    }
+
     /// Its offset.
     pub(super) const fn pos(&self) -> i64 {
         self.pos

@@ -148,7 +148,7 @@ impl Scylla {
 
     async fn scan_hour(&self, site: &SiteId, span: Span, scan: &Scan, lines: &[Line], want: usize) -> Result<Vec<EventRow>, Error> {
         let newest_first = scan.newest_first;
-        let fetch = |at: usize, after: Option<Mark>, limit: usize| -> BoxFuture<'_, Result<Vec<EventRow>, Error>> {
+        let fetch = |at: usize, after: Option<Mark>, limit: usize| -> BoxFuture<'_, Result<Vec<(u16, FoundEvent)>, Error>> {
             Box::pin(async move {
                 let Some(line) = lines.get(at) else { return Ok(Vec::new()) };
                 let span = after.map_or(span, |after| span.behind(after, newest_first));
@@ -156,10 +156,19 @@ impl Scylla {
                 let cql = if newest_first { ROWS_DOWN } else { ROWS_UP };
                 let values = (site.as_str(), line.day, line.part as i16, line.bucket, low.0, low.1, high.0, high.1, limit as i32);
                 let rows: Vec<FoundEvent> = self.cluster.rows(cql, values).await?;
-                Cluster::gather(rows.into_iter().map(|row| self.whole(site, line.part, row)).collect()).await
+                Ok(rows.into_iter().map(|row| (line.part, row)).collect())
             })
         };
-        merge(lines.len(), want, newest_first, mark_of, fetch).await
+        let mark_of = |(part, row): &(u16, FoundEvent)| (row.occurred_at(), i32::from(*part), row.pos());
+        // Large bodies are read of what is wanted alone: of each source there is a page, of which most may go to the next call.
+        let (mut rest, mut found) = (merge(lines.len(), want, newest_first, mark_of, fetch).await?.into_iter(), Vec::new());
+        loop {
+            let some: Vec<_> = rest.by_ref().take(FETCHED).map(|(part, row)| self.whole(site, part, row)).collect();
+            if some.is_empty() {
+                return Ok(found);
+            }
+            found.extend(Cluster::gather(some).await?);
+        }
     }
 
     /// A row with its body.
@@ -241,15 +250,13 @@ impl Scylla {
 
     /// The rows at these places, in their order, at most so many.
     async fn rows_at(&self, site: &SiteId, marks: &[Mark], limit: usize) -> Result<Vec<EventRow>, Error> {
-        let mut found = Vec::new();
-        for marks in marks.chunks(FETCHED) {
-            if found.len() >= limit {
-                break;
-            }
-            let rows = Cluster::gather(marks.iter().map(|mark| self.row_at(site, *mark)).collect()).await?;
+        let (mut rest, mut found) = (marks, Vec::new());
+        while !rest.is_empty() && found.len() < limit {
+            let (some, more) = rest.split_at(rest.len().min(FETCHED).min(limit - found.len()));
+            let rows = Cluster::gather(some.iter().map(|mark| self.row_at(site, *mark)).collect()).await?;
             found.extend(rows.into_iter().flatten());
+            rest = more;
         }
-        found.truncate(limit);
         Ok(found)
     }
 
@@ -301,10 +308,6 @@ impl Scylla {
         });
         kept.collect()
     }
-}
-
-fn mark_of(row: &EventRow) -> Mark {
-    (row.occurred_at.micros(), i32::from(row.partition), row.offset as i64)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::archive::contract::{self, ALL, Bench, order_with, sample, snapshot};
+use crate::archive::{Label, LabelValue};
 use crate::cql::Write;
 use crate::cql::testing::{Keyspace, settings};
 use crate::event::identity::EventEntry;
@@ -152,6 +153,44 @@ async fn nothing_is_built_on_what_a_former_owner_wrote_further() {
     assert_eq!(counts(&learning).await, 20, "who only reads beside it is answered");
     assert_eq!(owner.cursor(3).await.unwrap().next, 20);
     assert_eq!(counts(&owner).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_builds_on_nothing_that_a_node_may_have_lost() {
+    let bench = Fresh::new();
+    let archive = bench.scylla().await;
+    archive.write(counted(10, 10)).await.unwrap();
+    // As though one had begun anew.
+    archive.restarts.fetch_add(1, Ordering::SeqCst);
+    for _ in 0..2 {
+        let told = archive.retain(Timestamp::ZERO, &[3]).await.unwrap_err();
+        assert!(matches!(&told, Error::Store(why) if why == BEGAN_ANEW), "{told}");
+    }
+    assert_eq!(archive.cursor(3).await.unwrap().next, 10);
+    archive.retain(Timestamp::ZERO, &[3]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_far_ahead_stamps_nothing_so() {
+    const TAKE_LINK: &str = "DELETE FROM link USING TIMESTAMP ? WHERE site = ? AND person = ?";
+    const LINKS: &str = "SELECT count(*) FROM link";
+    const LABELED: &str = "SELECT writetime(value) FROM label";
+    let bench = Fresh::new();
+    let archive = bench.scylla().await;
+    let now = Clock::system().now();
+    let (ahead, later) = (now.plus_seconds(10 * 86_400), now.plus_seconds(2 * 86_400).micros());
+    let cursor = Cursor { next: 1, received_at: ahead };
+    let label = LabelValue { value: "Mug".into(), at: ahead, event_id: "e".into() };
+    let labels = vec![(site(), Label::ProductName, "p1".into(), label)];
+    archive.write(WriteBatch { cursors: vec![(3, cursor)], links: vec![(site(), [1; 16], [2; 16])], labels, ..WriteBatch::default() }).await.unwrap();
+    let links = async || archive.cluster.rows::<(i64,)>(LINKS, ()).await.unwrap()[0].0;
+    assert_eq!(links().await, 2);
+    for person in [[1u8; 16], [2; 16]] {
+        archive.cluster.write(vec![Write::new(TAKE_LINK, (later, site().as_str().to_owned(), person.to_vec()))]).await.unwrap();
+    }
+    assert_eq!(links().await, 0, "a cluster refuses what is stamped further ahead");
+    let labeled: Vec<(i64,)> = archive.cluster.rows(LABELED, ()).await.unwrap();
+    assert!(labeled[0].0 < later);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,11 @@ impl Part {
     fn bytes(&self) -> usize {
         self.buffer.iter().map(|stored| stored.value.len()).sum()
     }
+
+    /// What counts as read ahead: of a paused one nothing, as nobody takes it, and the others are to be read meanwhile.
+    fn counted(&self) -> usize {
+        if self.paused { 0 } else { self.bytes() }
+    }
 }
 
 /// What the thread has to do for one partition.
@@ -95,6 +100,7 @@ pub(super) struct Member {
     pub(super) said: BTreeMap<u16, Offset>,
     pub(super) unsaid: bool,
     revocation: Revocation,
+    /// Read ahead, but for paused partitions.
     bytes: usize,
     /// Since when its client has not reached the group, or that was last looked after; and how often another one was answered then.
     astray: Option<(Instant, u8)>,
@@ -140,7 +146,7 @@ impl Member {
     /// See [`crate::eventlog::Consumer::seek`].
     pub(super) fn seek(&mut self, partition: u16, offset: Offset) {
         let Some(part) = self.parts.get_mut(&partition) else { return };
-        self.bytes -= part.bytes();
+        self.bytes -= part.counted();
         part.buffer.clear();
         (part.expected, part.seek) = (None, Some(offset));
         self.tasks.push_back(Task::Seek(partition, offset));
@@ -151,6 +157,7 @@ impl Member {
         if let Some(part) = self.parts.get_mut(&partition)
             && !part.paused
         {
+            self.bytes -= part.counted();
             part.paused = true;
             self.tasks.push_back(Task::Pause(partition));
         }
@@ -162,6 +169,7 @@ impl Member {
             && part.paused
         {
             part.paused = false;
+            self.bytes += part.counted();
             part.moved = None;
             self.tasks.extend(part.expected.map(|offset| Task::ReadOn(partition, offset)));
         }
@@ -271,7 +279,7 @@ impl Member {
             self.fail(partition, Error::Damaged { topic, partition, offset: expected, what });
         } else if stored.offset == expected {
             (part.expected, part.moved, part.stalls) = (Some(expected + 1), Some(now), 0);
-            self.bytes += stored.value.len();
+            self.bytes += if part.paused { 0 } else { stored.value.len() };
             part.buffer.push_back(stored);
         }
     }
@@ -279,7 +287,7 @@ impl Member {
     /// A partition cannot be read on. What was read ahead of it is still delivered by nobody: its reader seeks anew.
     pub(super) fn fail(&mut self, partition: u16, error: Error) {
         let Some(part) = self.parts.get_mut(&partition) else { return };
-        self.bytes -= part.bytes();
+        self.bytes -= part.counted();
         part.buffer.clear();
         (part.expected, part.seek) = (None, None);
         self.control.push_back(Delivery::Failed { partition, error });
@@ -350,7 +358,7 @@ impl Member {
         partitions.sort_unstable();
         partitions.retain(|partition| self.parts.contains_key(partition));
         for part in partitions.iter().filter_map(|partition| self.parts.remove(partition)) {
-            self.bytes -= part.bytes();
+            self.bytes -= part.counted();
         }
         let gone = |partition: &u16| partitions.contains(partition);
         self.control.retain(|delivery| !matches!(delivery, Delivery::Failed { partition, .. } if gone(partition)));

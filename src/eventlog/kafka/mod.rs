@@ -303,8 +303,9 @@ impl Inner {
         }
     }
 
-    /// Every group that ever subscribed to a topic, by its full name.
-    fn groups(&self, topic: Topic) -> Result<Vec<String>, Error> {
+    /// The groups that ever subscribed to a topic, by their full names, as the brokers list them. Each lists those that it coordinates, and of a list that lacks a
+    /// broker's librdkafka 2.12 may say that it is whole (`rd_kafka_ListGroups_resp_cb` keeps what the last of them answered).
+    fn listed_groups(&self, topic: Topic) -> Result<Vec<String>, Error> {
         let all = self.admin.ask(|client| client.fetch_group_list(None, ASK)).map_err(failed)?;
         let prefix = self.group(topic, "");
         Ok(all.groups().iter().map(|group| group.name().to_owned()).filter(|name| name.starts_with(&prefix)).collect())
@@ -330,11 +331,18 @@ impl Inner {
         Ok(aged)
     }
 
-    /// Up to which offset each partition may be deleted: old, and passed by every group.
-    fn deletable(&self, topic: Topic, now: Timestamp) -> Result<Vec<(u16, Offset)>, Error> {
+    /// Up to which offset each partition may be deleted: old, and passed by every group, those of [`Settings::groups`] even where they are not listed.
+    fn deletable(&self, topic: Topic, now: Timestamp, listed: &[String]) -> Result<Vec<(u16, Offset)>, Error> {
         // Before anything else is asked for: what is appended meanwhile is not old, though no younger record was found.
         let bounds = self.all_bounds(topic)?;
-        let groups = self.groups(topic)?;
+        let known = self.settings.groups.iter().filter(|(of, _)| *of == topic).map(|(_, group)| self.group(topic, group));
+        let mut groups = listed.to_vec();
+        for group in known.filter(|group| !listed.contains(group)) {
+            // Its own coordinator tells, or fails.
+            if self.stored_offsets(topic, &group)?.iter().any(Option::is_some) {
+                groups.push(group);
+            }
+        }
         if groups.is_empty() {
             // A topic that nobody reads yet keeps everything: its readers are still to come.
             return Ok(Vec::new());
@@ -436,7 +444,7 @@ impl EventLog for KafkaLog {
         .await?;
         for topic in Topic::ALL {
             let inner = Arc::clone(&self.0);
-            let deletable = blocking(move || inner.deletable(topic, now)).await?;
+            let deletable = blocking(move || inner.deletable(topic, now, &inner.listed_groups(topic)?)).await?;
             let mut list = TopicPartitionList::new();
             for (partition, offset) in deletable {
                 let at = At::Offset(i64::try_from(offset).map_err(failed)?);

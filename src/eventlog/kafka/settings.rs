@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
-use crate::eventlog::Error;
+use crate::eventlog::{Error, Topic};
 
 /// Settings of the log on Kafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub instance: String,
     /// How long records stay that every group has passed.
     pub retention: Duration,
+    /// The readers that the product has, by topic and name: once one has subscribed, what it has not passed stays, though brokers may leave it out of their list.
+    pub groups: &'static [(Topic, &'static str)],
 }
 
 /// How a connection to a broker is protected.
@@ -56,6 +58,7 @@ impl Default for Settings {
             session_timeout: Duration::from_secs(45),
             instance: String::new(),
             retention: Duration::from_secs(7 * 86_400),
+            groups: &[],
         }
     }
 }

@@ -49,6 +49,7 @@ async fn topics_that_contrail_must_not_use_are_refused() {
         (16, good[1..].to_vec(), "retention.ms=604800000"),
         (16, [&good[..], &[("cleanup.policy", "compact")]].concat(), "cleanup.policy=compact"),
         (16, good[..2].to_vec(), "max.message.bytes=1048588"),
+        (16, [&good[..], &[("unclean.leader.election.enable", "true")]].concat(), "unclean.leader.election.enable=true"),
     ] {
         let fresh = Fresh::new();
         make_topic(&format!("{}.events", fresh.0.prefix), partitions, &settings).await;
@@ -61,6 +62,30 @@ async fn topics_that_contrail_must_not_use_are_refused() {
     let refused = KafkaLog::open(&testing::url(), settings).await.err().unwrap().to_string();
     assert!(refused.contains("1 replicas") && refused.contains("kafka.allow_single_replica"), "{refused}");
     strict.log().await.unwrap().close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_known_group_has_not_passed_stays_though_it_is_not_listed() {
+    const GROUPS: [(Topic, &str); 3] = [(Topic::Events, "slow"), (Topic::Events, "never"), (Topic::Changes, "done")];
+    let fresh = Fresh(Settings { groups: &GROUPS, retention: Duration::ZERO, ..Fresh::new().0 });
+    let log = fresh.log().await.unwrap();
+    log.append(Topic::Events, vec![record(4, "a"), record(4, "b"), record(4, "c")]).await.unwrap();
+    for (group, passed) in [("done", 3), ("slow", 1)] {
+        let mut reader = log.subscribe(Topic::Events, group).await.unwrap();
+        while !matches!(reader.next(1).await.unwrap(), Delivery::Assigned(partitions) if partitions.contains(&4)) {}
+        reader.commit(4, passed);
+    }
+    let deletable = async |listed: &[&str]| {
+        let (inner, listed) = (Arc::clone(&log.0), listed.iter().map(|group| log.0.group(Topic::Events, group)).collect::<Vec<_>>());
+        blocking(move || inner.deletable(Topic::Events, Timestamp::MAX, &listed)).await.unwrap()
+    };
+    for listed in [&["done", "slow"][..], &["done"], &[]] {
+        assert_eq!(deletable(listed).await, [(4, 1)], "{listed:?}");
+    }
+    log.forget_group(Topic::Events, "slow").await.unwrap();
+    assert_eq!(deletable(&["done"]).await, [(4, 3)], "one that is gone, or never was, holds nothing");
+    assert_eq!(deletable(&[]).await, [], "nobody reads");
+    log.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -101,7 +101,7 @@ async fn create(admin: &Client, name: &str, purpose: Purpose, settings: &Setting
         Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
         Some(Err((_, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed))) => Err(Error::Format(format!(
             "kafka topic `{name}` is missing and this user may not create it; make it with {PARTITIONS} partitions, retention.ms={retention}, retention.bytes=-1, \
-             max.message.bytes={max}"
+             max.message.bytes={max}, unclean.leader.election.enable=false"
         ))),
         Some(Err((_, code))) => Err(Error::Format(format!("kafka topic `{name}` cannot be created with {replication} replicas: {code}"))),
         None => Err(failed("no answer to creating a topic")),
@@ -176,6 +176,10 @@ fn check_settings(name: &str, entries: &[(String, String)], purpose: Purpose, se
             }
         }
     }
+    // Of a single replica there is none to elect that lacks records; of more it costs nothing.
+    if value("unclean.leader.election.enable") != "false" {
+        return wrong("unclean.leader.election.enable", "it must be false: a replica that lacks acknowledged records would lead");
+    }
     if number("min.insync.replicas") < 2 && !settings.allow_single_replica {
         return wrong("min.insync.replicas", "below 2, what was acknowledged can be lost; raise it, or set kafka.allow_single_replica");
     }
@@ -194,6 +198,7 @@ mod tests {
             ("retention.bytes", "-1"),
             ("max.message.bytes", max.as_str()),
             ("min.insync.replicas", "2"),
+            ("unclean.leader.election.enable", "false"),
         ]
         .map(|(key, value)| (key.to_owned(), if key == changed.0 { changed.1 } else { value }.to_owned()))
         .to_vec()
@@ -210,6 +215,7 @@ mod tests {
             ("retention.bytes", "1"),
             ("max.message.bytes", "1048588"),
             ("min.insync.replicas", "1"),
+            ("unclean.leader.election.enable", "true"),
         ] {
             let error = check_settings("t", &entries(changed), Purpose::Log, &strict).unwrap_err().to_string();
             assert!(error.contains(&format!("`t` has {}={}", changed.0, changed.1)), "{error}");

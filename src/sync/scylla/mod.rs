@@ -328,6 +328,10 @@ impl ObjectStore for Scylla {
         }
         let found = Cluster::gather(keys.iter().map(|key| self.load_one(key)).collect()).await?;
         self.found(&found).await?;
+        for (key, _) in keys.iter().zip(&found).filter(|(_, object)| object.is_none()) {
+            // Whoever removed it for good took it out of the lists, too.
+            self.filed().take(key);
+        }
         Ok(found)
     }
 

@@ -285,6 +285,22 @@ async fn an_object_that_another_process_removed_is_listed_anew_when_it_comes_bac
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_another_process_removed_for_good_is_listed_anew_when_it_is_made_anew() {
+    let keyspace = Keyspace::fresh().await;
+    let (one, other) = (open(&keyspace).await, open(&keyspace).await);
+    let living = |n| nth("visitor.v", n, &[("x", "1")]);
+    let mut removed = cleared(write(&map("visitor.v"), 2, Vec::new()));
+    removed.head.removed_at = Some(removed.head.updated_at);
+    put(&one, vec![living(1)]).await;
+    other.load(&[map("visitor.v")]).await.unwrap();
+    put(&other, vec![removed]).await;
+    other.purge(&[map("visitor.v")]).await.unwrap();
+    assert_eq!(one.load(&[map("visitor.v")]).await.unwrap(), [None]);
+    put(&one, vec![living(3)]).await;
+    assert_eq!(one.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn durable_is_what_the_base_has_been_for_a_window() {
     let keyspace = Keyspace::fresh().await;
     let store = open_within(&keyspace).await;

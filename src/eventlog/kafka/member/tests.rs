@@ -33,6 +33,34 @@ fn offsets(member: &mut Member, max_bytes: usize) -> Option<(u16, Vec<Offset>)> 
 }
 
 #[test]
+fn what_a_paused_partition_has_read_ahead_holds_up_no_other() {
+    let mut member = reading();
+    let large = |offset| Stored { offset, value: vec![0; READ_AHEAD].into() };
+    member.take("events", 0, large(5), at(0));
+    assert!(member.is_full());
+    member.pause(0);
+    assert!(!member.is_full());
+    // On its way still.
+    member.take("events", 0, stored(6), at(0));
+    member.take("events", 1, stored(5), at(0));
+    assert_eq!(offsets(&mut member, 99), Some((1, vec![5])));
+    member.resume(0);
+    assert!(member.is_full());
+    assert_eq!(offsets(&mut member, usize::MAX), Some((0, vec![5, 6])));
+    assert!(!member.is_full());
+    let goes: [fn(&mut Member); 3] =
+        [|member| member.seek(0, 5), |member| member.fail(0, Error::Closed("it fails".into())), |member| member.revoked(vec![0])];
+    for goes in goes {
+        let mut member = reading();
+        member.take("events", 0, large(5), at(0));
+        member.pause(0);
+        goes(&mut member);
+        member.resume(0);
+        assert_eq!(member.bytes, 0);
+    }
+}
+
+#[test]
 fn only_the_next_record_of_a_sought_partition_is_taken() {
     let mut member = reading();
     for offset in [3, 5, 5, 6] {
