@@ -269,35 +269,24 @@ async fn readers_whose_places_were_carried_here_go_back_no_further() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_another_process_removed_is_listed_anew_when_it_comes_back() {
-    let keyspace = Keyspace::fresh().await;
-    let (one, other) = (open(&keyspace).await, open(&keyspace).await);
-    let living = |n| nth("visitor.v", n, &[("x", "1")]);
-    let mut removed = cleared(write(&map("visitor.v"), 2, Vec::new()));
-    removed.head.removed_at = Some(removed.head.updated_at);
-    put(&one, vec![living(1)]).await;
-    other.load(&[map("visitor.v")]).await.unwrap();
-    put(&other, vec![removed]).await;
-    one.load(&[map("visitor.v")]).await.unwrap();
-    put(&one, vec![living(3)]).await;
-    let stale = one.stale(&[map("visitor.v").partition()], "visitor.", Timestamp::MAX, 9).await.unwrap();
-    assert_eq!(stale.len(), 1, "else it would never expire");
-    assert_eq!(one.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_another_process_removed_for_good_is_listed_anew_when_it_is_made_anew() {
-    let keyspace = Keyspace::fresh().await;
-    let (one, other) = (open(&keyspace).await, open(&keyspace).await);
-    let living = |n| nth("visitor.v", n, &[("x", "1")]);
-    let mut removed = cleared(write(&map("visitor.v"), 2, Vec::new()));
-    removed.head.removed_at = Some(removed.head.updated_at);
-    put(&one, vec![living(1)]).await;
-    other.load(&[map("visitor.v")]).await.unwrap();
-    put(&other, vec![removed]).await;
-    other.purge(&[map("visitor.v")]).await.unwrap();
-    assert_eq!(one.load(&[map("visitor.v")]).await.unwrap(), [None]);
-    put(&one, vec![living(3)]).await;
-    assert_eq!(one.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 1);
+    for purged in [false, true] {
+        let keyspace = Keyspace::fresh().await;
+        let (one, other) = (open(&keyspace).await, open(&keyspace).await);
+        let living = |n| nth("visitor.v", n, &[("x", "1")]);
+        let mut removed = cleared(write(&map("visitor.v"), 2, Vec::new()));
+        removed.head.removed_at = Some(removed.head.updated_at);
+        put(&one, vec![living(1)]).await;
+        other.load(&[map("visitor.v")]).await.unwrap();
+        put(&other, vec![removed]).await;
+        if purged {
+            other.purge(&[map("visitor.v")]).await.unwrap();
+        }
+        assert_eq!(one.load(&[map("visitor.v")]).await.unwrap()[0].is_none(), purged);
+        put(&one, vec![living(3)]).await;
+        let stale = one.stale(&[map("visitor.v").partition()], "visitor.", Timestamp::MAX, 9).await.unwrap();
+        assert_eq!(stale.len(), 1, "else it would never expire");
+        assert_eq!(one.list(&map("").site, ObjectKind::Map, "", Seek::First, 9).await.unwrap().len(), 1, "purged: {purged}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
