@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::{Offset as At, TopicPartitionList};
 
-use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, blocking, failed, of_group, topics};
+use super::{Append, Error, EventLog, KafkaLog, Offset, Topic, blocking, failed, of_group};
 use crate::event::PARTITIONS;
 
 /// Empty records of one call.
@@ -78,14 +78,5 @@ impl KafkaLog {
             of_group(|| consumer.commit(&list, CommitMode::Sync)).map_err(failed)
         })
         .await
-    }
-
-    /// Deletes what lies below an offset, by partition.
-    pub(super) async fn delete_below(&self, list: &TopicPartitionList) -> Result<(), Error> {
-        if list.count() == 0 {
-            return Ok(());
-        }
-        let deleted = self.0.admin.client().delete_records(list, &topics::options()).await.map_err(failed)?;
-        deleted.elements().iter().try_for_each(|element| element.error().map_err(failed))
     }
 }
