@@ -48,7 +48,7 @@ impl Pair {
                     self.felt.fetch_add(1, Ordering::SeqCst);
                 }
             }
-            assert!(asked.elapsed() < Duration::from_secs(120), "{path}: neither takes it");
+            assert!(asked.elapsed() < Duration::from_secs(30), "{path}: neither takes it");
             std::thread::sleep(Duration::from_millis(5));
         }
         unreachable!("it asks for ever")
@@ -126,10 +126,8 @@ fn slow_cluster_rolling_restart_of_all_roles_fails_no_request() {
     }
     let watch = Watch::start(&cluster);
     let threads = [start(&callers, Callers::send), start(&callers, Callers::send), start(&callers, Callers::send), start(&callers, Callers::read)];
-    let mut longest = Duration::ZERO;
     for (role, pair) in names.iter().enumerate() {
         for (at, name) in pair.iter().enumerate() {
-            let begun = Instant::now();
             callers.pace.fetch_add(part / 2, Ordering::SeqCst);
             let restarting = |is: bool| pairs(role).into_iter().for_each(|pair| pair.restarting[at].store(is, Ordering::SeqCst));
             restarting(true);
@@ -140,10 +138,8 @@ fn slow_cluster_rolling_restart_of_all_roles_fails_no_request() {
             pairs(role).into_iter().for_each(|pair| node.address.clone_into(&mut pair.addresses[at].write().unwrap()));
             restarting(false);
             nodes[role][at] = Some(node);
-            longest = longest.max(begun.elapsed());
         }
     }
-    println!("a restart took up to {longest:.1?}");
     callers.done.store(true, Ordering::SeqCst);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     println!("felt by {} senders and {} readers", callers.taking.felt.load(Ordering::SeqCst), callers.web.felt.load(Ordering::SeqCst));
@@ -151,7 +147,6 @@ fn slow_cluster_rolling_restart_of_all_roles_fails_no_request() {
     let mut nodes: Vec<Server> = nodes.into_iter().flatten().flatten().collect();
     let web = nodes.pop().unwrap();
     web.settle();
-    // A node's partitions wait for it while it is restarted, and may then be those of the next.
-    watch.assert_progress(STANDSTILL + 2 * longest);
+    watch.assert_progress(STANDSTILL);
     assert_whole(&cluster, &day, web, nodes);
 }
