@@ -66,7 +66,7 @@ impl Inner {
         Ok(aged)
     }
 
-    /// Up to which offset each partition may be deleted: old, and passed by every group, those of [`Settings::groups`] even where they are not listed.
+    /// Up to which offset each partition may be deleted: old, and passed by every group, those of [`super::Settings::groups`] even where they are not listed.
     pub(super) fn deletable(&self, topic: Topic, now: Timestamp, listed: &[String]) -> Result<Vec<(u16, Offset)>, Error> {
         // Before anything else is asked for: what is appended meanwhile is not old, though no younger record was found.
         let bounds = self.all_bounds(topic)?;
