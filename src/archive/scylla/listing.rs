@@ -3,6 +3,7 @@
 //! is acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
 use crate::archive::{Error, Metric};
@@ -11,12 +12,15 @@ use crate::event::Timestamp;
 
 use super::stamp;
 
+/// Every day.
+pub(super) const ALL_DAYS: RangeInclusive<i32> = i32::MIN..=i32::MAX;
+
 /// Most lines remembered; beyond, it starts anew.
 const REMEMBERED: usize = 200_000;
 
 const PUT_DAY: &str = "INSERT INTO listed_day (site, what, day, part, taken) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
 const PUT: &str = "INSERT INTO listed (site, what, day, hour, part, bucket) VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
-const DAYS: &str = "SELECT day, part, taken FROM listed_day WHERE site = ? AND what = ?";
+const DAYS: &str = "SELECT day, part, taken FROM listed_day WHERE site = ? AND what = ? AND day >= ? AND day <= ?";
 const OF_DAY: &str = "SELECT hour, part, bucket FROM listed WHERE site = ? AND what = ? AND day = ?";
 const TAKE_DAY: &str = "DELETE FROM listed_day USING TIMESTAMP ? WHERE site = ? AND what = ? AND day = ? AND part = ?";
 const TAKE: &str = "DELETE FROM listed USING TIMESTAMP ? WHERE site = ? AND what = ? AND day = ? AND hour = ? AND part = ? AND bucket = ?";
@@ -126,9 +130,12 @@ impl Listing {
         self.known().clear();
     }
 
-    /// The days that hold anything of a kind, each with the greatest day it was taken on.
-    pub(super) async fn days(cluster: &Cluster, site: &str, what: What) -> Result<BTreeMap<i32, i32>, Error> {
-        let rows: Vec<(i32, i16, i32)> = cluster.rows(DAYS, (site, what.number())).await?;
+    /// The days among `within` that hold anything of a kind, each with the greatest day it was taken on.
+    pub(super) async fn days(cluster: &Cluster, site: &str, what: What, within: RangeInclusive<i32>) -> Result<BTreeMap<i32, i32>, Error> {
+        if within.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let rows: Vec<(i32, i16, i32)> = cluster.rows(DAYS, (site, what.number(), within.start(), within.end())).await?;
         let mut days = BTreeMap::new();
         for (day, _, taken) in rows {
             let known = days.entry(day).or_insert(taken);
@@ -150,9 +157,8 @@ impl Listing {
             return Ok(Vec::new());
         }
         let (first, last) = (stamp::hour(from), stamp::hour(to.plus_micros(-1)));
-        let days = Self::days(cluster, site, what).await?;
-        let within = days.into_keys().filter(|day| (first.div_euclid(24)..=last.div_euclid(24)).contains(day));
-        let lines = Cluster::gather(within.map(|day| Self::of_day(cluster, site, what, day)).collect()).await?;
+        let days = Self::days(cluster, site, what, first.div_euclid(24)..=last.div_euclid(24)).await?;
+        let lines = Cluster::gather(days.into_keys().map(|day| Self::of_day(cluster, site, what, day)).collect()).await?;
         Ok(lines.into_iter().flatten().filter(|line| (first..=last).contains(&line.full_hour())).collect())
     }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 
-use super::listing::{Line, Listing, What};
+use super::listing::{ALL_DAYS, Line, Listing, What};
 use super::merge::merge;
 use super::rows::{unpack, unpack_checkout, unpack_order};
 use super::{Scylla, label, stamp};
@@ -259,7 +259,7 @@ impl Scylla {
     /// See [`crate::archive::Archive::books`].
     pub(super) async fn books_between(&self, site: &SiteId, from: Timestamp, to: Timestamp) -> Result<Vec<(Timestamp, Books)>, Error> {
         let (first, last) = (from.utc_day(), to.utc_day());
-        let days = Listing::days(&self.cluster, site.as_str(), What::Books).await?.into_keys().filter(|day| (first..=last).contains(day));
+        let days = Listing::days(&self.cluster, site.as_str(), What::Books, first..=last).await?.into_keys();
         let asked = days.map(|day| self.cluster.rows::<(i64, Vec<u8>)>(BOOKS, (site.as_str(), day, from.micros(), to.micros())));
         let mut sums: BTreeMap<Timestamp, Books> = BTreeMap::new();
         for (hour, bytes) in Cluster::gather(asked.collect()).await?.into_iter().flatten() {
@@ -272,7 +272,7 @@ impl Scylla {
     pub(super) async fn quarantined(&self, site: &SiteId, after: Option<(Timestamp, u16, u64)>, limit: usize) -> Result<Vec<QuarantineRow>, Error> {
         let after = after.map_or((i64::MIN, -1, -1), |(at, part, offset)| (at.micros(), i32::from(part), offset as i64));
         let first = Timestamp::from_micros(after.0).utc_day();
-        let days = Listing::days(&self.cluster, site.as_str(), What::Quarantine).await?.into_keys().filter(|day| *day >= first);
+        let days = Listing::days(&self.cluster, site.as_str(), What::Quarantine, first..=i32::MAX).await?.into_keys();
         let mut found = Vec::new();
         for day in days {
             if found.len() >= limit {
@@ -335,7 +335,8 @@ impl Scylla {
     pub(super) async fn all_days(&self) -> Result<BTreeMap<i32, i32>, Error> {
         let sites = self.all_sites().await?;
         let mut days: BTreeMap<i32, i32> = BTreeMap::new();
-        for of_site in Cluster::gather(sites.iter().map(|site| Listing::days(&self.cluster, site.as_str(), What::Events)).collect()).await? {
+        for of_site in Cluster::gather(sites.iter().map(|site| Listing::days(&self.cluster, site.as_str(), What::Events, ALL_DAYS)).collect()).await?
+        {
             for (day, taken) in of_site {
                 let known = days.entry(day).or_insert(taken);
                 *known = taken.max(*known);

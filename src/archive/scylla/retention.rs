@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scylla;
 use super::journal::Part;
-use super::listing::{Line, Listing, What};
+use super::listing::{ALL_DAYS, Line, Listing, What};
 use super::read::Stood;
 use super::stamp;
 use crate::archive::rollup::Additions;
@@ -105,7 +105,7 @@ impl Scylla {
             self.take_books(site, &gone, &cursors).await?;
         }
         for site in sites.iter().map(SiteId::as_str).chain([""]) {
-            let days = Listing::days(&self.cluster, site, What::Quarantine).await?.into_keys().filter(|day| *day < before).collect();
+            let days = Listing::days(&self.cluster, site, What::Quarantine, i32::MIN..=before - 1).await?.into_keys().collect();
             self.take_rows(site, What::Quarantine, days, &gone).await?;
         }
         // Rows go only once what counts them is gone.
@@ -118,7 +118,7 @@ impl Scylla {
 
     /// The lines of a kind in days that are gone, of the caller's partitions.
     async fn gone_lines(&self, site: &str, what: What, gone: &Gone) -> Result<Vec<Line>, Error> {
-        let days = Listing::days(&self.cluster, site, what).await?.into_keys().filter(|day| gone.has_day(*day));
+        let days = Listing::days(&self.cluster, site, what, ALL_DAYS).await?.into_keys().filter(|day| gone.has_day(*day));
         let lines = Cluster::gather(days.map(|day| Listing::of_day(&self.cluster, site, what, day)).collect()).await?;
         Ok(lines.into_iter().flatten().filter(|line| gone.has_part(line)).collect())
     }
@@ -194,7 +194,7 @@ impl Scylla {
     }
 
     async fn take_books(&self, site: &SiteId, gone: &Gone, cursors: &[Cursor]) -> Result<(), Error> {
-        let days: Vec<i32> = Listing::days(&self.cluster, site.as_str(), What::Books).await?.into_keys().filter(|day| *day < gone.before).collect();
+        let days: Vec<i32> = Listing::days(&self.cluster, site.as_str(), What::Books, i32::MIN..=gone.before - 1).await?.into_keys().collect();
         let lines = Cluster::gather(days.iter().map(|day| Listing::of_day(&self.cluster, site.as_str(), What::Books, *day)).collect()).await?;
         let lines: Vec<Line> = lines.into_iter().flatten().filter(|line| gone.has_part(line)).collect();
         let stamps = whole(cursors)?;

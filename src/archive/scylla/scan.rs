@@ -117,8 +117,7 @@ impl Scylla {
     /// All rows, an hour after the other, as far as there are partitions with any.
     async fn scan_all(&self, site: &SiteId, span: Span, scan: &Scan) -> Result<Vec<EventRow>, Error> {
         let (first, last) = span.days();
-        let mut days: Vec<i32> = Listing::days(&self.cluster, site.as_str(), What::Events).await?.into_keys().collect();
-        days.retain(|day| (first..=last).contains(day));
+        let mut days: Vec<i32> = Listing::days(&self.cluster, site.as_str(), What::Events, first..=last).await?.into_keys().collect();
         if scan.newest_first {
             days.reverse();
         }
