@@ -18,7 +18,7 @@ pub(crate) use crate::testing::Servers;
 /// The addresses of running nodes.
 pub(crate) fn nodes() -> &'static str {
     static NODES: OnceLock<Servers> = OnceLock::new();
-    NODES.get_or_init(|| Servers::up(&["cassandra", "--unkilled"])).told("CASSANDRA")
+    NODES.get_or_init(|| Servers::up(&["cassandra", "--unkilled", "--passing"])).told("CASSANDRA")
 }
 
 /// The URL of a keyspace that nobody else uses.

@@ -25,8 +25,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::crash::{Shared, start_senders};
-use crate::foreign::{DRAIN, Foreign, carry_sites};
+use crate::foreign::{self, DRAIN, carry_sites};
 use crate::harness::{Server, binary, binary_at};
+use crate::inspect::LogPlace;
 use crate::same::copy;
 use crate::{inspect, shop};
 
@@ -36,7 +37,7 @@ const SESSION: Duration = Duration::from_secs(6);
 /// Longer than a partition may stand still while it has records and nodes come and go: a session, and what a rebalance and the machine's load take.
 const STANDSTILL: Duration = Duration::from_secs(60);
 
-/// Servers of these tests are large: one test at a time.
+/// Each has many nodes: one test at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
 fn is_long() -> bool {
@@ -45,8 +46,7 @@ fn is_long() -> bool {
 
 /// The servers, and the nodes' directories.
 struct Cluster {
-    kafka: Foreign,
-    cassandra: Foreign,
+    servers: foreign::Tenant,
     dir: tempfile::TempDir,
     _one: MutexGuard<'static, ()>,
 }
@@ -61,12 +61,7 @@ enum Membership {
 impl Cluster {
     fn up() -> Self {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let cluster = Self {
-            kafka: Foreign::up("kafka"),
-            cassandra: Foreign::up_with("cassandra", &["--unkilled"]),
-            dir: tempfile::tempdir().unwrap(),
-            _one: one,
-        };
+        let cluster = Self { servers: foreign::Tenant::new(), dir: tempfile::tempdir().unwrap(), _one: one };
         let migrated = cluster.program(Membership::Static).arg("migrate").stderr(Stdio::piped()).output().unwrap();
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         // The single machine that the nodes are held against has the same site, and so the same keyed hashes.
@@ -80,11 +75,7 @@ impl Cluster {
     }
 
     fn store_url(&self) -> String {
-        format!("scylla://{}/contrail", self.cassandra.address)
-    }
-
-    fn log_url(&self) -> String {
-        format!("kafka://{}", self.kafka.address)
+        self.servers.store()
     }
 
     /// The program with the settings that all nodes share.
@@ -96,7 +87,8 @@ impl Cluster {
 
     fn set(&self, program: &mut Command, membership: Membership) {
         program.envs([
-            ("CONTRAIL_LOG", &*self.log_url()),
+            ("CONTRAIL_LOG", &*self.servers.log()),
+            ("CONTRAIL_KAFKA_PREFIX", &*self.servers.name),
             ("CONTRAIL_STORE", &*self.store_url()),
             ("CONTRAIL_ARCHIVE", &*self.store_url()),
             ("CONTRAIL_SCYLLA_REPLICATION", "{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}"),
@@ -144,12 +136,12 @@ struct Watch {
 
 impl Watch {
     fn start(cluster: &Cluster) -> Self {
-        let (log_url, store_url) = (cluster.log_url(), cluster.store_url());
+        let (log_url, prefix, store_url) = (cluster.servers.log(), cluster.servers.name.clone(), cluster.store_url());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let watch = async move {
             let nowhere = Path::new("");
-            let log = inspect::log_of(nowhere, &log_url).await;
+            let log = LogPlace::Kafka { url: &log_url, prefix: &prefix }.open().await;
             let objects = inspect::store_of(nowhere, &store_url).await;
             let settings = archive::Settings { scylla: cql::Settings::default(), ..archive::Settings::default() };
             let archive = archive::open(&store_url, nowhere, &settings, Clock::system()).await.unwrap();
@@ -271,7 +263,8 @@ fn assert_whole(cluster: &Cluster, day: &shop::Day, web: Server, nodes: Vec<Serv
     for (name, object) in &here {
         assert_eq!(Some(object), there.get(name), "{name}");
     }
-    assert!(inspect::assert_revisions_equal_changes(&single, &cluster.log_url(), &cluster.store_url()) > 100);
+    let log = LogPlace::Kafka { url: &cluster.servers.log(), prefix: &cluster.servers.name };
+    assert!(inspect::assert_revisions_equal_changes(&single, log, &cluster.store_url()) > 100);
 }
 
 fn seeded() -> StdRng {

@@ -70,14 +70,22 @@ impl Connection {
 
     /// Sends a request whose answer is read by [`Connection::head`] and [`Connection::line`].
     pub(crate) fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<()> {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
+        self.send_head(method, path, &[&[("content-length", &*body.len().to_string())], headers].concat())?;
+        self.send_body(body)
+    }
+
+    /// What is before a request's body, its length not included.
+    pub(crate) fn send_head(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> std::io::Result<()> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n");
         for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
+            head.push_str(&format!("{name}: {value}\r\n"));
         }
-        request.push_str("\r\n");
-        let stream = self.0.get_mut();
-        stream.write_all(request.as_bytes())?;
-        stream.write_all(body)
+        head.push_str("\r\n");
+        self.0.get_mut().write_all(head.as_bytes())
+    }
+
+    pub(crate) fn send_body(&mut self, body: &[u8]) -> std::io::Result<()> {
+        self.0.get_mut().write_all(body)
     }
 
     pub(crate) fn head(&mut self) -> std::io::Result<(u16, Vec<(String, String)>)> {

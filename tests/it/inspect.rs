@@ -1,7 +1,7 @@
 //! Looks into a stopped server's files through the library: what the log holds against what the stores made of it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,17 +47,32 @@ async fn objects(data: &Path, url: &str) -> Vec<Object> {
     found
 }
 
-/// The log that a server's settings name so, as one of the tests' own brokers has it.
-pub(crate) async fn log_of(data: &Path, url: &str) -> Arc<dyn EventLog> {
-    let kafka = eventlog::kafka::Settings { replication: 1, allow_single_replica: true, ..eventlog::kafka::Settings::default() };
-    let settings = eventlog::Settings { kafka, ..eventlog::Settings::default() };
-    eventlog::open(url, &data.join("log"), settings, Clock::system()).await.unwrap()
+/// Where a log is.
+#[derive(Clone, Copy)]
+pub(crate) enum LogPlace<'a> {
+    /// In this data directory.
+    Embedded(&'a Path),
+    /// In topics of this prefix.
+    Kafka { url: &'a str, prefix: &'a str },
+}
+
+impl LogPlace<'_> {
+    /// The log, as one of the tests' own brokers has it.
+    pub(crate) async fn open(self) -> Arc<dyn EventLog> {
+        let (url, dir, prefix) = match self {
+            LogPlace::Embedded(data) => ("embedded", data.join("log"), "contrail"),
+            LogPlace::Kafka { url, prefix } => (url, PathBuf::new(), prefix),
+        };
+        let kafka = eventlog::kafka::Settings { prefix: prefix.into(), replication: 1, allow_single_replica: true, ..Default::default() };
+        let settings = eventlog::Settings { kafka, ..eventlog::Settings::default() };
+        eventlog::open(url, &dir, settings, Clock::system()).await.unwrap()
+    }
 }
 
 /// Every object's event id is the number of distinct changes the log holds for it. Gives how many objects there are.
-pub(crate) fn assert_revisions_equal_changes(data: &Path, log: &str, store: &str) -> usize {
+pub(crate) fn assert_revisions_equal_changes(data: &Path, log: LogPlace<'_>, store: &str) -> usize {
     block_on(async {
-        let log = log_of(data, log).await;
+        let log = log.open().await;
         let mut changes = HashMap::<ObjectKey, u64>::new();
         let mut versions = HashMap::<ObjectKey, u64>::new();
         for (partition, bounds) in (0..PARTITIONS).zip(log.bounds(Topic::Changes).await.unwrap()) {

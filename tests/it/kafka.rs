@@ -18,10 +18,12 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::crash::{Shared, start_senders};
+use crate::drain::{assert_kept, assert_what_was_taken_is_answered};
 use crate::foreign::{Foreign, Kills, assert_kills_lose_nothing, program, serve};
 use crate::harness::{Server, wait_for};
+use crate::inspect::LogPlace;
 use crate::outages::append_raw;
-use crate::{inspect, shop};
+use crate::shop;
 
 /// The program with its log on this broker.
 fn contrail(broker: &Foreign, data: &Path) -> Server {
@@ -52,7 +54,8 @@ fn slow_a_broker_that_is_away_stops_nothing_for_good() {
     let day = shop::day(15, 4_000);
     let (first, rest) = day.events.split_at(2_000);
     let dir = tempfile::tempdir().unwrap();
-    let server = contrail(&broker, &dir.path().join("data"));
+    let data = dir.path().join("data");
+    let server = contrail(&broker, &data);
     let pid = server.pid();
     server.accept(first);
     let (shared, total) = Shared::batches(rest, 20, &mut StdRng::seed_from_u64(15));
@@ -83,7 +86,8 @@ fn slow_a_broker_that_is_away_stops_nothing_for_good() {
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
-    assert!(server.stop().success());
+    let ids = assert_what_was_taken_is_answered(server);
+    assert_kept(&contrail(&broker, &data), &ids);
 }
 
 /// A reader of a topic.
@@ -121,7 +125,7 @@ fn reset_offsets(broker: &Foreign) {
 /// The partitions of a topic that have records, or had.
 fn used(broker: &Foreign, topic: Topic) -> BTreeSet<u64> {
     let url = format!("kafka://{}", broker.address);
-    let asking = async { inspect::log_of(Path::new(""), &url).await.bounds(topic).await.unwrap() };
+    let asking = async { LogPlace::Kafka { url: &url, prefix: "contrail" }.open().await.bounds(topic).await.unwrap() };
     let bounds = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(asking);
     (0..).zip(bounds).filter(|(_, bounds)| bounds.next > 0).map(|(partition, _)| partition).collect()
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::foreign::{Foreign, program, serve};
+use crate::foreign::{Tenant, program, serve};
 use crate::harness::{Server, wait_for};
 use crate::http::again;
 use crate::{inspect, shop};
@@ -151,13 +151,17 @@ fn what_was_learned_is_what_is_then_done() {
 
 #[test]
 fn slow_kafka_learning_beside_a_live_process_reports_what_that_one_does() {
-    let broker = Foreign::up("kafka");
+    let servers = Tenant::new();
     let day = shop::day(32, 4_000);
     let dir = tempfile::tempdir().unwrap();
-    let address = format!("kafka://{}", broker.address);
+    let address = servers.log();
     let settings = |more: &[(&'static str, &'static str)]| {
-        let mut command =
-            program(&[("CONTRAIL_LOG", &*address), ("CONTRAIL_KAFKA_REPLICATION", "1"), ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true")]);
+        let mut command = program(&[
+            ("CONTRAIL_LOG", &*address),
+            ("CONTRAIL_KAFKA_PREFIX", &*servers.name),
+            ("CONTRAIL_KAFKA_REPLICATION", "1"),
+            ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true"),
+        ]);
         command.envs(more.iter().copied());
         command
     };

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
 use crate::data::real_file;
-use crate::foreign::{Foreign, carry_sites, program};
+use crate::foreign::{Tenant, carry_sites, program};
 use crate::harness::{KEY, READ, Server, binary};
 use crate::http::{Answer, Connection, again};
 use crate::same::{assert_same, copy};
@@ -21,6 +21,8 @@ use crate::{inspect, shop};
 /// Where one mix keeps what.
 struct Mix {
     name: &'static str,
+    /// Of its topics.
+    prefix: String,
     /// Log, objects and archive.
     urls: [String; 3],
 }
@@ -32,7 +34,7 @@ impl Mix {
             ("CONTRAIL_LOG", log),
             ("CONTRAIL_STORE", store),
             ("CONTRAIL_ARCHIVE", archive),
-            ("CONTRAIL_KAFKA_PREFIX", self.name),
+            ("CONTRAIL_KAFKA_PREFIX", &self.prefix),
             ("CONTRAIL_KAFKA_REPLICATION", "1"),
             ("CONTRAIL_KAFKA_ALLOW_SINGLE_REPLICA", "true"),
             ("CONTRAIL_KAFKA_SESSION_TIMEOUT", "10s"),
@@ -160,14 +162,14 @@ fn told(mix: &Mix, data: &Path, day: &shop::Day, at: Timestamp) -> (Value, Map<S
 
 #[test]
 fn slow_kafka_and_scylla_in_every_mix_give_the_same_data() {
-    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--unkilled"]));
-    let (kafka, keyspace) = (format!("kafka://{}", broker.address), |name: &str| format!("scylla://{}/{name}", node.address));
-    let embedded = || "embedded".to_owned();
+    let servers = Tenant::new();
+    let (kafka, embedded) = (|| servers.log(), || "embedded".to_owned());
+    let mix = |name, urls| Mix { name, prefix: format!("{}{name}", servers.name), urls };
     let mixes = [
-        Mix { name: "embedded", urls: [embedded(), embedded(), embedded()] },
-        Mix { name: "kafka", urls: [kafka.clone(), embedded(), embedded()] },
-        Mix { name: "scylla", urls: [embedded(), keyspace("one"), keyspace("one")] },
-        Mix { name: "both", urls: [kafka, keyspace("objects"), keyspace("archive")] },
+        mix("embedded", [embedded(), embedded(), embedded()]),
+        mix("kafka", [kafka(), embedded(), embedded()]),
+        mix("scylla", [embedded(), servers.store_of("one"), servers.store_of("one")]),
+        mix("both", [kafka(), servers.store_of("objects"), servers.store_of("archive")]),
     ];
     let day = shop::day(14, 6_000);
     let at = day.to.plus_seconds(1_800);

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::foreign::{Foreign, program, serve};
+use crate::foreign::{Tenant, program, serve};
 use crate::harness::Server;
 use crate::same::{assert_same, copy, told, told_from};
 use crate::shop;
 
-/// The program with everything on this broker and this node.
-fn clustered(broker: &Foreign, node: &Foreign) -> Command {
-    let url = format!("scylla://{}/contrail", node.address);
+/// The program with everything on these servers.
+fn clustered(servers: &Tenant) -> Command {
+    let url = servers.store();
     program(&[
-        ("CONTRAIL_LOG", &*format!("kafka://{}", broker.address)),
+        ("CONTRAIL_LOG", &*servers.log()),
+        ("CONTRAIL_KAFKA_PREFIX", &*servers.name),
         ("CONTRAIL_STORE", &*url),
         ("CONTRAIL_ARCHIVE", &*url),
         ("CONTRAIL_SCYLLA_REPLICATION", "{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}"),
@@ -27,7 +28,7 @@ fn migrate_data(mut program: Command, from: &Path) -> Output {
 
 #[test]
 fn slow_scylla_and_kafka_take_over_a_data_directory_and_go_on_from_there() {
-    let (broker, node) = (Foreign::up("kafka"), Foreign::up_with("cassandra", &["--unkilled"]));
+    let servers = Tenant::new();
     let day = shop::day(17, 6_000);
     let (before, after) = day.events.split_at(3_500);
     let dir = tempfile::tempdir().unwrap();
@@ -40,19 +41,19 @@ fn slow_scylla_and_kafka_take_over_a_data_directory_and_go_on_from_there() {
     server.accept(before);
     server.kill();
     let server = Server::on(&moves, &[]);
-    let running = migrate_data(clustered(&broker, &node), &moves);
+    let running = migrate_data(clustered(&servers), &moves);
     assert!(!running.status.success() && String::from_utf8_lossy(&running.stderr).contains("is in use"), "{running:?}");
     server.accept(&before[..40]);
     server.kill();
     for _ in 0..2 {
         // Run again, it carries the same.
-        let moved = migrate_data(clustered(&broker, &node), &moves);
+        let moved = migrate_data(clustered(&servers), &moves);
         assert!(moved.status.success(), "{}{}", String::from_utf8_lossy(&moved.stdout), String::from_utf8_lossy(&moved.stderr));
         let told: serde_json::Value = serde_json::from_slice(&moved.stdout).unwrap();
         assert_eq!(told["clean"], true, "{told}");
     }
 
-    let server = serve(clustered(&broker, &node), &dir.path().join("node"));
+    let server = serve(clustered(&servers), &dir.path().join("node"));
     // Some of what was told before is told again.
     server.accept(&before[3_000..]);
     server.accept(after);
@@ -60,12 +61,12 @@ fn slow_scylla_and_kafka_take_over_a_data_directory_and_go_on_from_there() {
     shop::assert_archived_once(&server, &day);
     shop::assert_reports_equal_tally(&server, &day);
     server.assert_audit();
-    let on_cluster = told_from(server, &format!("scylla://{}/contrail", node.address), &day, true);
+    let on_cluster = told_from(server, &servers.store(), &day, true);
 
     let server = Server::on(&stays, &[]);
     server.accept(&day.events);
     assert_same(&told(server, &day, true), &on_cluster, "stayed and moved");
 
-    let late = migrate_data(clustered(&broker, &node), &moves);
+    let late = migrate_data(clustered(&servers), &moves);
     assert!(!late.status.success() && String::from_utf8_lossy(&late.stderr).contains("a move needs fresh ones"), "{late:?}");
 }

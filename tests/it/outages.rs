@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use contrail::archive::{self, QuarantineRow};
 use contrail::cql;
 use contrail::event::{Clock, SiteId};
+use contrail::eventlog::Topic;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rdkafka::ClientConfig;
@@ -18,9 +19,10 @@ use scylla_proxy::{Condition, DoorkeeperError, Node, Proxy, Reaction, RequestOpc
 use serde_json::{Value, json};
 
 use crate::crash::{Shared, start_senders};
-use crate::foreign::{Foreign, program, serve};
+use crate::foreign::{Foreign, program, rows_of, serve};
 use crate::harness::{Server, wait_for};
 use crate::http::Answer;
+use crate::inspect::LogPlace;
 use crate::shop;
 
 fn is_long() -> bool {
@@ -90,6 +92,26 @@ fn quarantined(node: &Foreign) -> Vec<QuarantineRow> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(asking)
 }
 
+/// Of each partition of events one record of no site is in quarantine, by the offset at which the log has these bytes.
+fn assert_quarantined_where_it_stands(broker: &Foreign, node: &Foreign, bytes: &[u8]) {
+    let told = rows_of(node.address.as_str(), "SELECT JSON site, part, pos FROM contrail.quarantine");
+    let rows: Vec<Value> = told.split('\'').filter(|piece| piece.starts_with('{')).map(|row| serde_json::from_str(row).unwrap()).collect();
+    let url = format!("kafka://{}", broker.address);
+    let reading = async {
+        let log = LogPlace::Kafka { url: &url, prefix: "contrail" }.open().await;
+        let mut found = Vec::new();
+        for row in rows.iter().filter(|row| row["site"] == "") {
+            let (part, pos) = (u16::try_from(row["part"].as_u64().unwrap()).unwrap(), row["pos"].as_u64().unwrap());
+            assert_eq!(log.read(Topic::Events, part, pos, 1).await.unwrap()[0].value, bytes, "{row}");
+            found.push(part);
+        }
+        found.sort_unstable();
+        found
+    };
+    let found = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(reading);
+    assert_eq!(found, (0..16).collect::<Vec<_>>(), "{told}");
+}
+
 #[test]
 fn slow_poison_and_what_the_store_cannot_keep_go_to_quarantine_and_the_partition_goes_on() {
     // Nothing that the product writes by itself is as large as this, but for pieces of large bodies.
@@ -115,6 +137,7 @@ fn slow_poison_and_what_the_store_cannot_keep_go_to_quarantine_and_the_partition
     // One in each partition, and what is too large; counted once it is written.
     wait_for("they are counted", Duration::from_secs(60), || metric(&server, "contrail_archiver_quarantined_total") >= 17.0);
     assert_eq!(metric(&server, "contrail_archiver_quarantined_total"), 17.0);
+    assert_quarantined_where_it_stands(&broker, &node, b"\x07this is no record");
     let kept = quarantined(&node);
     assert_eq!(kept.iter().map(|row| (&*row.event_id, &*row.code)).collect::<Vec<_>>(), [("large", "refused_by_store")], "{:?}", kept[0].message);
     server.assert_audit();

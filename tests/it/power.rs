@@ -111,7 +111,7 @@ fn check(cut: &Cut, day: &shop::Day) -> Option<Objects> {
             fs::rename(path, place).unwrap();
         }
     }
-    let objects = inspect::assert_revisions_equal_changes(&data, "embedded", "embedded");
+    let objects = inspect::assert_revisions_equal_changes(&data, inspect::LogPlace::Embedded(&data), "embedded");
     assert!(objects > 10 || !cut.completed, "{name}: the day made objects: {objects}");
     // A site made anew has other keys, and so other hashes of its customers.
     (cut.completed && !cut.acknowledged.is_empty()).then(|| inspect::objects_of(&data, "embedded", false))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::foreign::{Foreign, program, serve};
+use crate::foreign::{Foreign, program, rows_of, serve};
 use crate::harness::{KEY, Server, binary};
 use crate::http::{Answer, again};
 
@@ -136,16 +136,6 @@ fn slow_sites_changed_on_one_process_are_in_force_on_the_other_within_a_second()
     assert!(takes(&one, &newest) && !takes(&one, &new));
 }
 
-/// Rows of a statement, asked of one node of those at these addresses.
-fn rows_of(address: &str, statement: &str) -> String {
-    let script = "import sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; import cql\n\
-                  with cql.Connection(sys.argv[2]) as c: print([[(v or b'').decode(errors='replace') for v in row] for row in c.query(sys.argv[3])])";
-    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers");
-    let out = Command::new("python3").args(["-c", script, tools, address, statement]).output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 fn files(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -190,6 +180,12 @@ fn slow_scylla_a_site_of_a_region_is_neither_taken_nor_served_nor_stored_in_anot
             ("CONTRAIL_SCYLLA_SAFETY_WINDOW", "0s"),
         ])
     };
+    for (chosen, told) in [("", "one of dc1, dc2"), ("dc3", "not `dc3`")] {
+        let mut program = contrail("eu", 1);
+        let refused = program.env("CONTRAIL_SCYLLA_DATACENTER", chosen).arg("migrate").output().unwrap();
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && error.contains("scylla.datacenter") && error.contains(told), "{error}");
+    }
     for (region, n) in [("eu", 1), ("us", 2)] {
         migrate(contrail(region, n));
         let placed =

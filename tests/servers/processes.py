@@ -4,12 +4,14 @@ Each server is the child of a holder (`run hold`), which kills it when the proce
 it. So nothing lingers, and a killed server's id is free at once even where nobody else would wait for it.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import pathlib
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -167,7 +169,8 @@ def stop(stopping, kill=False):
 def hold(folder):
     """Runs in a process of its own for as long as its server."""
     server = Server(folder)
-    parent = process(*server.parent) if server.parent else None
+    pid, ticks, passing = server.parent or (None, None, False)
+    parent = process(pid, ticks) if server.parent else None
     if server.parent and parent is None:
         return
     me = os.getpid()
@@ -188,3 +191,7 @@ def hold(folder):
         child.kill()
     print(f"{server.name} ended with {child.wait()}", flush=True)
     (server.folder / "pid").unlink(missing_ok=True)
+    if passing and ended not in ready:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another server's may be in it
+            server.folder.parent.rmdir()

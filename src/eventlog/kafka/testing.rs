@@ -15,7 +15,7 @@ pub(super) use crate::testing::Servers;
 /// The address of a running broker.
 pub(crate) fn broker() -> &'static str {
     static BROKER: OnceLock<Servers> = OnceLock::new();
-    BROKER.get_or_init(|| Servers::up(&["kafka"])).told("KAFKA")
+    BROKER.get_or_init(|| Servers::up(&["kafka", "--passing"])).told("KAFKA")
 }
 
 /// The URL of the broker.
