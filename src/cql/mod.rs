@@ -33,6 +33,7 @@ use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::{OpenSsl010Config, Session};
 use scylla::client::session_builder::SessionBuilder;
+use scylla::cluster::ClusterState;
 use scylla::errors::ExecutionError;
 use scylla::policies::load_balancing::{DefaultPolicy, LoadBalancingPolicy};
 use scylla::policies::retry::FallthroughRetryPolicy;
@@ -134,6 +135,7 @@ impl Cluster {
         if !shards {
             session = Box::pin(builder.pool_size(PoolSize::PerHost(CONNECTIONS)).build()).await.map_err(failed)?;
         }
+        check_datacenter(&session, &settings.datacenter).await?;
         Ok(Self {
             session,
             policy,
@@ -238,6 +240,16 @@ fn qualified(cql: &str, keyspace: &str) -> String {
         Some((before, table)) if !table.split(' ').next().is_some_and(|name| name.contains('.')) => format!("{before}{keyspace}.{table}"),
         _ => cql.to_owned(),
     }
+}
+
+/// The datacenter that is set against those of the nodes. The driver begins, too, where it could not ask for these.
+async fn check_datacenter(session: &Session, chosen: &str) -> Result<(), Error> {
+    let names_all = |state: &ClusterState| state.get_nodes_info().iter().all(|node| node.datacenter.is_some());
+    if !names_all(&session.get_cluster_state()) {
+        session.refresh_metadata().await.map_err(|error| Error::Unavailable(format!("the nodes do not tell where they are: {error}")))?;
+    }
+    let state = session.get_cluster_state();
+    settings::check_datacenter(chosen, &state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect())
 }
 
 fn form(cql: &str, error: &dyn std::error::Error) -> Error {

@@ -1,5 +1,6 @@
 //! How to reach a cluster and how its keyspace is to be. Read by the rest of this folder; knows nothing of what is kept there.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Error;
@@ -24,7 +25,7 @@ pub struct Settings {
     pub tls: bool,
     /// The certificate of the authority that signs the nodes', a PEM file: no other is trusted. Needed with `tls`, as the names in certificates are not checked.
     pub ca_file: String,
-    /// The datacenter whose nodes are asked, and whose quorum answers; empty = any.
+    /// The datacenter whose nodes are asked, and whose quorum answers; empty = the only one there is.
     pub datacenter: String,
     /// Replication of the keyspace where `migrate` makes it: a CQL map.
     pub replication: String,
@@ -126,6 +127,17 @@ pub(super) fn check_replication(map: &str) -> Result<(), Error> {
     Err(Error::Settings(format!("scylla.replication is a map as CQL has it, such as {}, and not {map}", Settings::default().replication)))
 }
 
+/// The setting against the datacenters that nodes name: where there are several and none is chosen, one's quorum would acknowledge what another's then does not
+/// tell; and of one that no node is in, nobody would be asked.
+pub(super) fn check_datacenter(chosen: &str, known: &BTreeSet<&str>) -> Result<(), Error> {
+    // Some servers may name none.
+    if known.is_empty() || known.contains(chosen) || (chosen.is_empty() && known.len() == 1) {
+        return Ok(());
+    }
+    let known = known.iter().copied().collect::<Vec<_>>().join(", ");
+    Err(Error::Settings(format!("scylla.datacenter is to be the nodes' own, one of {known}, and not `{chosen}`")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +172,23 @@ mod tests {
         check_replication("{'class': 'NetworkTopologyStrategy', 'dc1': '3', 'eu-west': 2}").unwrap();
         for bad in ["", "3", "{'replication_factor': 3}", "{'class': 'SimpleStrategy'} AND durable_writes = false", "{'class': 'x'}; DROP {}"] {
             assert!(check_replication(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn of_several_datacenters_one_is_chosen() {
+        for (chosen, known, right) in [
+            ("", &[][..], true),
+            ("dc1", &[], true),
+            ("", &["dc1"], true),
+            ("dc1", &["dc1"], true),
+            ("dc2", &["dc1", "dc2"], true),
+            ("", &["dc1", "dc2"], false),
+            ("dc3", &["dc1", "dc2"], false),
+            ("dc3", &["dc1"], false),
+        ] {
+            let checked = check_datacenter(chosen, &known.iter().copied().collect());
+            assert_eq!(checked.is_ok(), right, "{chosen} of {known:?}");
         }
     }
 
