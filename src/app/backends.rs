@@ -16,6 +16,8 @@ use crate::cql;
 use crate::event::Clock;
 #[cfg(feature = "kafka")]
 use crate::eventlog::Topic;
+#[cfg(feature = "kafka")]
+use crate::eventlog::kafka::KnownGroup;
 use crate::eventlog::{self, EventLog};
 use crate::site::{self, Regions, Seal, Sites};
 use crate::sync::embedded::EmbeddedStore;
@@ -69,12 +71,12 @@ pub(super) fn kafka_settings(config: &Config) -> Result<eventlog::kafka::Setting
 
 /// Who reads the log.
 #[cfg(feature = "kafka")]
-const GROUPS: [(Topic, &str); 5] = [
-    (Topic::Events, router::GROUP),
-    (Topic::Events, archiver::GROUP),
-    (Topic::Events, webhooks::GROUP),
-    (Topic::Changes, keeper::GROUP),
-    (Topic::Changes, mirror::GROUP),
+const GROUPS: [KnownGroup; 5] = [
+    KnownGroup { topic: Topic::Events, name: router::GROUP, needed: true },
+    KnownGroup { topic: Topic::Events, name: archiver::GROUP, needed: true },
+    KnownGroup { topic: Topic::Events, name: webhooks::GROUP, needed: false },
+    KnownGroup { topic: Topic::Changes, name: keeper::GROUP, needed: true },
+    KnownGroup { topic: Topic::Changes, name: mirror::GROUP, needed: false },
 ];
 
 /// Opens the object store that the settings name.

@@ -27,7 +27,7 @@ macro_rules! contract_tests {
             offsets_are_dense_and_in_order, concurrent_appenders_keep_their_order, an_oversized_record_appends_nothing, reads_are_bounded,
             out_of_range_is_told, what_was_appended_is_there_after_reopening, nothing_before_seek, a_waiting_reader_is_woken, every_partition_gets_its_turn,
             members_share_the_partitions, groups_are_independent, pause_resume_seek, a_bad_seek_fails_once, a_dropped_next_loses_nothing,
-            commits_survive_reopening, retention_waits_for_every_group, a_closed_log_says_so
+            commits_survive_reopening, a_group_without_a_store_begins_where_it_says, retention_waits_for_every_group, a_closed_log_says_so
         }
     };
     ($subject:expr; $($test:ident),+) => {
@@ -380,6 +380,23 @@ pub(crate) async fn commits_survive_reopening(subject: &dyn Subject) {
     assert_eq!(log.committed(TOPIC, "nobody").await.unwrap(), vec![0; usize::from(PARTITIONS)]);
     log.forget_group(TOPIC, "g").await.unwrap();
     assert_eq!(log.committed(TOPIC, "g").await.unwrap()[..2], [0, 0]);
+}
+
+pub(crate) async fn a_group_without_a_store_begins_where_it_says(subject: &dyn Subject) {
+    let log = subject.open().await;
+    fill(&*log, 2, 5).await;
+    let mut reader = log.subscribe(TOPIC, "g").await.unwrap();
+    let Delivery::Assigned(_) = next(&mut *reader).await else { panic!("expected an assignment first") };
+    for from in [3, 1] {
+        reader.begin(1, from);
+        let Delivery::Records { partition: 1, records, .. } = next(&mut *reader).await else { panic!("expected what is there") };
+        assert_eq!(records.first().unwrap().offset, from);
+        assert_eq!(log.committed(TOPIC, "g").await.unwrap()[..2], [0, from]);
+    }
+    reader.begin(1, 6);
+    assert!(matches!(next(&mut *reader).await, Delivery::Failed { partition: 1, error: Error::OutOfRange { offset: 6, .. } }));
+    drop(reader);
+    log.close().await.unwrap();
 }
 
 pub(crate) async fn retention_waits_for_every_group(subject: &dyn Subject) {

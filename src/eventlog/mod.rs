@@ -120,8 +120,16 @@ pub trait Consumer: Send {
     fn resume(&mut self, partition: u16);
 
     /// Says that everything below `offset` is durably reflected in this group's own store. The log uses it for retention
-    /// and display only: where reading starts is the room's own stored offset, given to [`Consumer::seek`].
+    /// and display only: where reading starts is the room's own stored offset, given to [`Consumer::seek`]. It may be ignored of a partition
+    /// that is not read.
     fn commit(&mut self, partition: u16, offset: Offset);
+
+    /// [`Consumer::seek`] and [`Consumer::commit`] in one, of a group that has no store of its own: the offset that the log knows of it is its place, and it may set
+    /// that anew. An offset outside the bounds is answered as a seek's is, and the log knows it all the same.
+    fn begin(&mut self, partition: u16, offset: Offset) {
+        self.seek(partition, offset);
+        self.commit(partition, offset);
+    }
 }
 
 /// An append-only log of two topics.

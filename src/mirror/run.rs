@@ -313,8 +313,7 @@ impl Run {
             self.queue.forget(|key| key.partition() == partition);
             self.places.begin(partition, from);
             if let Some(consumer) = &mut self.consumer {
-                consumer.commit(partition, from);
-                consumer.seek(partition, from);
+                consumer.begin(partition, from);
             }
         }
         self.owned();

@@ -281,12 +281,11 @@ impl Run {
             let from = if (bounds.start..=bounds.next).contains(&committed) { committed } else { bounds.start };
             if from != committed {
                 tracing::warn!(partition, committed, from, "the log does not hold what webhooks were to read next; they go on from its beginning");
-                consumer.commit(partition, from);
             }
             self.queue.forget(&[partition], Instant::now());
             self.places.begin(partition, from);
             self.gather.begin(partition, from);
-            consumer.seek(partition, from);
+            consumer.begin(partition, from);
         }
     }
 

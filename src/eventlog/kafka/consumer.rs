@@ -17,8 +17,9 @@ use rdkafka::{ClientConfig, ClientContext, Offset as At, Statistics, TopicPartit
 use tokio::sync::Notify;
 
 use self::tasks::perform;
+use super::UNREAD;
 use super::admin::Admin;
-use super::member::{Member, Task};
+use super::member::{Member, Said, Task};
 use super::topics::failed;
 use crate::eventlog::{Bounds, Consumer, Delivery, Error, Offset, Stored, Topic};
 
@@ -63,7 +64,7 @@ impl Shared {
 
     /// What its reader has said of a partition, known to the brokers or not.
     pub(super) fn said(&self, partition: u16) -> Option<Offset> {
-        self.member().said.get(&partition).copied()
+        self.member().said.get(&partition).map(|said| said.end())
     }
 
     /// Whether it was ended.
@@ -214,6 +215,10 @@ impl Consumer for Reader {
 
     fn commit(&mut self, partition: u16, offset: Offset) {
         self.0.member().commit(partition, offset);
+    }
+
+    fn begin(&mut self, partition: u16, offset: Offset) {
+        self.0.member().begin(partition, offset);
     }
 }
 
@@ -368,7 +373,7 @@ fn run(consumer: &BaseConsumer<Group>, shared: &Shared) -> Kept {
         match consumer.poll(POLL) {
             None => shared.member().drained(),
             Some(Ok(message)) => take(shared, &message),
-            Some(Err(error)) => complain(shared, &error),
+            Some(Err(error)) => complain(consumer, shared, &error),
         }
         if let Some((code, reason)) = consumer.client().fatal_error() {
             if code == RDKafkaErrorCode::FencedInstanceId {
@@ -412,7 +417,7 @@ fn take(shared: &Shared, message: &impl Message) {
 }
 
 /// What a poll told instead of a record.
-fn complain(shared: &Shared, error: &KafkaError) {
+fn complain(consumer: &BaseConsumer<Group>, shared: &Shared, error: &KafkaError) {
     match error {
         KafkaError::MessageConsumption(
             RDKafkaErrorCode::AutoOffsetReset
@@ -425,6 +430,8 @@ fn complain(shared: &Shared, error: &KafkaError) {
             for (partition, offset) in reading {
                 let Ok(bounds) = shared.bounds(partition) else { continue };
                 if let Err(error) = super::check_range(shared.topic, partition, offset, bounds) {
+                    // Where the brokers do not answer now, the next seek tells them.
+                    drop(tasks::disown(consumer, shared, partition, bounds));
                     shared.member().fail(partition, error);
                 }
             }
@@ -444,9 +451,13 @@ fn commit(consumer: &BaseConsumer<Group>, shared: &Shared, mode: CommitMode) {
         member.said.clone()
     };
     let mut list = TopicPartitionList::new();
-    for (partition, offset) in said {
-        let at = At::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
-        drop(list.add_partition_offset(&shared.name, i32::from(partition), at));
+    for (partition, said) in said {
+        let at = At::Offset(i64::try_from(said.end()).unwrap_or(i64::MAX));
+        let mut element = list.add_partition(&shared.name, i32::from(partition));
+        drop(element.set_offset(at));
+        if said == Said::Nothing {
+            element.set_metadata(UNREAD);
+        }
     }
     if let Err(error) = consumer.commit(&list, mode) {
         tracing::debug!(%error, topic = shared.name, "kafka commit; it is tried again");

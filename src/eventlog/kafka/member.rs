@@ -56,8 +56,10 @@ impl Part {
 /// What the thread has to do for one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Check the offset, then read from it.
+    /// Check the offset, and that the group read in this topic, then read from it.
     Seek(u16, Offset),
+    /// Check the offset, then read from it.
+    Begin(u16, Offset),
     /// Read on from the offset: after a pause.
     ReadOn(u16, Offset),
     /// Read no more for now.
@@ -69,8 +71,28 @@ pub(super) enum Task {
 impl Task {
     /// The partition it is for.
     pub(super) const fn partition(self) -> u16 {
-        let (Self::Seek(partition, _) | Self::ReadOn(partition, _) | Self::Pause(partition) | Self::Look(partition, _)) = self;
+        let (Self::Seek(partition, _) | Self::Begin(partition, _) | Self::ReadOn(partition, _) | Self::Pause(partition) | Self::Look(partition, _)) =
+            self;
         partition
+    }
+}
+
+/// What the reader has of a partition in its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Everything below.
+    Below(Offset),
+    /// Nothing of the topic that is there now.
+    Nothing,
+}
+
+impl Said {
+    /// Where its part of the topic ends.
+    pub(super) const fn end(self) -> Offset {
+        match self {
+            Self::Below(offset) => offset,
+            Self::Nothing => 0,
+        }
     }
 }
 
@@ -97,7 +119,7 @@ pub(super) struct Member {
     /// The partition served last.
     served: u16,
     /// By partition what the reader said is reflected in its store, and whether the brokers may not know it yet.
-    pub(super) said: BTreeMap<u16, Offset>,
+    pub(super) said: BTreeMap<u16, Said>,
     pub(super) unsaid: bool,
     revocation: Revocation,
     /// Read ahead, but for paused partitions.
@@ -145,11 +167,22 @@ impl Member {
 
     /// See [`crate::eventlog::Consumer::seek`].
     pub(super) fn seek(&mut self, partition: u16, offset: Offset) {
-        let Some(part) = self.parts.get_mut(&partition) else { return };
+        self.seek_by(Task::Seek(partition, offset), offset);
+    }
+
+    /// See [`crate::eventlog::Consumer::begin`].
+    pub(super) fn begin(&mut self, partition: u16, offset: Offset) {
+        self.seek_by(Task::Begin(partition, offset), offset);
+        self.said.remove(&partition);
+        self.commit(partition, offset);
+    }
+
+    fn seek_by(&mut self, task: Task, offset: Offset) {
+        let Some(part) = self.parts.get_mut(&task.partition()) else { return };
         self.bytes -= part.counted();
         part.buffer.clear();
         (part.expected, part.seek) = (None, Some(offset));
-        self.tasks.push_back(Task::Seek(partition, offset));
+        self.tasks.push_back(task);
     }
 
     /// See [`crate::eventlog::Consumer::pause`].
@@ -177,10 +210,18 @@ impl Member {
 
     /// See [`crate::eventlog::Consumer::commit`].
     pub(super) fn commit(&mut self, partition: u16, offset: Offset) {
-        if self.parts.contains_key(&partition) {
-            self.said.insert(partition, offset);
+        // Of one that is not read, its reader says what it has of it from before.
+        let is_read = self.parts.get(&partition).is_some_and(|part| part.expected.is_some() || part.seek.is_some());
+        if is_read && self.said.get(&partition) != Some(&Said::Nothing) {
+            self.said.insert(partition, Said::Below(offset));
             self.unsaid = true;
         }
+    }
+
+    /// What the group read of a partition was of another topic of that name: the brokers are to know that it read nothing of this one.
+    pub(super) fn disown(&mut self, partition: u16) {
+        self.said.insert(partition, Said::Nothing);
+        self.unsaid = true;
     }
 
     /// What the thread has to do, each partition's latest wish; nothing for a partition that rests, nor while records that are there go first.
@@ -190,7 +231,9 @@ impl Member {
         }
         let mut tasks: Vec<Task> = self.tasks.drain(..).collect();
         tasks.retain_mut(|task| match task {
-            Task::Seek(partition, offset) => self.parts.get(partition).is_some_and(|part| part.seek == Some(*offset)),
+            Task::Seek(partition, offset) | Task::Begin(partition, offset) => {
+                self.parts.get(partition).is_some_and(|part| part.seek == Some(*offset))
+            }
             Task::ReadOn(partition, offset) => {
                 // From where it is now: records that came meanwhile must not leave it paused.
                 let next = self.parts.get(partition).filter(|part| !part.paused).and_then(|part| part.expected);
@@ -267,6 +310,9 @@ impl Member {
     pub(super) fn sought(&mut self, partition: u16, offset: Offset, end: Offset) -> bool {
         let Some(part) = self.parts.get_mut(&partition).filter(|part| part.seek == Some(offset)) else { return false };
         (part.seek, part.expected, part.end, part.moved) = (None, Some(offset), end, None);
+        if self.said.get(&partition) == Some(&Said::Nothing) {
+            self.said.remove(&partition);
+        }
         true
     }
 

@@ -3,7 +3,8 @@
 //! decide what a reader sees.
 //!
 //! * Partition numbers are Contrail's own, fixed at creation; Kafka's partitioner is not asked.
-//! * Where reading starts is the reader's own stored offset; Kafka's group offsets serve retention and display alone.
+//! * Where reading starts is the reader's own stored offset; Kafka's group offsets serve retention and display alone, but where a reader has no
+//!   store ([`Consumer::begin`]).
 //! * Kafka removes nothing by itself (`retention.ms=-1`, checked): [`KafkaLog::retain`] deletes what is old and below every group's offset. A group
 //!   registers by committing offset 0 when it first subscribes. (A broker forgets the offsets of a group that had no member for
 //!   `offsets.retention.minutes`, 7 days by default: set that as long as a reader may be away.)
@@ -45,7 +46,7 @@ use admin::Admin;
 pub use broadcast::{Broadcast, Heard, Tail};
 use producer::{LINGER, Late, Producer, ROUND_LINGER};
 use reads::Readers;
-pub use settings::{Security, Settings};
+pub use settings::{KnownGroup, Security, Settings};
 use topics::{ASK, Purpose, failed};
 
 /// How long a look at one partition may take: scrapes and answers wait for it.

@@ -66,23 +66,32 @@ impl Inner {
         Ok(aged)
     }
 
-    /// Up to which offset each partition may be deleted: old, and passed by every group, those of [`super::Settings::groups`] even where they are not listed.
+    /// Up to which offset each partition may be deleted: old, and passed by every group, those of [`super::Settings::groups`] even where they are not
+    /// listed; nothing while brokers know nothing of one that is needed.
     pub(super) fn deletable(&self, topic: Topic, now: Timestamp, listed: &[String]) -> Result<Vec<(u16, Offset)>, Error> {
         // Before anything else is asked for: what is appended meanwhile is not old, though no younger record was found.
         let bounds = self.all_bounds(topic)?;
-        let known = self.settings.groups.iter().filter(|(of, _)| *of == topic).map(|(_, group)| self.group(topic, group));
-        let mut groups = listed.to_vec();
-        for group in known.filter(|group| !listed.contains(group)) {
-            // Its own coordinator tells, or fails.
+        let (mut groups, mut unknown) = (listed.to_vec(), None);
+        for known in self.settings.groups.iter().filter(|known| known.topic == topic) {
+            let group = self.group(topic, known.name);
+            // Its own coordinator tells, or fails. Brokers may list one, too, whose offsets they forgot.
             if self.stored_offsets(topic, &group)?.iter().any(Option::is_some) {
-                groups.push(group);
+                groups.extend(Some(group).filter(|group| !listed.contains(group)));
+            } else if known.needed {
+                unknown = Some(group);
             }
+        }
+        let mut least = self.aged(topic, now)?;
+        if let Some(group) = unknown {
+            if least.iter().zip(&bounds).any(|(aged, bounds)| bounds.next > bounds.start && *aged > bounds.start) {
+                tracing::warn!(group, "nothing is deleted of its topic, though there is what is old: brokers know nothing of what this group read");
+            }
+            return Ok(Vec::new());
         }
         if groups.is_empty() {
             // A topic that nobody reads yet keeps everything: its readers are still to come.
             return Ok(Vec::new());
         }
-        let mut least = self.aged(topic, now)?;
         for group in groups {
             for (least, offset) in least.iter_mut().zip(self.offsets(topic, &group)?) {
                 *least = offset.min(*least);

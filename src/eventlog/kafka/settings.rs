@@ -23,8 +23,19 @@ pub struct Settings {
     pub instance: String,
     /// How long records stay that every group has passed.
     pub retention: Duration,
-    /// The readers that the product has, by topic and name: once one has subscribed, what it has not passed stays, though brokers may leave it out of their list.
-    pub groups: &'static [(Topic, &'static str)],
+    /// The readers that the product has.
+    pub groups: &'static [KnownGroup],
+}
+
+/// A reader that the product has: once it has subscribed, what it has not passed stays, though brokers may leave its group out of their list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownGroup {
+    /// What it reads.
+    pub topic: Topic,
+    /// Its name, without prefix and topic.
+    pub name: &'static str,
+    /// Whether no installation does without it. While brokers know no place of it (it is still to come, or they forgot it), nothing of its topic is deleted.
+    pub needed: bool,
 }
 
 /// How a connection to a broker is protected.

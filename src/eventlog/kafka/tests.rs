@@ -66,25 +66,35 @@ async fn topics_that_contrail_must_not_use_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_known_group_has_not_passed_stays_though_it_is_not_listed() {
-    const GROUPS: [(Topic, &str); 3] = [(Topic::Events, "slow"), (Topic::Events, "never"), (Topic::Changes, "done")];
+    const fn known(topic: Topic, name: &'static str, needed: bool) -> KnownGroup {
+        KnownGroup { topic, name, needed }
+    }
+    const GROUPS: [KnownGroup; 4] = [
+        known(Topic::Events, "slow", true),
+        known(Topic::Events, "at-times", false),
+        known(Topic::Events, "never", false),
+        known(Topic::Changes, "done", true),
+    ];
     let fresh = Fresh(Settings { groups: &GROUPS, retention: Duration::ZERO, ..Fresh::new().0 });
     let log = fresh.log().await.unwrap();
     log.append(Topic::Events, vec![record(4, "a"), record(4, "b"), record(4, "c")]).await.unwrap();
-    for (group, passed) in [("done", 3), ("slow", 1)] {
+    for (group, passed) in [("done", 3), ("slow", 2), ("at-times", 1)] {
         let mut reader = log.subscribe(Topic::Events, group).await.unwrap();
         while !matches!(reader.next(1).await.unwrap(), Delivery::Assigned(partitions) if partitions.contains(&4)) {}
+        reader.seek(4, 0);
         reader.commit(4, passed);
     }
     let deletable = async |listed: &[&str]| {
         let (inner, listed) = (Arc::clone(&log.0), listed.iter().map(|group| log.0.group(Topic::Events, group)).collect::<Vec<_>>());
         blocking(move || inner.deletable(Topic::Events, Timestamp::MAX, &listed)).await.unwrap()
     };
-    for listed in [&["done", "slow"][..], &["done"], &[]] {
+    for listed in [&["done", "slow", "at-times"][..], &["done"], &[]] {
         assert_eq!(deletable(listed).await, [(4, 1)], "{listed:?}");
     }
+    log.forget_group(Topic::Events, "at-times").await.unwrap();
+    assert_eq!(deletable(&["done"]).await, [(4, 2)], "one that is gone, or never was, holds nothing");
     log.forget_group(Topic::Events, "slow").await.unwrap();
-    assert_eq!(deletable(&["done"]).await, [(4, 3)], "one that is gone, or never was, holds nothing");
-    assert_eq!(deletable(&[]).await, [], "nobody reads");
+    assert_eq!(deletable(&["done"]).await, [], "but one that is needed holds all of it, whatever the brokers forgot");
     log.close().await.unwrap();
 }
 
@@ -148,6 +158,39 @@ async fn a_recreated_topic_that_has_grown_past_its_reader_is_told() {
     let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
     assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
     reader.seek(4, 4);
+    assert!(matches!(reader.next(99).await, Ok(Delivery::Records { partition: 4, next: 9, .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_recreated_under_its_reader_is_told_once_it_has_grown_past_it() {
+    let fresh = Fresh::new();
+    let log = fresh.log().await.unwrap();
+    let mut reader = log.subscribe(Topic::Events, "g").await.unwrap();
+    assert!(matches!(reader.next(1).await, Ok(Delivery::Assigned(_))));
+    // As one that read the former topic goes on saying.
+    reader.seek(4, 0);
+    reader.commit(4, 3);
+    let onlooker = fresh.log().await.unwrap();
+    let known_as = async |offset| {
+        let asked = Instant::now();
+        while onlooker.committed(Topic::Events, "g").await.unwrap()[4] != offset {
+            assert!(asked.elapsed() < Duration::from_secs(60), "the brokers do not hear of {offset}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    known_as(3).await;
+    reader.seek(4, 3);
+    let told = reader.next(1).await;
+    assert!(matches!(told, Ok(Delivery::Failed { partition: 4, error: Error::OutOfRange { offset: 3, .. } })), "{told:?}");
+    reader.commit(4, 3);
+    known_as(0).await;
+    log.append(Topic::Events, (0..9).map(|_| record(4, "new")).collect()).await.unwrap();
+    reader.seek(4, 3);
+    let told = reader.next(1).await;
+    assert!(matches!(&told, Ok(Delivery::Failed { partition: 4, error: Error::Format(what) }) if what.contains("made anew")), "{told:?}");
+    reader.commit(4, 3);
+    // With stores as fresh as the topic.
+    reader.seek(4, 0);
     assert!(matches!(reader.next(99).await, Ok(Delivery::Records { partition: 4, next: 9, .. })));
 }
 

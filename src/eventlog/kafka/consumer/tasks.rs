@@ -12,7 +12,7 @@ use super::super::member::Task;
 use super::super::topics::failed;
 use super::super::{LOOK, UNREAD, check_range, lost_connection};
 use super::{Group, Shared};
-use crate::eventlog::{Error, Offset};
+use crate::eventlog::{Bounds, Error, Offset};
 
 /// How often it is asked whether a commit has arrived.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
@@ -23,6 +23,7 @@ pub(super) fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Tas
         Task::Pause(partition) => consumer.pause(&shared.list([partition])).map_err(failed),
         Task::ReadOn(partition, offset) => read_from(consumer, shared, partition, offset),
         Task::Seek(partition, offset) => seek(consumer, shared, partition, offset),
+        Task::Begin(partition, offset) => begin(consumer, shared, partition, offset),
         Task::Look(partition, offset) => look(consumer, shared, partition, offset),
     };
     match done {
@@ -43,10 +44,43 @@ pub(super) fn perform(consumer: &BaseConsumer<Group>, shared: &Shared, task: Tas
 /// Checks a sought offset, and has the partition read from there.
 fn seek(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
     let bounds = shared.bounds(partition)?;
+    if let Err(outside) = check_range(shared.topic, partition, offset, bounds) {
+        disown(consumer, shared, partition, bounds)?;
+        return Err(outside);
+    }
+    if let Err(another) = check_topic(consumer, shared, partition, offset) {
+        if let Error::Format(_) = another {
+            shared.member().disown(partition);
+        }
+        return Err(another);
+    }
+    read_sought(consumer, shared, partition, offset, bounds)
+}
+
+/// The same of a place that the group sets anew.
+fn begin(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset) -> Result<(), Error> {
+    let bounds = shared.bounds(partition)?;
     check_range(shared.topic, partition, offset, bounds)?;
-    check_topic(consumer, shared, partition, offset)?;
+    read_sought(consumer, shared, partition, offset, bounds)
+}
+
+fn read_sought(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, offset: Offset, bounds: Bounds) -> Result<(), Error> {
     read_from(consumer, shared, partition, offset)?;
     shared.member().sought(partition, offset, bounds.next);
+    Ok(())
+}
+
+/// What the group committed may be of a topic that was made anew while it read: where it lies outside this one, the brokers are told so, before this one has
+/// grown past it.
+pub(super) fn disown(consumer: &BaseConsumer<Group>, shared: &Shared, partition: u16, bounds: Bounds) -> Result<(), Error> {
+    let found = consumer.committed_offsets(shared.list([partition]), LOOK).map_err(failed)?;
+    found.elements().iter().try_for_each(TopicPartitionListElem::error).map_err(failed)?;
+    for element in found.elements() {
+        let At::Offset(committed) = element.offset() else { continue };
+        if !u64::try_from(committed).is_ok_and(|committed| (bounds.start..=bounds.next).contains(&committed)) {
+            shared.member().disown(partition);
+        }
+    }
     Ok(())
 }
 

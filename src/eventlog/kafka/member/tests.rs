@@ -269,3 +269,30 @@ fn every_partition_gets_its_turn() {
     assert_eq!(served, [1, 0, 1, 0, 1, 0]);
     assert!(!member.is_full());
 }
+
+#[test]
+fn what_was_read_of_another_topic_is_disowned_until_this_one_is_read() {
+    let mut member = reading();
+    member.commit(0, 5);
+    member.disown(0);
+    member.fail(0, Error::Closed(String::new()));
+    member.commit(0, 5);
+    assert_eq!((member.said.get(&0), std::mem::take(&mut member.unsaid)), (Some(&Said::Nothing), true));
+    member.seek(0, 0);
+    member.commit(0, 5);
+    assert_eq!((member.said.get(&0), member.unsaid), (Some(&Said::Nothing), false));
+    assert!(member.sought(0, 0, 9));
+    // What the brokers know by then is that it read from the start.
+    assert_eq!(member.said.get(&0), None);
+    member.commit(0, 1);
+    assert_eq!(member.said.get(&0), Some(&Said::Below(1)));
+}
+
+#[test]
+fn a_place_that_is_set_anew_is_sought_and_said_at_once() {
+    let mut member = reading();
+    member.begin(1, 7);
+    assert_eq!(member.tasks(at(0)), [Task::Begin(1, 7)]);
+    assert_eq!((member.said.get(&1), member.unsaid), (Some(&Said::Below(7)), true));
+    assert!(!member.sought(1, 5, 9) && member.sought(1, 7, 9));
+}
