@@ -98,6 +98,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     for name in QUIET {
         metrics::counter!(name).increment(0);
     }
+    metrics::counter!("contrail_keeper_changes_total", "result" => "malformed").increment(0);
     for reason in ["full", "late", "private", "refused", "url"] {
         metrics::counter!("contrail_webhooks_dropped_total", "reason" => reason).increment(0);
     }
