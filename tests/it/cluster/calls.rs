@@ -49,15 +49,15 @@ fn slow_cluster_a_clients_write_on_any_node_is_answered_by_its_owner() {
     let mut keepers = vec![cluster.lasting("keeping-c", "sync")];
     let client = Client::of_demo(&webs[0]);
     let account = client.basic();
-    // All of it is mirrored elsewhere, by whichever keeper's process is there.
-    let elsewhere = Elsewhere::new();
-    let mirror = json!({"to": elsewhere.url(), "objects": ["d*"]}).to_string();
-    assert_eq!(webs[0].admin("PUT", "/admin/sites/demo/mirror", mirror.as_bytes()).status, 200);
     for n in 0..DOCUMENTS {
         let form = format!("UniqueName=d{n}&Data=%7B%22n%22%3A0%7D");
         let (made, _) = write(&webs[n % 2], account, &format!("d{n}"), ("", None), (&form, 201));
         assert_eq!((&made["revision"], &made["data"]), (&json!("0"), &json!({"n": 0})), "{made}");
     }
+    // From now on all of it is mirrored elsewhere, by whichever keeper's process is there.
+    let elsewhere = Elsewhere::new();
+    let mirror = json!({"to": elsewhere.url(), "objects": ["d*"]}).to_string();
+    assert_eq!(webs[0].admin("PUT", "/admin/sites/demo/mirror", mirror.as_bytes()).status, 200);
     for round in 0..3_u64 {
         for n in 0..DOCUMENTS {
             let (here, there) = (&webs[n % 2], &webs[(n + 1) % 2]);
