@@ -1,5 +1,6 @@
 //! The four mixes of {embedded, Kafka} and {embedded, Cassandra}: the same events, taken at the same moment, give the same reports, objects and revisions.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -83,26 +84,44 @@ impl Held {
         }
     }
 
-    /// Sends what `contrail import` makes of a data set.
+    /// Sends what `contrail import` makes of a data set. It ends once all of that has arrived, for which the clock has to go: from when everything was taken.
     fn import(&self, name: &str, file: &Path) {
         let mapping = Path::new(env!("CARGO_MANIFEST_DIR")).join("mappings").join(format!("{name}.toml"));
-        let out = binary().arg("import").arg(file).arg("--map").arg(mapping).arg("--data").arg(&self.data).output().unwrap();
-        assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let mut import =
+            binary().arg("import").arg(file).arg("--map").arg(mapping).arg("--data").arg(&self.data).stdout(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(import.stdout.take().unwrap()).lines();
+        assert!(told.by_ref().any(|line| line.unwrap().starts_with("accepted ")), "import did not take all of {name}");
+        self.go_on_until(|| import.try_wait().unwrap().map(|status| assert!(status.success(), "{name}: {status}")).is_some());
     }
 
-    /// Waits until router, keeper and archiver have passed all of it. The clock goes meanwhile: writes of objects wait for theirs.
+    /// Waits until router, keeper and archiver have passed all of it.
     fn settle(&self) {
-        let (from, asked) = (self.clock.now(), Instant::now());
-        loop {
-            self.clock.set(from.plus_micros(asked.elapsed().as_micros() as i64));
-            let progress = again(|| self.call("GET", "/admin/progress", self.running.admin_token(), b""));
-            assert_eq!(progress.status, 200, "{}", progress.text());
-            if progress.json()["caught_up"] == Value::Bool(true) {
-                return;
-            }
-            assert!(asked.elapsed() < Duration::from_secs(600), "not settled after 600 s: {}", progress.text());
+        self.go_on_until(|| self.progress().json()["caught_up"] == Value::Bool(true));
+    }
+
+    /// Has the clock go meanwhile: writes of objects wait for theirs.
+    fn go_on_until(&self, mut done: impl FnMut() -> bool) {
+        let (from, began) = (self.clock.now(), Instant::now());
+        while !done() {
+            self.clock.set(from.plus_micros(began.elapsed().as_micros() as i64));
+            assert!(began.elapsed() < LONGEST, "not settled after {LONGEST:?}: {}", self.progress().text());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn progress(&self) -> Answer {
+        let progress = again(|| self.call("GET", "/admin/progress", self.running.admin_token(), b""));
+        assert_eq!(progress.status, 200, "{}", progress.text());
+        progress
+    }
+
+    /// The books balance. Whatever asks for that waits for what is still to be written, such as what the archive tells the live objects of its reports.
+    fn audit(&self, name: &str) {
+        let audit = binary().args(["audit", "--data"]).arg(&self.data).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let audit = std::thread::spawn(|| audit.wait_with_output().unwrap());
+        self.go_on_until(|| audit.is_finished());
+        let told = audit.join().unwrap();
+        assert!(told.status.success(), "{name}: {}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
     }
 
     /// Every report's rows over all time, with each choice of bots.
@@ -127,6 +146,12 @@ impl Held {
     }
 }
 
+/// Longer than a whole data set takes on two processors, unoptimized.
+const LONGEST: Duration = Duration::from_secs(1_800);
+
+/// From one start to the next, by the product's clock: each begins later than it can have come before.
+const HOUR: i64 = 3_600;
+
 /// Answers of more than a few rows that the input makes, of 21.
 const REPORTS_THAT_TELL: usize = 12;
 
@@ -141,21 +166,26 @@ fn fixture(name: &str) -> Vec<Value> {
 /// What a mix makes of the input: sent, settled, stopped, started anew, and some of it sent again.
 fn told(mix: &Mix, data: &Path, day: &shop::Day, at: Timestamp) -> (Value, Map<String, Value>) {
     let fixtures: Vec<Value> = SETS.into_iter().flat_map(fixture).collect();
-    let held = Held::start(mix, data, at);
+    let mut began = at;
+    let mut held = Held::start(mix, data, began);
+    let mut anew = |former: Held| {
+        former.settle();
+        former.stop();
+        began = began.plus_seconds(HOUR);
+        Held::start(mix, data, began)
+    };
     held.accept(&day.events);
     held.accept(&fixtures);
     for (name, file) in SETS.into_iter().filter_map(|name| Some((name, real_file(name)?))) {
+        held = anew(held);
         held.import(name, &file);
     }
-    held.settle();
-    held.stop();
-    let held = Held::start(mix, data, at.plus_seconds(3_600));
+    held = anew(held);
     held.accept(&day.events[..100]);
     held.accept(&fixtures);
     held.settle();
     let reports = held.reports(at);
-    let audit = binary().args(["audit", "--data"]).arg(data).stderr(Stdio::piped()).output().unwrap();
-    assert!(audit.status.success(), "{}: {}{}", mix.name, String::from_utf8_lossy(&audit.stdout), String::from_utf8_lossy(&audit.stderr));
+    held.audit(mix.name);
     held.stop();
     (reports, inspect::objects_of(data, &mix.urls[1], true))
 }
