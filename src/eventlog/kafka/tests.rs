@@ -95,6 +95,7 @@ async fn what_a_known_group_has_not_passed_stays_though_it_is_not_listed() {
     assert_eq!(deletable(&["done"]).await, [(4, 2)], "one that is gone, or never was, holds nothing");
     log.forget_group(Topic::Events, "slow").await.unwrap();
     assert_eq!(deletable(&["done"]).await, [], "but one that is needed holds all of it, whatever the brokers forgot");
+    assert_eq!(deletable(&[]).await, [], "nobody reads");
     log.close().await.unwrap();
 }
 
